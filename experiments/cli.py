@@ -1,0 +1,108 @@
+"""The command line: presets, flags and one-line errors. Imports nothing heavy, so that help is instant."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar
+
+import tyro
+import yaml
+
+from lorasa_jax.config import Config, ConfigError, nearest, require
+
+PRESETS = Path(__file__).parent / "configs"
+C = TypeVar("C", bound=Config)
+
+
+@dataclass(frozen=True)
+class RunConfig(Config):
+    """Train a team: a shared policy first, then a low-rank adapter for every agent (LoRASA)."""
+
+    preset: str = "fast"
+    """Settings to start from: a name under experiments/configs/ENV, or a YAML file. Flags override it."""
+    out: Path | None = None
+    """Run directory, which must not exist yet; empty: runs/ENV-TASK-ALGO-SHARING-SEED."""
+    gif: bool = True
+    """Draw an episode of the final policy, where the environment can be drawn."""
+    track: Literal["none", "tensorboard", "wandb"] = "none"
+    """Send metrics to a tracker as well."""
+    cache: bool = True
+    """Keep compiled programs in the user's cache directory, so that the next run starts at once."""
+
+    @property
+    def directory(self) -> Path:
+        """The run directory."""
+        return self.out or Path("runs") / f"{self.env}-{self.task}-{self.algo}-{self.sharing}-seed{self.seed}"
+
+
+def parse(config_type: type[C], argv: Sequence[str]) -> C:
+    """Returns the configuration that a command line asks for; exits with one line where it cannot be.
+
+    The preset's settings become the defaults, in the help text too.
+    """
+    selectors = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    selectors.add_argument("--env", default=Config.env)
+    selectors.add_argument("--preset", default=RunConfig.preset)
+    flags = (tyro.conf.FlagConversionOff,)
+    try:
+        chosen, _ = selectors.parse_known_args(argv)
+        defaults = None
+        # A wrong --env is left to the full parser, which knows the right ones.
+        if (PRESETS / chosen.env).is_dir():
+            settings = [*preset_flags(config_type, chosen.env, chosen.preset), "--preset", chosen.preset]
+            defaults = tyro.cli(config_type, args=settings, config=flags)
+        return tyro.cli(config_type, args=list(argv), default=defaults, config=flags)
+    except ConfigError as error:
+        fail(error)
+
+
+def fail(error: Exception | str) -> NoReturn:
+    """Prints one line to stderr and exits with status 2."""
+    print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def preset_flags(config_type: type[Config], env: str, preset: str) -> Iterator[str]:
+    """Yields a preset's settings as command-line words."""
+    path = find_preset(env, preset)
+    try:
+        settings = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+    require(isinstance(settings, dict), f"{path} must hold settings, one `name: value` a line")
+    require(settings.get("env", env) == env, f"{path} is a preset for {settings.get('env')}, but --env is {env}")
+    yield from _flags(config_type, {**settings, "env": env}, path)
+
+
+def find_preset(env: str, preset: str) -> Path:
+    """Returns the file of a preset, by name or path."""
+    if preset.endswith((".yaml", ".yml")):
+        path = Path(preset)
+        require(path.is_file(), f"there is no preset file {path}")
+        return path
+    names = sorted(path.stem for path in (PRESETS / env).glob("*.yaml"))
+    owners = sorted(path.parent.name for path in PRESETS.glob(f"*/{preset}.yaml"))
+    hint = f" (it is one for {' and '.join(owners)})" if owners else nearest(preset, names)
+    require(preset in names, f"there is no preset {preset!r} for {env}{hint}; presets: {', '.join(names)}")
+    return PRESETS / env / f"{preset}.yaml"
+
+
+def _flags(section: type, settings: dict[str, Any], path: Path, prefix: str = "") -> Iterator[str]:
+    fields = {field.name: field for field in dataclasses.fields(section)}
+    for name, value in settings.items():
+        require(
+            name in fields,
+            f"{path}: there is no setting {prefix + str(name)!r}{nearest(str(name), fields)}",
+        )
+        factory = fields[name].default_factory
+        if isinstance(factory, type) and dataclasses.is_dataclass(factory):
+            require(isinstance(value, dict), f"{path}: {prefix + name} is a section, with settings of its own")
+            yield from _flags(factory, value, path, f"{prefix}{name}.")
+        else:
+            yield f"--{prefix}{name}".replace("_", "-")
+            yield from (map(str, value) if isinstance(value, list) else [str(value)])

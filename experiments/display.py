@@ -1,0 +1,116 @@
+"""The live line of a run, and what it sends to a tracker."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from lorasa_jax.config import Config
+from lorasa_jax.loop import Report
+
+BAR = 16
+WINDOW = 20
+"""Iterations behind the speed that is shown."""
+
+
+def duration(seconds: float) -> str:
+    """Returns a duration as h:mm:ss or m:ss."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class Display:
+    """One line that says where a run stands; without a terminal, one line per evaluation."""
+
+    def __init__(self, config: Config, console: Console | None = None):
+        self.config = config
+        self.console = console or Console(stderr=False, highlight=False)
+        self._live = Live(Text(), console=self.console, refresh_per_second=4, transient=True)
+        self._ticks: deque[tuple[float, float]] = deque(maxlen=WINDOW)
+        self._seen: dict[str, float] = {}
+        self._phase = ""
+
+    def __enter__(self) -> Display:
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.console.is_terminal:
+            self._live.stop()
+
+    def status(self, text: str) -> None:
+        """Shows what happens now."""
+        self._ticks.clear()
+        self._show(text, always=True)
+
+    def report(self, report: Report) -> float:
+        """Shows one iteration; returns the speed, in environment steps per second of all seeds together."""
+        active = report.active
+        for name in ("return", "win_rate"):
+            self._remember(name, report.metrics[name][active])
+            if report.evaluation is not None:
+                self._remember(f"greedy {name}", report.evaluation[name][active])
+        done = float(report.env_steps.sum())
+        self._ticks.append((time.perf_counter(), done))
+        speed = self._speed()
+        budget = self.config.iterations * self.config.steps_per_iteration
+        share = float(report.env_steps.mean()) / budget
+        filled = round(BAR * share)
+        left = duration((budget * len(active) - done) / speed) if speed else "?"
+        self._show(
+            f"{report.phase:8} {'█' * filled}{'░' * (BAR - filled)} "
+            f"{report.env_steps.mean():,.0f}/{budget:,} steps  {speed:,.0f} steps/s  "
+            f"return {self._recall('return')} (greedy {self._recall('greedy return')})  "
+            f"win {self._recall('win_rate', '.0%')} (greedy {self._recall('greedy win_rate', '.0%')})  {left} left",
+            always=report.evaluation is not None,
+        )
+        return speed
+
+    def _remember(self, name: str, values: np.ndarray) -> None:
+        if np.isfinite(values).any():
+            self._seen[name] = float(np.nanmean(values))
+
+    def _recall(self, name: str, form: str = ".2f") -> str:
+        return format(self._seen[name], form) if name in self._seen else "-"
+
+    def _speed(self) -> float:
+        if len(self._ticks) < 2:
+            return 0.0
+        (began, before), (now, done) = self._ticks[0], self._ticks[-1]
+        return (done - before) / max(now - began, 1e-9)
+
+    def _show(self, line: str, always: bool) -> None:
+        if self.console.is_terminal:
+            self._live.update(Text(line, overflow="ellipsis", no_wrap=True))
+        elif always:
+            self.console.print(line, soft_wrap=True)
+
+
+def make_tracker(kind: str, name: str, directory: str, config: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+    """Returns a function that sends one row to a tracker, or does nothing."""
+    if kind == "tensorboard":
+        from tensorboardX import SummaryWriter
+
+        writer = SummaryWriter(directory)
+
+        def to_tensorboard(row: dict[str, Any]) -> None:
+            for key, value in row.items():
+                if isinstance(value, int | float) and key not in ("seed", "env_steps"):
+                    writer.add_scalar(f"seed{row['seed']}/{key}", value, row["env_steps"])
+
+        return to_tensorboard
+    if kind == "wandb":
+        import wandb
+
+        run = wandb.init(project="lorasa_jax", name=name, dir=directory, config=config)
+        return lambda row: run.log({f"seed{row['seed']}/{key}": value for key, value in row.items()})
+    return lambda row: None

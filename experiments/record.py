@@ -1,0 +1,154 @@
+"""The run directory: configuration, versions, one row per iteration, a summary, and pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lorasa_jax.config import Config
+from lorasa_jax.loop import Report
+
+PACKAGES = ("lorasa-jax", "jax", "jaxlib", "flax", "optax", "chex", "jaxmarl", "brax", "mujoco", "numpy")
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Leaves the file whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps(_plain(data), indent=2) + "\n")
+    unfinished.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    """The value in JSON's own types; what is not a number (no episode ended, say) becomes null."""
+    match value:
+        case dict():
+            return {str(name): _plain(entry) for name, entry in value.items()}
+        case list() | tuple():
+            return [_plain(entry) for entry in value]
+        case np.ndarray() | np.generic():
+            return _plain(value.tolist())
+        case float() if not math.isfinite(value):
+            return "inf" if value == math.inf else None
+        case Path():
+            return str(value)
+    return value
+
+
+def versions() -> dict[str, Any]:
+    """Returns what the run was made with: packages, interpreter, machine, commit, command line."""
+    import jax
+
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return {
+        "packages": found,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "devices": [str(device.device_kind) for device in jax.devices()],
+        "commit": _commit(),
+        "command": ["python", *sys.argv],
+    }
+
+
+def _commit() -> str | None:
+    here = Path(__file__).parent
+    try:
+        git = ["git", "-C", str(here)]
+        name = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return name + ("-changed" if changed.strip() else "")
+
+
+class Record:
+    """Writes a run directory as the run goes on.
+
+    `metrics.jsonl` has one row per seed and iteration; a row is on disk before the next
+    iteration's is made.
+    """
+
+    def __init__(self, directory: Path, config: Config):
+        self.directory, self.config = directory, config
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / "config.json", dataclasses.asdict(config))
+        write_json(directory / "versions.json", versions())
+        self._metrics = (directory / "metrics.jsonl").open("w")
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, report: Report, clock: dict[str, float]) -> list[dict[str, Any]]:
+        """Writes one iteration; returns its rows."""
+        rows = []
+        for k in np.flatnonzero(report.active):
+            evaluation = report.evaluation or {}
+            row = {
+                "seed": self.config.seed + int(k),
+                "iteration": int(report.env_steps[k]) // self.config.steps_per_iteration,
+                "env_steps": int(report.env_steps[k]),
+                "phase": report.phase,
+                **{name: values[k] for name, values in report.metrics.items()},
+                **{f"eval_{name}": values[k] for name, values in evaluation.items()},
+                **clock,
+            }
+            rows.append(_plain(row))
+        self._metrics.write("".join(json.dumps(row) + "\n" for row in rows))
+        self._metrics.flush()
+        self.rows += rows
+        return rows
+
+    def close(self) -> None:
+        """Closes the metrics file."""
+        self._metrics.close()
+
+    def draw_curve(self, switch_steps: list[int | None]) -> None:
+        """Draws return and win rate of all seeds over environment steps."""
+        if not self.rows:
+            return
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+
+        figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True)
+        for axis, name in zip(axes, ("return", "win_rate"), strict=True):
+            for key, colour, label in ((name, "#9aa5b1", "training, sampled"), (f"eval_{name}", "#1f5fa8", "greedy")):
+                curves = self._curves(key)
+                for i, (steps, values) in enumerate(curves):
+                    axis.plot(steps, values, color=colour, lw=1.2, alpha=0.75, label=label if i == 0 else None)
+            for step in {step for step in switch_steps if step}:
+                axis.axvline(step, color="#c2410c", ls="--", lw=1)
+            axis.set(xlabel="environment steps", ylabel=name.replace("_", " "))
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.grid(alpha=0.25)
+        if any(switch_steps):
+            axes[0].plot([], [], color="#c2410c", ls="--", lw=1, label="trunk frozen, adapters start")
+        axes[1].set_ylim(-0.03, 1.03)
+        axes[0].legend(frameon=False, fontsize=8)
+        config = self.config
+        seeds = f"seed {config.seed}" if config.seeds == 1 else f"seeds {config.seed}-{config.seed + config.seeds - 1}"
+        figure.suptitle(f"{config.task}, {config.algo}, {config.sharing}, {seeds}", fontsize=11)
+        figure.savefig(self.directory / "curve.png", dpi=120)
+        plt.close(figure)
+
+    def _curves(self, key: str) -> list[tuple[list[int], list[float]]]:
+        found = []
+        for k in range(self.config.seeds):
+            rows = [r for r in self.rows if r["seed"] == self.config.seed + k and r.get(key) is not None]
+            if rows:
+                found.append(([r["env_steps"] for r in rows], [r[key] for r in rows]))
+        return found

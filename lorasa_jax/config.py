@@ -1,0 +1,294 @@
+"""Configuration: frozen records, checked when they are made.
+
+Nothing here imports jax, so that a command line can show its help at once. Every
+error is a `ConfigError` whose one line says what was expected.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Literal
+
+
+class ConfigError(Exception):
+    """A setting that cannot work; the message is one line for the user."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Returns `` (did you mean 'x'?)`` for the closest known words, or nothing."""
+    hits = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
+    return f" (did you mean {' or '.join(repr(hit) for hit in hits)}?)" if hits else ""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises `ConfigError` with `message` unless the condition holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def _positive(section: object, *names: str) -> None:
+    for name in names:
+        value = getattr(section, name)
+        require(value > 0, f"{name.replace('_', '-')} must be positive, got {value}")
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Shape of one agent's network (or of the critic's)."""
+
+    hidden: int = 64
+    """Width of every hidden layer and of the recurrent state."""
+    layers: int = 3
+    """Dense layers before the recurrent one."""
+    layers_after: int = 1
+    """Dense layers between the recurrent one and the head."""
+    recurrent: bool = True
+    """Keep a GRU between the two; without it the network is feed-forward."""
+    activation: Literal["relu", "tanh"] = "relu"
+    """Nonlinearity of the dense layers."""
+    layer_norm: bool = True
+    """Normalise after every dense layer and after the GRU."""
+    input_norm: bool = True
+    """Normalise the input vector."""
+    gain: float = math.sqrt(2)
+    """Orthogonal gain of the dense layers before the GRU."""
+    gain_after: float = math.sqrt(2)
+    """Orthogonal gain of the dense layers after the GRU."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "hidden")
+        require(self.layers >= 0, f"layers must be 0 or more, got {self.layers}")
+        require(self.layers_after >= 0, f"layers-after must be 0 or more, got {self.layers_after}")
+        require(self.recurrent or self.layers + self.layers_after > 0, "a feed-forward network needs at least one layer")
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Names of the layers that can carry an adapter, from input to output."""
+        return (
+            *(f"fc{i + 1}" for i in range(self.layers)),
+            *(("gru_in", "gru_hidden") if self.recurrent else ()),
+            *(f"after{i + 1}" for i in range(self.layers_after)),
+            "head",
+        )
+
+
+@dataclass(frozen=True)
+class CriticConfig(NetworkConfig):
+    """Shape of the critic's network, and whose value it estimates."""
+
+    scope: Literal["team", "agent", "own"] = "team"
+    """`team`: one value per environment from the global state. `agent`: one per agent, from
+    the global state and the agent's id. `own`: one per agent from what it observes itself (IPPO)."""
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """The update."""
+
+    epochs: int = 5
+    """Passes over each rollout."""
+    minibatches: int = 1
+    """Updates per pass; the environments are dealt out among them."""
+    chunk_length: int = 10
+    """Steps that gradients flow back through time; 0: the whole rollout."""
+    lr: float = 5e-4
+    """Learning rate of the actors."""
+    critic_lr: float = 5e-4
+    """Learning rate of the critic."""
+    anneal_lr: bool = False
+    """Let both fall linearly to zero over the run, by environment steps."""
+    adam_eps: float = 1e-5
+    """Epsilon of Adam."""
+    max_grad_norm: float = 10.0
+    """Gradient norm at which each trunk, each agent's own parameters and the critic are clipped."""
+    clip_eps: float = 0.2
+    """Clip of the probability ratio."""
+    value_clip: float = 0.2
+    """Clip of the change in value, in the critic's own units."""
+    huber_delta: float = 10.0
+    """Where the value loss turns from quadratic to linear; inf: squared error."""
+    value_coef: float = 1.0
+    """Weight of the value loss."""
+    entropy_coef: float = 0.01
+    """Weight of the entropy bonus."""
+    gamma: float = 0.99
+    """Discount."""
+    gae_lambda: float = 0.95
+    """Decay of the advantage trace."""
+    advantage_norm: Literal["rollout", "minibatch"] = "rollout"
+    """Normalise advantages once over the rollout, or anew in every minibatch."""
+    mask_dead: bool = True
+    """Leave what dead agents did out of the policy loss, entropy and advantage statistics."""
+    value_norm: bool = True
+    """Let the critic work in units of the running mean and deviation of the returns."""
+
+    def __post_init__(self) -> None:
+        _positive(
+            self, "epochs", "minibatches", "lr", "critic_lr", "adam_eps", "max_grad_norm",
+            "clip_eps", "value_clip", "huber_delta",
+        )  # fmt: skip
+        for name in ("gamma", "gae_lambda"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"{name.replace('_', '-')} must lie in [0, 1], got {value}")
+        for name in ("chunk_length", "entropy_coef", "value_coef"):
+            value = getattr(self, name)
+            require(value >= 0, f"{name.replace('_', '-')} must be 0 or more, got {value}")
+
+
+@dataclass(frozen=True)
+class SmaxConfig:
+    """Settings of the SMAX battles."""
+
+    attack_mode: Literal["closest", "random"] = "closest"
+    """How the scripted enemy picks its target."""
+    see_enemy_actions: bool = True
+    """Show what visible enemies did last."""
+    walls_cause_death: bool = True
+    """Units that touch the border die."""
+    normalise_state: bool = True
+    """Scale the critic's global state to [0, 1]; false: positions and cooldowns in raw units."""
+
+
+PLACEMENTS = {"all": "*", "early": "fc*", "recurrent": "gru_*", "late": "after*"}
+"""Names for groups of layers, beside the layers' own names."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run."""
+
+    env: Literal["smax", "toy"] = "smax"
+    """Family of environments."""
+    task: str = ""
+    """Map or game; empty: 2s3z for smax, specialisation for toy."""
+    algo: Literal["mappo"] = "mappo"
+    """Algorithm."""
+    sharing: Literal["ps", "ps_id", "nps", "lorasa"] = "lorasa"
+    """Who shares parameters with whom."""
+    seed: int = 0
+    """First seed."""
+    seeds: int = 1
+    """Number of seeds, trained side by side in one program."""
+    total_steps: int = 1_000_000
+    """Environment steps of the whole run, both phases together."""
+    switch_step: int | Literal["auto"] = "auto"
+    """Environment step at which the trunk freezes and adapters start (lorasa); auto: when learning slows."""
+    rank: int = 8
+    """Rank of the adapters; layers no wider than this get a full-rank one."""
+    alpha: float | None = None
+    """Adapters are scaled by alpha / rank; empty: alpha = rank."""
+    placement: tuple[str, ...] = ("all",)
+    """Layers that get an adapter, by name or pattern, or all, early, recurrent, late, head."""
+    n_envs: int = 32
+    """Environments stepped side by side."""
+    rollout_length: int = 160
+    """Steps of each environment between two updates."""
+    evaluations: int = 20
+    """Greedy evaluations spread over the run."""
+    eval_episodes: int = 128
+    """Episodes of each evaluation."""
+    time_limit: Literal["bootstrap", "terminal"] = "bootstrap"
+    """What the clock means: bootstrap: play would have gone on; terminal: it is an end like any other."""
+    n_agents: int | None = None
+    """Number of agents, in the toy games that leave it open."""
+    actor: NetworkConfig = field(default_factory=NetworkConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    smax: SmaxConfig = field(default_factory=SmaxConfig)
+
+    def __post_init__(self) -> None:
+        if not self.task:
+            object.__setattr__(self, "task", {"smax": "2s3z", "toy": "specialisation"}[self.env])
+        _positive(self, "seeds", "total_steps", "rank", "n_envs", "rollout_length", "evaluations", "eval_episodes")
+        require(self.seed >= 0, f"seed must be 0 or more, got {self.seed}")
+        require(self.alpha is None or self.alpha > 0, f"alpha must be positive, got {self.alpha}")
+        self._check_budget()
+        self._check_minibatches()
+        self.adapted_layers  # noqa: B018  (raises where the placement names no layer)
+
+    def _check_budget(self) -> None:
+        batch = self.steps_per_iteration
+        require(
+            self.total_steps >= batch,
+            f"total-steps {self.total_steps:,} is less than one iteration: {self.n_envs} environments x "
+            f"{self.rollout_length} steps = {batch:,}; raise it, or lower n-envs or rollout-length",
+        )
+        if self.switch_step != "auto":
+            require(
+                0 <= self.switch_step < self.iterations * batch,
+                f"switch-step must lie in [0, {self.iterations * batch:,}), the steps of this run, or be auto; "
+                f"got {self.switch_step:,}",
+            )
+
+    def _check_minibatches(self) -> None:
+        require(
+            self.n_envs % self.ppo.minibatches == 0,
+            f"ppo.minibatches {self.ppo.minibatches} must divide n-envs {self.n_envs}",
+        )
+        recurrent = self.actor.recurrent or self.critic.recurrent
+        require(
+            not recurrent or self.rollout_length % self.chunk_length == 0,
+            f"ppo.chunk-length {self.ppo.chunk_length} must divide rollout-length {self.rollout_length}",
+        )
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Environment steps between two updates."""
+        return self.n_envs * self.rollout_length
+
+    @property
+    def iterations(self) -> int:
+        """Rollouts and updates that fit into the budget."""
+        return self.total_steps // self.steps_per_iteration
+
+    @property
+    def switch_iteration(self) -> int | None:
+        """The first iteration of phase 2, or None where it is found on the way.
+
+        A step inside a rollout counts from the rollout that follows.
+        """
+        if self.switch_step == "auto":
+            return None
+        return min(-(-self.switch_step // self.steps_per_iteration), self.iterations - 1)
+
+    @property
+    def evaluation_interval(self) -> int:
+        """Iterations between two evaluations."""
+        return max(1, self.iterations // self.evaluations)
+
+    @property
+    def chunk_length(self) -> int:
+        """Length of the stretches that gradients flow back through.
+
+        Without recurrence nothing flows through time: every step is a chunk of its own,
+        which lets the layers see one flat batch.
+        """
+        if not (self.actor.recurrent or self.critic.recurrent):
+            return 1
+        return self.ppo.chunk_length or self.rollout_length
+
+    @property
+    def adapter_scale(self) -> float:
+        """alpha / rank, the factor on every low-rank product."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    @property
+    def adapted_layers(self) -> tuple[str, ...]:
+        """The layers of the actor that carry an adapter, from input to output."""
+        names = self.actor.layer_names
+        require(bool(self.placement), f"placement is empty; name some of {', '.join(names)}, or all")
+        chosen: set[str] = set()
+        for word in self.placement:
+            pattern = PLACEMENTS.get(word, word)
+            hits = {name for name in names if fnmatchcase(name, pattern)}
+            require(
+                bool(hits),
+                f"placement {word!r} names no layer{nearest(word, (*names, *PLACEMENTS))}; "
+                f"layers: {', '.join(names)}; groups: {', '.join(PLACEMENTS)}",
+            )
+            chosen |= hits
+        return tuple(name for name in names if name in chosen)

@@ -1,0 +1,41 @@
+"""What the pictures of all environments share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+COLOURS = 64
+LAST_FRAME_MS = 1500
+
+
+def save_gif(frames: Sequence[Any], path: str | Path, fps: float = 10) -> None:
+    """Leaves a looping GIF of the pictures at `path`, whole or not at all.
+
+    Frames share one palette and no dithering, so that what stands still costs nothing. The
+    last frame stays a little; equal neighbours are stored once and shown for longer.
+
+    Args:
+        frames: Pillow pictures of one size.
+        path: the file; one that is there is replaced.
+        fps: frames per second, kept to a hundredth of a second per frame.
+    """
+    from PIL import Image
+
+    path = Path(path)
+    width, height = frames[0].size
+    samples = frames[:: max(1, len(frames) // 8)]
+    sheet = Image.new("RGB", (width, height * len(samples)))
+    for i, frame in enumerate(samples):
+        sheet.paste(frame, (0, i * height))
+    palette = sheet.quantize(COLOURS)
+    first, *rest = [frame.convert("RGB").quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    durations = [round(100 / fps) * 10] * len(rest) + [LAST_FRAME_MS]
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        first.save(unfinished, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, optimize=True)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,125 @@
+"""SMAX: StarCraft-like battles against a scripted enemy, from JaxMARL.
+
+The game is JaxMARL's, unchanged; here it becomes arrays with an agent axis, with the
+end of a battle told from the end of time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+
+from lorasa_jax.config import SmaxConfig, nearest, require
+from lorasa_jax.envs._jaxmarl import load_smax
+from lorasa_jax.envs.base import Env, EnvSpec, EnvState, TimeStep
+
+TIME_LIMITS = ("bootstrap", "terminal")
+
+
+def scenario_names() -> tuple[str, ...]:
+    """Returns the names of all maps, those registered with JaxMARL by the user included."""
+    return tuple(load_smax().smax_env.MAP_NAME_TO_SCENARIO)
+
+
+def make_smax(task: str, config: SmaxConfig, time_limit: str) -> Env:
+    """Returns the battles of one map, our team's side of them.
+
+    Args:
+        task: a name from `scenario_names`.
+        config: settings of the game.
+        time_limit: `bootstrap`: running out of time truncates; `terminal`: it terminates.
+
+    Raises:
+        ConfigError: there is no such map, or no such time limit.
+    """
+    names = scenario_names()
+    require(task in names, f"unknown SMAX map {task!r}{nearest(task, names)}; maps: {', '.join(names)}")
+    require(
+        time_limit in TIME_LIMITS,
+        f"unknown time limit {time_limit!r}{nearest(time_limit, TIME_LIMITS)}; choose from {', '.join(TIME_LIMITS)}",
+    )
+    smax = load_smax()
+    game = smax.HeuristicEnemySMAX(
+        scenario=smax.map_name_to_scenario(task),
+        attack_mode=config.attack_mode,
+        see_enemy_actions=config.see_enemy_actions,
+        walls_cause_death=config.walls_cause_death,
+    )
+    n_agents, n_units = game.num_allies, game.num_allies + game.num_enemies
+    unit_width = 4 + (game.unit_type_bits if game.smacv2_unit_type_generation else 1)  # of `_global_state`
+    spec = EnvSpec(
+        name=task,
+        n_agents=n_agents,
+        obs_dim=game.obs_size,
+        state_dim=n_units * unit_width if config.normalise_state else game.state_size,
+        n_actions=game.num_ally_actions,
+        # The game asks whether time is up before it counts the step: one more than its limit.
+        episode_limit=game.max_steps + 1,
+        team_reward=True,
+    )
+
+    def show(state: EnvState, obs: dict[str, Array], reward: Float[Array, ""]) -> TimeStep:
+        """Returns what `state` looks like to us."""
+        avail = game.get_avail_actions(state)
+        units = state.state
+        ours, theirs = units.unit_alive[:n_agents].any(), units.unit_alive[n_agents:].any()
+        over = ~ours | ~theirs
+        timeout = units.done & ~over
+        return TimeStep(
+            obs=jnp.stack([obs[agent] for agent in game.agents]),
+            state=_global_state(game, units) if config.normalise_state else obs["world_state"],
+            avail=jnp.stack([avail[agent] for agent in game.agents]).astype(bool),
+            alive=units.unit_alive[:n_agents],
+            reward=jnp.full(n_agents, reward, jnp.float32),
+            terminated=over | timeout if time_limit == "terminal" else over,
+            truncated=jnp.zeros((), bool) if time_limit == "terminal" else timeout,
+            won=ours & ~theirs,
+        )
+
+    def reset(key: PRNGKeyArray) -> tuple[EnvState, TimeStep]:
+        """Returns a fresh battle."""
+        obs, state = game.reset(key)
+        # A weakly typed leaf would make whoever jits `step` compile it twice.
+        state = jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), state)
+        return state, show(state, obs, jnp.zeros(()))
+
+    def step(key: PRNGKeyArray, state: EnvState, action: Int[Array, " N"]) -> tuple[EnvState, TimeStep]:
+        """Returns the battle half a second later."""
+        orders = {agent: action[i] for i, agent in enumerate(game.agents)}
+        obs, state, reward, _, _ = game.step_env(key, state, orders)
+        # Every agent is paid the same.
+        return state, show(state, obs, reward[game.agents[0]])
+
+    def draw(states: EnvState) -> list[Any]:
+        """Returns one picture per state of a battle; the states are stacked along a leading axis."""
+        from lorasa_jax.envs.smax_drawing import draw_battle  # Pillow is needed here only
+
+        return draw_battle(jax.device_get(states.state), game, task)
+
+    return Env(spec, reset, step, draw)
+
+
+def _type_bits(game: Any, kind: UInt8[Array, " U"]) -> Float[Array, "U K"]:
+    """Returns which type each unit is of; where the map fixes the types, one bit that is always set."""
+    if game.smacv2_unit_type_generation:
+        return jax.nn.one_hot(kind, game.unit_type_bits)
+    return jnp.ones((kind.size, 1))
+
+
+def _global_state(game: Any, units: Any) -> Float[Array, " S"]:
+    """Returns all units side by side, ours first, every entry in [0, 1].
+
+    Each unit's columns: health, two coordinates and the weapon's cooldown, as fractions, then its
+    type's bits. Dead units are zeros, so the one bit left where the map fixes the types says: alive.
+    """
+    kind = units.unit_types
+    size = jnp.array([game.map_width, game.map_height], jnp.float32)
+    health = units.unit_health / game.unit_type_health[kind]
+    cooldown = units.unit_weapon_cooldowns / game.unit_type_weapon_cooldowns[kind]
+    columns = (health[:, None], units.unit_positions / size, cooldown[:, None], _type_bits(game, kind))
+    # An idle weapon's cooldown falls without end, and the crowd pushes units across the border.
+    features = jnp.clip(jnp.concatenate(columns, axis=-1), 0.0, 1.0)
+    return jnp.where(units.unit_alive[:, None], features, 0.0).reshape(-1)

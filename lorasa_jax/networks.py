@@ -1,0 +1,130 @@
+"""The network of one agent: a sequence in, a sequence out.
+
+There is no agent axis here and no notion of sharing. A network is a stack of dense
+layers, a GRU with two stacked kernels, more dense layers and a head (each dense layer
+followed by its nonlinearity, then LayerNorm). The critic is the same network with one
+output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from lorasa_jax.config import NetworkConfig
+
+ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh}
+
+
+class Linear(nn.Module):
+    """The map x -> x K + b, with an optional low-rank correction.
+
+    Where the variable collection `delta` holds `left` (in, r) and `right` (r, out) under
+    this layer's name, the map is x K + b + (x left) right: the correction is applied
+    without ever forming an (in, out) matrix, and neither does its gradient.
+    """
+
+    features: int
+    gain: float
+
+    @nn.compact
+    def __call__(self, width: int) -> Callable[[Array], Array]:
+        """Returns the map itself, so that a scan can close over its weights."""
+        kernel = self.param("kernel", nn.initializers.orthogonal(self.gain), (width, self.features))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        if not self.has_variable("delta", "left"):
+            return lambda x: x @ kernel + bias
+        left, right = self.get_variable("delta", "left"), self.get_variable("delta", "right")
+        return lambda x: x @ kernel + bias + (x @ left) @ right
+
+
+def gru_step(gates_x: Float[Array, "... 3H"], gates_h: Float[Array, "... 3H"], h: Float[Array, "... H"]) -> Array:
+    """Returns the next recurrent state of a GRU from its two stacked products.
+
+    With (r, z, n) the thirds of `gates_x` = W_i x + b_i and of `gates_h` = W_h h + b_h:
+    r = s(r_x + r_h), z = s(z_x + z_h), n = tanh(n_x + r n_h), h' = (1 - z) n + z h
+    (Cho et al. 2014, with the reset gate behind the product).
+    """
+    r_x, z_x, n_x = jnp.split(gates_x, 3, axis=-1)
+    r_h, z_h, n_h = jnp.split(gates_h, 3, axis=-1)
+    z = nn.sigmoid(z_x + z_h)
+    n = jnp.tanh(n_x + nn.sigmoid(r_x + r_h) * n_h)
+    return (1 - z) * n + z * h
+
+
+class Network(nn.Module):
+    """One agent's network.
+
+    Attributes:
+        config: widths, depths, nonlinearity, normalisation.
+        n_out: width of the output: logits, or a value.
+        head_gain: orthogonal gain of the last layer.
+    """
+
+    config: NetworkConfig
+    n_out: int
+    head_gain: float
+
+    @property
+    def carry_width(self) -> int:
+        """Width of the recurrent state; 0 without recurrence."""
+        return self.config.hidden if self.config.recurrent else 0
+
+    @nn.compact
+    def __call__(
+        self, carry: Float[Array, "B H"], x: Float[Array, "L B D"], first: Bool[Array, "L B"]
+    ) -> tuple[Float[Array, "L B H"], Float[Array, "L B O"]]:
+        """Returns the recurrent state after every step, and the outputs.
+
+        Args:
+            carry: the recurrent state before the first step.
+            x: inputs; L steps of B sequences.
+            first: steps that open an episode: the state before them counts as zero.
+        """
+        length, batch = x.shape[:2]
+        # All but the recurrence sees one flat batch: a single large product per layer.
+        x = x.reshape(length * batch, -1)
+        if self.config.input_norm:
+            x = self._norm("input_norm")(x)
+        for i in range(self.config.layers):
+            x = self._layer(f"fc{i + 1}", self.config.gain, x)
+        if self.config.recurrent:
+            carries = self._recur(carry, x.reshape(length, batch, -1), first)
+            x = carries.reshape(length * batch, -1)
+            if self.config.layer_norm:
+                x = self._norm("gru_norm")(x)
+        else:
+            carries = jnp.broadcast_to(carry, (length, *carry.shape))
+        for i in range(self.config.layers_after):
+            x = self._layer(f"after{i + 1}", self.config.gain_after, x)
+        x = Linear(self.n_out, self.head_gain, name="head")(x.shape[-1])(x)
+        return carries, x.reshape(length, batch, self.n_out)
+
+    def _norm(self, name: str) -> nn.LayerNorm:
+        return nn.LayerNorm(epsilon=1e-5, name=name)
+
+    def _layer(self, name: str, gain: float, x: Float[Array, "R D"]) -> Float[Array, "R H"]:
+        x = Linear(self.config.hidden, gain, name=name)(x.shape[-1])(x)
+        x = ACTIVATIONS[self.config.activation](x)
+        return self._norm(f"{name}_norm")(x) if self.config.layer_norm else x
+
+    def _recur(
+        self, carry: Float[Array, "B H"], x: Float[Array, "L B D"], first: Bool[Array, "L B"]
+    ) -> Float[Array, "L B H"]:
+        hidden = self.config.hidden
+        gates_x = Linear(3 * hidden, 1.0, name="gru_in")(x.shape[-1])(x)
+        through = Linear(3 * hidden, 1.0, name="gru_hidden")(hidden)
+
+        def step(h: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
+            gates, opens = inputs
+            h = jnp.where(opens[:, None], 0.0, h)
+            h = gru_step(gates, through(h), h)
+            return h, h
+
+        if x.shape[0] == 1:  # acting: no loop around a single step
+            return step(carry, (gates_x[0], first[0]))[1][None]
+        return jax.lax.scan(step, carry, (gates_x, first))[1]

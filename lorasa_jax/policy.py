@@ -1,0 +1,109 @@
+"""From one agent's network to a team's policy: the map over agents lives here, and only here.
+
+The critic is a `Policy` too: its outputs are values, and its agents are those for whom a
+value is estimated (a single one for a team critic).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from lorasa_jax.networks import Network
+from lorasa_jax.sharing import Sharing
+from lorasa_jax.types import PolicyParams
+
+
+class Policy(NamedTuple):
+    """A team of networks under a sharing scheme.
+
+    Attributes:
+        sharing: the scheme.
+        init: `init(key) -> PolicyParams`.
+        graft: `graft(key, params) -> PolicyParams`: the same trunks with what the agents own
+            started afresh, so that every agent's network equals its trunk.
+        merge: `merge(params) -> PolicyParams` for a policy of the same network under
+            `sharing.merged(scheme)`: each agent's full weights.
+        initial_carry: `initial_carry(n_envs) -> [E, N, H]` of zeros.
+        unroll: `unroll(params, carry [E, N, H], obs [T, E, N, D], first [T, E], block=None)
+            -> (carries [T, E, N, H] after each step, outputs [T, E, N, O])`. With `block`
+            (indices, [M]) the agent axes of the inputs and outputs are the block's.
+    """
+
+    sharing: Sharing
+    init: Callable[[PRNGKeyArray], PolicyParams]
+    graft: Callable[[PRNGKeyArray, PolicyParams], PolicyParams]
+    merge: Callable[[PolicyParams], PolicyParams]
+    initial_carry: Callable[[int], Array]
+    unroll: Callable[..., tuple[Array, Array]]
+
+
+def make_policy(sharing: Sharing, network: Network, obs_dim: int) -> Policy:
+    """Returns the policy of a team whose every agent sees `obs_dim` numbers, its id apart."""
+    n_agents = sharing.n_agents
+    width = obs_dim + (n_agents if sharing.agent_id else 0)
+    groups = jnp.array(sharing.groups)
+    everyone_apart = sharing.groups == tuple(range(n_agents))
+
+    def init_trunk(key: PRNGKeyArray) -> dict:
+        carry, x = jnp.zeros((1, network.carry_width)), jnp.zeros((1, 1, width))
+        return network.init(key, carry, x, jnp.zeros((1, 1), bool))["params"]
+
+    def init(key: PRNGKeyArray) -> PolicyParams:
+        trunk_key, own_key = jax.random.split(key)
+        shared = jax.vmap(init_trunk)(jax.random.split(trunk_key, sharing.n_trunks))
+        return graft(own_key, PolicyParams(shared, {}))
+
+    def graft(key: PRNGKeyArray, params: PolicyParams) -> PolicyParams:
+        trunks = jax.tree.map(lambda leaf: leaf[groups], params.shared)
+        own = jax.vmap(sharing.adapter.init)(jax.random.split(key, n_agents), trunks)
+        return PolicyParams(params.shared, own)
+
+    def trunks_of(shared: dict, block: Array | None) -> tuple[dict, int | None]:
+        """The trunk of each agent, with its mapped axis; a single trunk is not copied."""
+        if sharing.n_trunks == 1:
+            return jax.tree.map(lambda leaf: leaf[0], shared), None
+        if block is None and everyone_apart:
+            return shared, 0
+        members = groups if block is None else groups[block]
+        return jax.tree.map(lambda leaf: leaf[members], shared), 0
+
+    def merge(params: PolicyParams) -> PolicyParams:
+        if not params.agents:
+            return params
+        trunks, axis = trunks_of(params.shared, None)
+        full = jax.vmap(sharing.adapter.merge, in_axes=(axis, 0))(trunks, params.agents)
+        return PolicyParams(full, {})
+
+    def with_ids(obs: Float[Array, "T E M D"], block: Array | None) -> Float[Array, "T E M W"]:
+        ids = jnp.eye(n_agents) if block is None else jax.nn.one_hot(block, n_agents)
+        return jnp.concatenate([obs, jnp.broadcast_to(ids, (*obs.shape[:-1], n_agents))], axis=-1)
+
+    def unroll(
+        params: PolicyParams,
+        carry: Float[Array, "E M H"],
+        obs: Float[Array, "T E M D"],
+        first: Bool[Array, "T E"],
+        block: Int[Array, " M"] | None = None,
+    ) -> tuple[Float[Array, "T E M H"], Float[Array, "T E M O"]]:
+        trunks, axis = trunks_of(params.shared, block)
+        own = params.agents if block is None else jax.tree.map(lambda leaf: leaf[block], params.agents)
+        inputs = with_ids(obs, block) if sharing.agent_id else obs
+
+        def one_agent(trunk: dict, own: dict, carry: Array, x: Array) -> tuple[Array, Array]:
+            return network.apply(sharing.adapter.factored(trunk, own), carry, x, first)
+
+        return jax.vmap(one_agent, in_axes=(axis, 0, 1, 2), out_axes=2)(trunks, own, carry, inputs)
+
+    return Policy(
+        sharing=sharing,
+        init=init,
+        graft=graft,
+        merge=merge,
+        initial_carry=lambda n_envs: jnp.zeros((n_envs, n_agents, network.carry_width)),
+        unroll=unroll,
+    )

@@ -1,0 +1,214 @@
+"""Playing: rollouts for training, and whole episodes for evaluation.
+
+The one reset policy lives here. Environments never reset by themselves; at the start of
+every rollout a fresh pool of start states is drawn, and an environment whose episode ends
+goes on from the next state of its own part of the pool. So no step computes a reset it
+throws away, and no start state is met again in the next rollout.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from lorasa_jax.distributions import mask_logits
+from lorasa_jax.envs.base import Env, TimeStep
+from lorasa_jax.losses import masked_mean
+from lorasa_jax.system import System
+from lorasa_jax.types import Learner, Metrics, PolicyParams, PyTree, RolloutState, Trajectory
+
+STEPS_PER_START = 16
+"""One start state per environment is drawn for every so many steps of a rollout."""
+
+
+def initial_state(system: System, key: PRNGKeyArray) -> RolloutState:
+    """Returns freshly reset environments."""
+    n_envs = system.config.n_envs
+    env_state, timestep = jax.vmap(system.env.reset)(jax.random.split(key, n_envs))
+    return RolloutState(
+        env_state=env_state,
+        timestep=timestep,
+        first=jnp.ones(n_envs, bool),
+        actor_carry=system.actor.initial_carry(n_envs),
+        critic_carry=system.critic.initial_carry(n_envs),
+        episode_return=jnp.zeros(n_envs),
+        episode_length=jnp.zeros(n_envs, int),
+    )
+
+
+def select(mask: Bool[Array, " E"], yes: PyTree, no: PyTree) -> PyTree:
+    """Returns `yes` where the mask says so and `no` elsewhere, along the leading axis of every leaf."""
+    return jax.tree.map(lambda a, b: jnp.where(mask.reshape(-1, *(1,) * (a.ndim - 1)), a, b), yes, no)
+
+
+def _start_pool(env: Env, key: PRNGKeyArray, n_envs: int, length: int) -> tuple[PyTree, TimeStep]:
+    """Fresh start states, [K, E, ...]."""
+    keys = jax.random.split(key, (math.ceil(length / STEPS_PER_START), n_envs))
+    return jax.vmap(jax.vmap(env.reset))(keys)
+
+
+def collect(
+    system: System, learner: Learner, start: RolloutState, key: PRNGKeyArray
+) -> tuple[RolloutState, Trajectory, Metrics]:
+    """Plays one rollout with the current policy, and values it.
+
+    Returns:
+        Where the environments stand afterwards, the trajectory, and statistics of the
+        episodes that ended: `episodes` (their number), and the means `return`,
+        `win_rate` and `length` (NaN where no episode ended).
+    """
+    config, env = system.config, system.env
+    n_envs, length, chunk = config.n_envs, config.rollout_length, config.chunk_length
+    pool_key, play_key = jax.random.split(key)
+    pool = _start_pool(env, pool_key, n_envs, length)
+    pool_size = jax.tree.leaves(pool)[0].shape[0]
+    params = system.actor.merge(learner.actor)
+    bootstrap = config.time_limit == "bootstrap"
+    everyone = jnp.arange(n_envs)
+
+    def step(carry: tuple, key: PRNGKeyArray) -> tuple[tuple, Any]:
+        now, used = carry
+        act_key, env_key = jax.random.split(key)
+        seen = now.timestep
+        carries, logits = system.acting.unroll(params, now.actor_carry, seen.obs[None], now.first[None])
+        logits = mask_logits(logits[0], seen.avail)
+        action = system.dist.sample(act_key, logits)
+        env_state, timestep = jax.vmap(env.step)(jax.random.split(env_key, n_envs), now.env_state, action)
+
+        done = timestep.terminated | timestep.truncated
+        episode_return = now.episode_return + timestep.reward.mean(axis=-1)
+        episode_length = now.episode_length + 1
+        begin = jax.tree.map(lambda leaf: leaf[used % pool_size, everyone], pool)
+        next_state, next_timestep = select(done, begin, (env_state, timestep))
+        later = RolloutState(
+            env_state=next_state,
+            timestep=next_timestep,
+            first=done,
+            actor_carry=carries[0],
+            critic_carry=now.critic_carry,
+            episode_return=jnp.where(done, 0.0, episode_return),
+            episode_length=jnp.where(done, 0, episode_length),
+        )
+        record = {
+            "obs": seen.obs, "state": seen.state, "avail": seen.avail, "alive": seen.alive, "first": now.first,
+            "action": action, "log_prob": system.dist.log_prob(logits, action),
+            "reward": timestep.reward, "terminated": timestep.terminated, "truncated": timestep.truncated,
+        }  # fmt: skip
+        ended = {"done": done, "won": timestep.won, "return": episode_return, "length": episode_length}
+        # What the critic must see to value a step cut short by the clock.
+        final_view = system.critic_view(timestep.obs, timestep.state) if bootstrap else None
+        return (later, used + done), (record, ended, final_view)
+
+    def play_chunk(carry: tuple, keys: PRNGKeyArray) -> tuple[tuple, Any]:
+        return_, records = jax.lax.scan(step, carry, keys)
+        return return_, (records, carry[0].actor_carry)
+
+    keys = jax.random.split(play_key, (length // chunk, chunk))
+    (later, _), (records, actor_carry) = jax.lax.scan(play_chunk, (start, jnp.zeros(n_envs, int)), keys)
+    record, ended, final_view = jax.tree.map(lambda leaf: jax.lax.collapse(leaf, 0, 2), records)
+
+    carries, value, next_value = _values(system, learner.critic, start, later, record, final_view)
+    before = jnp.concatenate([start.critic_carry[None], carries[:-1]])
+    trajectory = Trajectory(
+        **record,
+        value=value,
+        next_value=next_value,
+        actor_carry=actor_carry,
+        critic_carry=before[::chunk],
+    )
+    return later._replace(critic_carry=carries[-1]), trajectory, _episode_statistics(ended)
+
+
+def _values(
+    system: System, params: PolicyParams, start: RolloutState, later: RolloutState, record: dict, final_view: Any
+) -> tuple[Array, Array, Array]:
+    """The critic's states [T, E, V, H], its values and those of the states that followed [T, E, V]."""
+    view = system.critic_view(record["obs"], record["state"])
+    carries, value = system.critic.unroll(params, start.critic_carry, view, record["first"])
+    if final_view is not None:
+        # One flat batch: each final state is a single step on from the state before it.
+        hidden, view = jax.lax.collapse(carries, 0, 2), jax.lax.collapse(final_view, 0, 2)
+        _, next_value = system.critic.unroll(params, hidden, view[None], jnp.zeros((1, view.shape[0]), bool))
+        return carries, value[..., 0], next_value.reshape(value.shape)[..., 0]
+    # Without time limits a step is followed by the next one, or by nothing that counts.
+    last_view = system.critic_view(later.timestep.obs, later.timestep.state)
+    _, last = system.critic.unroll(params, carries[-1], last_view[None], later.first[None])
+    return carries, value[..., 0], jnp.concatenate([value[1:], last])[..., 0]
+
+
+def _episode_statistics(ended: dict[str, Array]) -> Metrics:
+    done = ended["done"]
+    episodes = jnp.sum(done)
+
+    def mean(x: Array) -> Array:
+        return jnp.where(episodes > 0, masked_mean(x.astype(jnp.float32), done), jnp.nan)
+
+    return {
+        "episodes": episodes,
+        "return": mean(ended["return"]),
+        "win_rate": mean(ended["won"]),
+        "length": mean(ended["length"]),
+    }
+
+
+def record_episode(system: System, params: PolicyParams, key: PRNGKeyArray) -> PyTree:
+    """Returns the environment's states along one greedy episode, start and end included, [steps + 1, ...]."""
+    env, weights = system.env, system.actor.merge(params)
+    reset_key, play_key = jax.random.split(key)
+
+    @jax.jit
+    def step(t: Array, env_state: PyTree, seen: TimeStep, hidden: Array) -> tuple[PyTree, TimeStep, Array]:
+        carries, logits = system.acting.unroll(weights, hidden, seen.obs[None, None], jnp.full((1, 1), t == 0))
+        action = system.dist.mode(mask_logits(logits[0, 0], seen.avail))
+        return *env.step(jax.random.fold_in(play_key, t), env_state, action), carries[0]
+
+    env_state, seen = jax.jit(env.reset)(reset_key)
+    hidden, states = system.acting.initial_carry(1), [env_state]
+    while not (seen.terminated | seen.truncated):
+        env_state, seen, hidden = step(jnp.asarray(len(states) - 1), env_state, seen, hidden)
+        states.append(env_state)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+
+def evaluate(
+    system: System, params: PolicyParams, key: PRNGKeyArray, greedy: Bool[Array, ""] | bool
+) -> dict[str, Float[Array, ""]]:
+    """Returns `return`, `win_rate` and `length`, means over whole episodes from fresh starts.
+
+    Every environment plays exactly one episode, so that short ones do not count more often.
+
+    Args:
+        system: the parts; `config.eval_episodes` episodes are played.
+        params: the actors' parameters, not merged.
+        key: used for start states, actions and the environment's chance.
+        greedy: take the most probable action; otherwise sample.
+    """
+    env, episodes = system.env, system.config.eval_episodes
+    weights = system.actor.merge(params)
+    reset_key, play_key = jax.random.split(key)
+    env_state, timestep = jax.vmap(env.reset)(jax.random.split(reset_key, episodes))
+    nothing_yet = jnp.zeros(episodes)
+
+    def going_on(carry: tuple) -> Array:
+        t, _, _, _, over, _ = carry
+        return ~jnp.all(over) & (t < env.spec.episode_limit)
+
+    def step(carry: tuple) -> tuple:
+        t, env_state, seen, hidden, over, (total, won, length) = carry
+        act_key, env_key = jax.random.split(jax.random.fold_in(play_key, t))
+        first = jnp.full((1, episodes), t == 0)
+        carries, logits = system.acting.unroll(weights, hidden, seen.obs[None], first)
+        logits = mask_logits(logits[0], seen.avail)
+        action = jnp.where(greedy, system.dist.mode(logits), system.dist.sample(act_key, logits))
+        env_state, seen = jax.vmap(env.step)(jax.random.split(env_key, episodes), env_state, action)
+        counts = ~over
+        tally = (total + counts * seen.reward.mean(axis=-1), won + counts * seen.won, length + counts)
+        return t + 1, env_state, seen, carries[0], over | seen.terminated | seen.truncated, tally
+
+    start = (0, env_state, timestep, system.acting.initial_carry(episodes), jnp.zeros(episodes, bool), (nothing_yet,) * 3)
+    *_, (total, won, length) = jax.lax.while_loop(going_on, step, start)
+    return {"return": total.mean(), "win_rate": won.mean(), "length": length.mean()}

@@ -1,0 +1,87 @@
+"""Sharing schemes, as data: which trunk an agent stands on, what it owns, whether it sees its id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import jax
+
+from lorasa_jax.adapters import NOTHING, Adapter, low_rank
+from lorasa_jax.config import Config
+from lorasa_jax.types import PyTree
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Who shares which parameters.
+
+    Attributes:
+        groups: the trunk of each agent, 0 <= groups[i] < G, every trunk with a tenant.
+        adapter: what each agent owns besides.
+        agent_id: a one-hot agent id is appended to what the agent sees.
+        two_phase: the trunks are trained alone first; then they freeze, and only what
+            the agents own is trained.
+    """
+
+    groups: tuple[int, ...]
+    adapter: Adapter
+    agent_id: bool
+    two_phase: bool = False
+
+    @property
+    def n_agents(self) -> int:
+        """N."""
+        return len(self.groups)
+
+    @property
+    def n_trunks(self) -> int:
+        """G."""
+        return max(self.groups) + 1
+
+
+def one_trunk(n_agents: int, agent_id: bool) -> Sharing:
+    """Returns the scheme in which all agents use the same network."""
+    return Sharing((0,) * n_agents, NOTHING, agent_id)
+
+
+def own_trunks(n_agents: int, agent_id: bool = False) -> Sharing:
+    """Returns the scheme in which every agent has a network of its own."""
+    return Sharing(tuple(range(n_agents)), NOTHING, agent_id)
+
+
+def lorasa(n_agents: int, config: Config) -> Sharing:
+    """Returns one trunk with the id, and low-rank adapters for every agent (arXiv 2502.05573)."""
+    adapter = low_rank(config.rank, config.adapter_scale, config.adapted_layers)
+    return replace(one_trunk(n_agents, agent_id=True), adapter=adapter, two_phase=True)
+
+
+SCHEMES: dict[str, Callable[[int, Config], Sharing]] = {
+    "ps": lambda n, config: one_trunk(n, agent_id=False),
+    "ps_id": lambda n, config: one_trunk(n, agent_id=True),
+    "nps": lambda n, config: own_trunks(n),
+    "lorasa": lorasa,
+}
+"""Sharing schemes by name: functions of the number of agents and the configuration."""
+
+
+def trunks_only(sharing: Sharing) -> Sharing:
+    """Returns the scheme of the first phase: the same trunks, nothing on top."""
+    return replace(sharing, adapter=NOTHING, two_phase=False)
+
+
+def merged(sharing: Sharing) -> Sharing:
+    """Returns the scheme of the merged weights: a network per agent where agents own something."""
+    if sharing.adapter is NOTHING:
+        return sharing
+    return replace(trunks_only(sharing), groups=tuple(range(sharing.n_agents)))
+
+
+def count(tree: PyTree) -> int:
+    """Returns the number of scalars in a tree of arrays."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def critic_sharing(scope: str, n_agents: int) -> Sharing:
+    """Returns the scheme of the critic: one network, estimating one value or one per agent."""
+    return one_trunk(1, agent_id=False) if scope == "team" else one_trunk(n_agents, agent_id=True)

@@ -1,0 +1,106 @@
+"""From a configuration to the parts of a learning system: networks, schemes, optimisers, units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from lorasa_jax import distributions, normalize
+from lorasa_jax.config import Config, require
+from lorasa_jax.distributions import Distribution
+from lorasa_jax.envs.base import Env
+from lorasa_jax.networks import Network
+from lorasa_jax.normalize import ValueNorm
+from lorasa_jax.optim import Optimizer, slotted_adam
+from lorasa_jax.policy import Policy, make_policy
+from lorasa_jax.schedules import SCHEDULES
+from lorasa_jax.sharing import SCHEMES, Sharing, critic_sharing, merged, trunks_only
+from lorasa_jax.types import Learner, Schedule
+
+
+class System(NamedTuple):
+    """The parts of a learning system in one phase of training.
+
+    Attributes:
+        config: the run's configuration.
+        env: the environment.
+        actor: the policy that is trained, its adapters applied in factored form.
+        acting: the policy that plays, on `actor.merge`d weights.
+        critic: the critic; its outputs are values in its own units.
+        critic_view: `critic_view(obs [..., N, D], state [..., S]) -> [..., V, D']`.
+        dist: the actors' distribution.
+        value_norm: the critic's units.
+        optimizer: of actors and critic.
+        train: the parts of the actor's parameters that are trained, by field name.
+        schedule: who moves in which stage of an update.
+    """
+
+    config: Config
+    env: Env
+    actor: Policy
+    acting: Policy
+    critic: Policy
+    critic_view: Callable[[Array, Array], Array]
+    dist: Distribution
+    value_norm: ValueNorm
+    optimizer: Optimizer
+    train: tuple[str, ...]
+    schedule: Schedule
+
+
+def is_two_phase(config: Config, env: Env) -> bool:
+    """Says whether the scheme trains its trunks alone first."""
+    return SCHEMES[config.sharing](env.spec.n_agents, config).two_phase
+
+
+def make_system(config: Config, env: Env, *, adapting: bool = False) -> System:
+    """Returns the parts that the configuration asks for.
+
+    Args:
+        config: the run's configuration.
+        env: its environment.
+        adapting: the second phase of a two-phase scheme, in which the trunks are frozen
+            and what the agents own is trained. Otherwise the trunks are trained.
+    """
+    spec = env.spec
+    scope = config.critic.scope
+    require(
+        spec.team_reward or scope != "team",
+        f"{spec.name} pays each agent by itself, and one value for the team cannot tell whose it is; "
+        "use critic.scope agent or own",
+    )
+    scheme = SCHEMES[config.sharing](spec.n_agents, config)
+    sharing: Sharing = trunks_only(scheme) if scheme.two_phase and not adapting else scheme
+    network = Network(config.actor, spec.n_actions, head_gain=0.01)
+    critic_dim = spec.obs_dim if scope == "own" else spec.state_dim
+
+    def critic_view(obs: Array, state: Array) -> Array:
+        if scope == "own":
+            return obs
+        n_values = 1 if scope == "team" else spec.n_agents
+        return jnp.broadcast_to(state[..., None, :], (*state.shape[:-1], n_values, spec.state_dim))
+
+    return System(
+        config=config,
+        env=env,
+        actor=make_policy(sharing, network, spec.obs_dim),
+        acting=make_policy(merged(sharing), network, spec.obs_dim),
+        critic=make_policy(
+            critic_sharing(scope, spec.n_agents), Network(config.critic, 1, head_gain=1.0), critic_dim
+        ),
+        critic_view=critic_view,
+        dist=distributions.categorical,
+        value_norm=normalize.running() if config.ppo.value_norm else normalize.raw(),
+        optimizer=slotted_adam(config.ppo.max_grad_norm, config.ppo.adam_eps),
+        train=("agents",) if sharing.two_phase else ("shared",),
+        schedule=SCHEDULES[config.algo](spec.n_agents, config.ppo),
+    )
+
+
+def init_optimizer(system: System, learner: Learner) -> Learner:
+    """Returns the learner with a fresh optimiser for its actors; what is frozen gets none."""
+    state = {part: system.optimizer.init(getattr(learner.actor, part)) for part in system.train}
+    return learner._replace(actor_opt=state)

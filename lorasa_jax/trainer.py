@@ -1,0 +1,155 @@
+"""One training iteration, and the change from the first phase to the second, as pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, PRNGKeyArray
+
+from lorasa_jax.config import Config, ConfigError
+from lorasa_jax.envs.base import Env
+from lorasa_jax.rollout import collect, evaluate, initial_state
+from lorasa_jax.sharing import count
+from lorasa_jax.system import System, init_optimizer, is_two_phase, make_system
+from lorasa_jax.types import Learner, Metrics, TrainState
+from lorasa_jax.update import run_schedule
+
+# What a run's key is used for, besides its iterations.
+_INIT, _LOOP, _GRAFT, _EVALUATION = range(4)
+
+
+class Trainer(NamedTuple):
+    """The functions of one phase of training; all are pure, and may be jitted and vmapped over seeds.
+
+    Attributes:
+        system: the parts they are made of.
+        init: `init(key) -> TrainState`.
+        step: `step(state) -> (state, metrics)`, one rollout and one update.
+        evaluate: `evaluate(state, greedy) -> metrics` over whole episodes, on keys that
+            training never uses.
+        evaluate_random: `evaluate_random(key) -> metrics` of uniformly random play.
+    """
+
+    system: System
+    init: Callable[[PRNGKeyArray], TrainState]
+    step: Callable[[TrainState], tuple[TrainState, Metrics]]
+    evaluate: Callable[[TrainState, Bool[Array, ""] | bool], Metrics]
+    evaluate_random: Callable[[PRNGKeyArray], Metrics]
+
+
+def make_trainer(config: Config, env: Env, *, adapting: bool = False) -> Trainer:
+    """Returns the trainer of a phase: of the trunks, or (`adapting`) of what the agents own."""
+    system = make_system(config, env, adapting=adapting)
+
+    def init(key: PRNGKeyArray) -> TrainState:
+        actor_key, critic_key, env_key = jax.random.split(jax.random.fold_in(key, _INIT), 3)
+        critic = system.critic.init(critic_key)
+        learner = Learner(
+            actor=system.actor.init(actor_key),
+            critic=critic,
+            actor_opt={},
+            critic_opt=system.optimizer.init(critic.shared),
+            value_norm=system.value_norm.init(),
+        )
+        return TrainState(
+            learner=init_optimizer(system, learner),
+            rollout=initial_state(system, env_key),
+            key=key,
+            iteration=jnp.zeros((), int),
+        )
+
+    def step(state: TrainState) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.fold_in(state.key, _LOOP), state.iteration)
+        collect_key, update_key = jax.random.split(key)
+        lr_scale = 1.0 - state.iteration / config.iterations if config.ppo.anneal_lr else jnp.ones(())
+        rollout, trajectory, episodes = collect(system, state.learner, state.rollout, collect_key)
+        learner, info = run_schedule(system, state.learner, trajectory, lr_scale, update_key)
+        metrics = {**episodes, **info, "lr": config.ppo.lr * lr_scale}
+        return state._replace(learner=learner, rollout=rollout, iteration=state.iteration + 1), metrics
+
+    def evaluate_state(state: TrainState, greedy: Bool[Array, ""] | bool) -> Metrics:
+        key = jax.random.fold_in(jax.random.fold_in(state.key, _EVALUATION), state.iteration)
+        return evaluate(system, state.learner.actor, key, greedy)
+
+    def evaluate_random(key: PRNGKeyArray) -> Metrics:
+        # With every weight zero all logits are equal.
+        blank = jax.tree.map(jnp.zeros_like, system.actor.init(key))
+        return evaluate(system, blank, jax.random.fold_in(key, _EVALUATION), greedy=False)
+
+    return Trainer(system, init, step, evaluate_state, evaluate_random)
+
+
+def graft(trainer: Trainer, state: TrainState) -> TrainState:
+    """Returns the first state of the second phase.
+
+    The trunks stay as they are, and so do the critic with its optimiser, the value
+    statistics, the environments and the recurrent states. What the agents own and its
+    optimiser start afresh: every agent's network still equals its trunk.
+
+    Args:
+        trainer: of the second phase.
+        state: the last of the first phase.
+    """
+    actor = trainer.system.actor.graft(jax.random.fold_in(state.key, _GRAFT), state.learner.actor)
+    return state._replace(learner=init_optimizer(trainer.system, state.learner._replace(actor=actor)))
+
+
+def train(config: Config, env: Env) -> Callable[[PRNGKeyArray], tuple[TrainState, Metrics]]:
+    """Returns a whole run as one pure function of a key: `key -> (state, metrics [iterations])`.
+
+    For sweeps inside one program, without evaluations; `lorasa_jax.loop.run` is the same run with
+    evaluations, reports and a switch that may be found on the way.
+
+    Raises:
+        ConfigError: `switch_step` is `auto`, which needs evaluations.
+    """
+    first = make_trainer(config, env)
+    if not is_two_phase(config, env):
+        return lambda key: _iterate(first, first.init(key), config.iterations)
+    switch = config.switch_iteration
+    if switch is None:
+        raise ConfigError("switch-step auto needs evaluations, and a jitted run has none; give a step")
+    second = make_trainer(config, env, adapting=True)
+
+    def both(key: PRNGKeyArray) -> tuple[TrainState, Metrics]:
+        state, before = _iterate(first, first.init(key), switch)
+        state, after = _iterate(second, graft(second, state), config.iterations - switch)
+        return state, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), before, after)
+
+    return both
+
+
+def _iterate(trainer: Trainer, state: TrainState, iterations: int) -> tuple[TrainState, Metrics]:
+    return jax.lax.scan(lambda state, _: trainer.step(state), state, None, iterations)
+
+
+def count_params(trainer: Trainer) -> dict[str, int]:
+    """Returns how many parameters the scheme holds, and how many separate policies would.
+
+    Returns:
+        `shared`: of trunks with more than one tenant. `per_agent`: what each agent has for
+        itself. `critic`. `actors` = shared + N per_agent and `total` = actors + critic;
+        `nps_actors` and `nps_total`, the same with one plain network per agent.
+    """
+    system, key = trainer.system, jax.random.key(0)
+    sharing = system.actor.sharing
+    actor, critic = jax.eval_shape(system.actor.init, key), jax.eval_shape(system.critic.init, key)
+    per_trunk = count(actor.shared) // sharing.n_trunks
+    apart = sharing.n_trunks == sharing.n_agents
+    shared = 0 if apart else count(actor.shared)
+    per_agent = count(actor.agents) // sharing.n_agents + (per_trunk if apart else 0)
+    alone = count(jax.eval_shape(make_system(replace(system.config, sharing="nps"), system.env).actor.init, key))
+    actors = shared + sharing.n_agents * per_agent
+    return {
+        "shared": shared,
+        "per_agent": per_agent,
+        "critic": count(critic),
+        "actors": actors,
+        "total": actors + count(critic),
+        "nps_actors": alone,
+        "nps_total": alone + count(critic),
+    }

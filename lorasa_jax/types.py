@@ -1,0 +1,136 @@
+"""The records that flow through the library, and the axes their arrays stand on.
+
+Axis legend, the same everywhere and always in this order:
+
+====  =======================================================================
+T     time steps of one rollout (L: of one chunk of it, C: the chunks)
+E     environments stepped side by side
+N     agents (V: values per environment, 1 for a team critic and N otherwise)
+G     trunks: shared networks, each the home of one or more agents
+M     agents that move together in one stage (a block)
+S     stages of one update
+====  =======================================================================
+
+Masks are booleans that say yes: `alive`, `avail`, `first`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+PyTree = Any
+Metrics = dict[str, Array]
+
+
+class PolicyParams(NamedTuple):
+    """Parameters of a team's policies.
+
+    Attributes:
+        shared: one tree per trunk, stacked: every leaf is [G, ...].
+        agents: what each agent owns on top of its trunk, stacked: every leaf is
+            [N, ...]; the empty dict where agents own nothing.
+    """
+
+    shared: PyTree
+    agents: PyTree
+
+
+class Trajectory(NamedTuple):
+    """What one rollout collected; every leaf is [T, E, ...] but for the carries.
+
+    Attributes:
+        obs: what each agent saw before it acted.
+        state: the global state at the same moment, shared by the team.
+        avail: the actions each agent could take.
+        alive: agents that were alive *before* they acted.
+        first: the step opens an episode, so recurrent states start from zero there.
+        action: the action taken.
+        log_prob: its log-probability under the policy that took it.
+        value: the critic's output, in its own (normalised) units.
+        next_value: the critic's output for the state that followed, before any reset;
+            normalised units as well.
+        reward: [T, E, N].
+        terminated: the episode ended by itself: nothing is to be expected after it.
+        truncated: the clock ended it: the value of what would have followed counts.
+        actor_carry: the actors' recurrent states at the start of each chunk, [C, E, N, H].
+        critic_carry: the critic's, [C, E, V, H].
+    """
+
+    obs: Float[Array, "T E N D"]
+    state: Float[Array, "T E S"]
+    avail: Bool[Array, "T E N A"]
+    alive: Bool[Array, "T E N"]
+    first: Bool[Array, "T E"]
+    action: Int[Array, "T E N"]
+    log_prob: Float[Array, "T E N"]
+    value: Float[Array, "T E V"]
+    next_value: Float[Array, "T E V"]
+    reward: Float[Array, "T E N"]
+    terminated: Bool[Array, "T E"]
+    truncated: Bool[Array, "T E"]
+    actor_carry: Float[Array, "C E N H"]
+    critic_carry: Float[Array, "C E V H"]
+
+
+class Schedule(NamedTuple):
+    """Who moves, in what order, with which clip: an algorithm, as data.
+
+    Each row is one stage, one pass over the rollout for one block of agents.
+
+    Attributes:
+        block: the agents that move together in each stage, [S, M].
+        clip_eps: the clip of the surrogate in each stage, [S].
+    """
+
+    block: Int[Array, "S M"]
+    clip_eps: Float[Array, " S"]
+
+
+class RolloutState(NamedTuple):
+    """Where the environments stand between two rollouts; every leaf is [E, ...].
+
+    Attributes:
+        env_state: the environments' own states.
+        timestep: what the agents see now.
+        first: an episode opens here.
+        actor_carry: the actors' recurrent states, [E, N, H].
+        critic_carry: the critic's, [E, V, H].
+        episode_return: reward of the running episode so far, averaged over agents.
+        episode_length: its steps so far.
+    """
+
+    env_state: PyTree
+    timestep: Any
+    first: Bool[Array, " E"]
+    actor_carry: Float[Array, "E N H"]
+    critic_carry: Float[Array, "E V H"]
+    episode_return: Float[Array, " E"]
+    episode_length: Int[Array, " E"]
+
+
+class Learner(NamedTuple):
+    """All that an update changes: parameters, optimiser states, value statistics."""
+
+    actor: PolicyParams
+    critic: PolicyParams
+    actor_opt: PyTree
+    critic_opt: PyTree
+    value_norm: PyTree
+
+
+class TrainState(NamedTuple):
+    """The whole of a training run between two iterations.
+
+    Attributes:
+        learner: parameters, optimiser states and value statistics.
+        rollout: where the environments stand.
+        key: the run's key; iteration i uses `fold_in(key, i)` and nothing else.
+        iteration: iterations done so far.
+    """
+
+    learner: Learner
+    rollout: RolloutState
+    key: PRNGKeyArray
+    iteration: Int[Array, ""]
