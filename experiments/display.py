@@ -55,6 +55,9 @@ class Display:
     def report(self, report: Report) -> float:
         """Shows one iteration; returns the speed, in environment steps per second of all seeds together."""
         active = report.active
+        if report.phase != self._phase:
+            self._phase = report.phase
+            self._ticks.clear()
         for name in ("return", "win_rate"):
             self._remember(name, report.metrics[name][active])
             if report.evaluation is not None:

@@ -74,7 +74,7 @@ def draw_episode(config: RunConfig, result: Result, path: Path) -> None:
     if system.env.draw is None:
         return
     first = jax.tree.map(lambda leaf: leaf[0], result.states)
-    states = record_episode(system, first.learner.actor, jax.random.key(config.seed))
+    states = record_episode(system, result.trainer.weights(first), jax.random.key(config.seed))
     save_gif(system.env.draw(states), path, fps=8)
 
 

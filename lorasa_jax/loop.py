@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from lorasa_jax.envs.base import Env
 from lorasa_jax.switching import should_switch
 from lorasa_jax.system import is_two_phase
 from lorasa_jax.trainer import Trainer, graft, make_trainer
-from lorasa_jax.types import PyTree, TrainState
+from lorasa_jax.types import Metrics, PolicyParams, PyTree, RolloutState, TrainState, Trajectory
 
 SHARED, ADAPTERS = "shared", "adapters"
 """Names of the phases."""
@@ -45,6 +46,7 @@ class Report(NamedTuple):
     evaluation: dict[str, np.ndarray] | None
 
 
+@runtime_checkable
 class Listener(Protocol):
     """What a run tells while it goes on."""
 
@@ -75,7 +77,7 @@ class Result(NamedTuple):
             schemes with one phase.
         random_return: return of random play of each seed, [K].
         final: `greedy` and `sampled` evaluations at the end.
-        compile_seconds: spent compiling.
+        compile_seconds: spent waiting for compilations.
         train_seconds: spent on everything else, evaluations included.
     """
 
@@ -99,44 +101,112 @@ def over_seeds(function: Callable, n_seeds: int) -> Callable:
     return single
 
 
-class _Phase:
-    """The compiled programs of one phase, for all seeds."""
+class _Programs:
+    """The compiled programs of a run. What is not needed yet is compiled while the run goes on.
 
-    def __init__(self, trainer: Trainer, states: TrainState, rows_differ: bool, listener: Listener, name: str):
-        config = trainer.system.config
-        self.trainer, self.name, self.config = trainer, name, config
-        n_seeds = states.iteration.shape[0]
+    Attributes:
+        waited: seconds the run stood still for a compilation.
+    """
 
-        def step(state: TrainState) -> tuple[TrainState, dict]:
-            new, metrics = trainer.step(state)
-            if rows_differ:
-                # A seed that has spent its budget waits for the others, unchanged.
-                done = state.iteration >= config.iterations
+    def __init__(self, n_seeds: int, listener: Listener):
+        self._n_seeds, self._listener = n_seeds, listener
+        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="compile")
+        self._jobs: dict[str, Future] = {}
+        self.waited = 0.0
+
+    def submit(self, name: str, function: Callable, *shapes: PyTree, donate: tuple[int, ...] = ()) -> PyTree:
+        """Starts compiling a function of one seed for all seeds; returns the shapes of what it gives."""
+        mapped = jax.jit(over_seeds(function, self._n_seeds), donate_argnums=donate)
+        traced = mapped.trace(*shapes)
+        self._jobs[name] = self._pool.submit(lambda: traced.lower().compile())
+        return traced.out_info
+
+    def __getitem__(self, name: str) -> Callable:
+        """Returns a compiled program, when it is ready."""
+        job = self._jobs[name]
+        if not job.done():
+            self._listener.status(f"compiling {name}")
+            began = time.perf_counter()
+            wait([job])
+            self.waited += time.perf_counter() - began
+        return job.result()
+
+    def close(self) -> None:
+        """Gives up what has not begun to compile."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Runner:
+    """A run in progress: its programs, and the loop over iterations."""
+
+    def __init__(self, config: Config, env: Env, listener: Listener):
+        self.config, self.env, self.listener = config, env, listener
+        self.two_phase = is_two_phase(config, env)
+        self.trainer = make_trainer(config, env)
+        self.programs = _Programs(config.seeds, listener)
+        self.keys = jnp.stack([jax.random.key(config.seed + k) for k in range(config.seeds)])
+        self._compile()
+
+    def _compile(self) -> None:
+        first, programs = self.trainer, self.programs
+        states = programs.submit("init", first.init, self.keys)
+        weights = jax.eval_shape(over_seeds(first.weights, self.config.seeds), states)
+        played = (weights, states.learner.critic, states.rollout, states.key, states.iteration)
+        rollout, trajectory, _ = programs.submit("collect", first.collect, *played)
+        programs.submit("shared weights", first.weights, states)
+        if self.config.switch_iteration != 0 or not self.two_phase:
+            programs.submit("shared update", self._update(first), states, rollout, trajectory, donate=(0,))
+        greedy = jax.ShapeDtypeStruct((self.config.seeds,), bool)
+        programs.submit("evaluate", first.evaluate, weights, states.key, states.iteration, greedy)
+        if self.two_phase:
+            second = make_trainer(self.config, self.env, adapting=True)
+            states = programs.submit("graft", lambda state: graft(second, state), states)
+            programs.submit("adapters weights", second.weights, states)
+            programs.submit("adapters update", self._update(second), states, rollout, trajectory, donate=(0,))
+
+    def _update(self, trainer: Trainer) -> Callable:
+        iterations = self.config.iterations
+
+        def update(state: TrainState, rollout: RolloutState, trajectory: Trajectory) -> tuple[TrainState, Metrics]:
+            new, metrics = trainer.update(state, rollout, trajectory)
+            if self.config.seeds > 1 and self.config.switch_iteration is None:
+                # Seeds that switched at different steps: one that has spent its budget waits, unchanged.
+                done = state.iteration >= iterations
                 new = jax.tree.map(lambda old, new: jnp.where(done, old, new), state, new)
             return new, metrics
 
-        began = time.perf_counter()
-        listener.status(f"compiling {name}")
-        self.step = jax.jit(over_seeds(step, n_seeds), donate_argnums=0).lower(states).compile()
-        greedy = jnp.ones(n_seeds, bool)
-        self._evaluate = jax.jit(over_seeds(trainer.evaluate, n_seeds)).lower(states, greedy).compile()
-        self.compile_seconds = time.perf_counter() - began
+        return update
 
-    def evaluate(self, states: TrainState, greedy: bool = True) -> dict[str, np.ndarray]:
+    def evaluate(self, phase: str, states: TrainState, greedy: bool = True) -> dict[str, np.ndarray]:
         """Returns the evaluation of every seed."""
-        return _fetch(self._evaluate(states, jnp.full(states.iteration.shape, greedy)))
+        weights = self.programs[f"{phase} weights"](states)
+        return self._evaluate(weights, states, greedy)
 
-    def run(self, states: TrainState, until: int) -> Iterator[tuple[TrainState, Report]]:
-        """Steps all seeds until the first has done `until` iterations in all, then while any has budget left."""
-        config = self.config
+    def random_play(self, states: TrainState) -> dict[str, np.ndarray]:
+        """Returns the evaluation of uniformly random play: with every weight zero all logits are equal."""
+        weights = jax.tree.map(jnp.zeros_like, self.programs["shared weights"](states))
+        return self._evaluate(weights, states, greedy=False)
+
+    def _evaluate(self, weights: PolicyParams, states: TrainState, greedy: bool) -> dict[str, np.ndarray]:
+        flags = jnp.full(self.config.seeds, greedy)
+        return _fetch(self.programs["evaluate"](weights, states.key, states.iteration, flags))
+
+    def iterate(self, phase: str, states: TrainState, until: int) -> Iterator[tuple[TrainState, Report]]:
+        """Runs iterations of one phase until every seed has done `until` in all."""
+        config, programs = self.config, self.programs
         before = np.asarray(states.iteration)
         while before.min() < until:
-            states, metrics = self.step(states)
+            weights = programs[f"{phase} weights"](states)
+            rollout, trajectory, episodes = programs["collect"](
+                weights, states.learner.critic, states.rollout, states.key, states.iteration
+            )
+            states, metrics = programs[f"{phase} update"](states, rollout, trajectory)
             active = before < config.iterations
             after = np.minimum(before + 1, config.iterations)
             due = np.any(active & (after % config.evaluation_interval == 0))
-            evaluation = self.evaluate(states) if due else None
-            report = Report(self.name, after * config.steps_per_iteration, active, _fetch(metrics), evaluation)
+            evaluation = self.evaluate(phase, states) if due else None
+            measured = _fetch({**episodes, **metrics})
+            report = Report(phase, after * config.steps_per_iteration, active, measured, evaluation)
             _check_finite(report, config)
             yield states, report
             before = after
@@ -170,68 +240,69 @@ def run(config: Config, env: Env, listener: Listener | None = None) -> Result:
         Diverged: a loss or gradient is no longer finite.
     """
     listener, began = listener or Silent(), time.perf_counter()
-    n_seeds = config.seeds
-    keys = jnp.stack([jax.random.key(config.seed + k) for k in range(n_seeds)])
-    trainer = make_trainer(config, env)
-    listener.status("starting")
-    states = jax.jit(over_seeds(trainer.init, n_seeds))(keys)
-    random_return = np.asarray(jax.jit(over_seeds(trainer.evaluate_random, n_seeds))(keys)["return"])
-    compile_seconds = time.perf_counter() - began
-    two_phase = is_two_phase(config, env)
-    switch_steps: list[int | None] = [None] * n_seeds
-    # A single iteration leaves nothing to wait for: it belongs to the adapters.
-    switch = 0 if two_phase and config.iterations == 1 else config.switch_iteration if two_phase else config.iterations
+    runner = _Runner(config, env, listener)
+    try:
+        return _run(runner, began)
+    finally:
+        runner.programs.close()
 
-    phase = None
-    if switch != 0:
-        phase = _Phase(trainer, states, False, listener, SHARED)
-        compile_seconds += phase.compile_seconds
-        if two_phase and switch is None:
-            states, switch_steps = _train_until_each_switches(phase, states, random_return, listener)
-        else:
-            for states, report in phase.run(states, switch):
-                listener.report(report)
-    if two_phase:
+
+def _run(runner: _Runner, began: float) -> Result:
+    config, listener = runner.config, runner.listener
+    states = runner.programs["init"](runner.keys)
+    random_return = runner.random_play(states)["return"]
+    switch_steps: list[int | None] = [None] * config.seeds
+    trainer, phase, switch = runner.trainer, SHARED, config.switch_iteration
+    if not runner.two_phase:
+        switch = config.iterations
+    elif config.iterations == 1:
+        switch = 0  # a single iteration leaves nothing to wait for
+
+    if switch is None:
+        states, switch_steps = _train_until_each_switches(runner, states, random_return)
+    else:
+        for states, report in runner.iterate(SHARED, states, switch):
+            listener.report(report)
+    if runner.two_phase:
         if switch is not None:
-            switch_steps = [switch * config.steps_per_iteration] * n_seeds
-        trainer = make_trainer(config, env, adapting=True)
-        states = jax.jit(over_seeds(lambda state: graft(trainer, state), n_seeds))(states)
-        phase = _Phase(trainer, states, len(set(switch_steps)) > 1, listener, ADAPTERS)
-        compile_seconds += phase.compile_seconds
-        for states, report in phase.run(states, config.iterations):
+            switch_steps = [switch * config.steps_per_iteration] * config.seeds
+        trainer, phase = make_trainer(config, runner.env, adapting=True), ADAPTERS
+        states = runner.programs["graft"](states)
+        for states, report in runner.iterate(ADAPTERS, states, config.iterations):
             listener.report(report)
 
     listener.status("final evaluation")
-    final = {"greedy": phase.evaluate(states, greedy=True), "sampled": phase.evaluate(states, greedy=False)}
-    train_seconds = time.perf_counter() - began - compile_seconds
-    return Result(trainer, states, switch_steps, random_return, final, compile_seconds, train_seconds)
+    final = {name: runner.evaluate(phase, states, greedy=name == "greedy") for name in ("greedy", "sampled")}
+    waited = runner.programs.waited
+    return Result(
+        trainer, states, switch_steps, random_return, final, waited, time.perf_counter() - began - waited
+    )
 
 
 def _train_until_each_switches(
-    phase: _Phase, states: TrainState, random_return: np.ndarray, listener: Listener
+    runner: _Runner, states: TrainState, random_return: np.ndarray
 ) -> tuple[TrainState, list[int | None]]:
     """Trains the trunks; returns each seed's state where its own curve said to switch, and the steps."""
-    config = phase.config
-    n_seeds = len(random_return)
-    kept: list[TrainState | None] = [None] * n_seeds
-    switch_steps: list[int | None] = [None] * n_seeds
+    config = runner.config
+    kept: list[TrainState | None] = [None] * config.seeds
+    switch_steps: list[int | None] = [None] * config.seeds
     steps: list[int] = []
-    curves: list[list[float]] = [[] for _ in range(n_seeds)]
+    curves: list[list[float]] = [[] for _ in range(config.seeds)]
     # The last iteration is left to the adapters, however short the run.
-    for states, report in phase.run(states, config.iterations - 1):
+    for states, report in runner.iterate(SHARED, states, config.iterations - 1):
         waiting = np.array([state is None for state in kept])
-        listener.report(report._replace(active=waiting))
+        runner.listener.report(report._replace(active=waiting))
         now = int(report.env_steps[0])
-        last_chance = now >= (config.iterations - 1) * config.steps_per_iteration
+        due = now >= (config.iterations - 1) * config.steps_per_iteration
         if report.evaluation is not None:
             steps.append(now)
         for k in np.flatnonzero(waiting):
             if report.evaluation is not None:
                 curves[k].append(float(report.evaluation["return"][k]))
-            due = report.evaluation is not None and should_switch(
-                steps, curves[k], float(random_return[k]), config.total_steps
-            )
-            if due or last_chance:
+                due_k = due or should_switch(steps, curves[k], float(random_return[k]), config.total_steps)
+            else:
+                due_k = due
+            if due_k:
                 kept[k] = jax.tree.map(lambda leaf, k=k: leaf[k].copy(), states)
                 switch_steps[k] = now
         if all(state is not None for state in kept):

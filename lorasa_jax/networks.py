@@ -42,7 +42,7 @@ class Linear(nn.Module):
         return lambda x: x @ kernel + bias + (x @ left) @ right
 
 
-def gru_step(gates_x: Float[Array, "... 3H"], gates_h: Float[Array, "... 3H"], h: Float[Array, "... H"]) -> Array:
+def gru_step(gates_x: Float[Array, "... H3"], gates_h: Float[Array, "... H3"], h: Float[Array, "... H"]) -> Array:
     """Returns the next recurrent state of a GRU from its two stacked products.
 
     With (r, z, n) the thirds of `gates_x` = W_i x + b_i and of `gates_h` = W_h h + b_h:

@@ -40,7 +40,7 @@ def slotted_adam(max_grad_norm: float, eps: float) -> Optimizer:
     ) -> tuple[PyTree, PyTree, Float[Array, " slots"]]:
         updates, new_state = jax.vmap(transform.update)(grads, state)
         new_params = jax.tree.map(lambda p, u: p - lr * u, params, updates)
-        norms = jax.vmap(optax.global_norm)(grads)
+        norms = jax.vmap(optax.tree.norm)(grads)
         if moved is None:
             return new_params, new_state, norms
 

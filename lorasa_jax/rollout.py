@@ -19,7 +19,7 @@ from lorasa_jax.distributions import mask_logits
 from lorasa_jax.envs.base import Env, TimeStep
 from lorasa_jax.losses import masked_mean
 from lorasa_jax.system import System
-from lorasa_jax.types import Learner, Metrics, PolicyParams, PyTree, RolloutState, Trajectory
+from lorasa_jax.types import Metrics, PolicyParams, PyTree, RolloutState, Trajectory
 
 STEPS_PER_START = 16
 """One start state per environment is drawn for every so many steps of a rollout."""
@@ -52,9 +52,16 @@ def _start_pool(env: Env, key: PRNGKeyArray, n_envs: int, length: int) -> tuple[
 
 
 def collect(
-    system: System, learner: Learner, start: RolloutState, key: PRNGKeyArray
+    system: System, weights: PolicyParams, critic: PolicyParams, start: RolloutState, key: PRNGKeyArray
 ) -> tuple[RolloutState, Trajectory, Metrics]:
-    """Plays one rollout with the current policy, and values it.
+    """Plays one rollout, and values it.
+
+    Args:
+        system: the parts.
+        weights: of `system.acting`.
+        critic: of `system.critic`.
+        start: where the environments stand.
+        key: used for start states, actions and the environments' chance.
 
     Returns:
         Where the environments stand afterwards, the trajectory, and statistics of the
@@ -66,7 +73,6 @@ def collect(
     pool_key, play_key = jax.random.split(key)
     pool = _start_pool(env, pool_key, n_envs, length)
     pool_size = jax.tree.leaves(pool)[0].shape[0]
-    params = system.actor.merge(learner.actor)
     bootstrap = config.time_limit == "bootstrap"
     everyone = jnp.arange(n_envs)
 
@@ -74,7 +80,7 @@ def collect(
         now, used = carry
         act_key, env_key = jax.random.split(key)
         seen = now.timestep
-        carries, logits = system.acting.unroll(params, now.actor_carry, seen.obs[None], now.first[None])
+        carries, logits = system.acting.unroll(weights, now.actor_carry, seen.obs[None], now.first[None])
         logits = mask_logits(logits[0], seen.avail)
         action = system.dist.sample(act_key, logits)
         env_state, timestep = jax.vmap(env.step)(jax.random.split(env_key, n_envs), now.env_state, action)
@@ -103,7 +109,7 @@ def collect(
         final_view = system.critic_view(timestep.obs, timestep.state) if bootstrap else None
         return (later, used + done), (record, ended, final_view)
 
-    def play_chunk(carry: tuple, keys: PRNGKeyArray) -> tuple[tuple, Any]:
+    def play_chunk(carry: tuple, keys: Array) -> tuple[tuple, Any]:
         return_, records = jax.lax.scan(step, carry, keys)
         return return_, (records, carry[0].actor_carry)
 
@@ -111,7 +117,7 @@ def collect(
     (later, _), (records, actor_carry) = jax.lax.scan(play_chunk, (start, jnp.zeros(n_envs, int)), keys)
     record, ended, final_view = jax.tree.map(lambda leaf: jax.lax.collapse(leaf, 0, 2), records)
 
-    carries, value, next_value = _values(system, learner.critic, start, later, record, final_view)
+    carries, value, next_value = _values(system, critic, start, later, record, final_view)
     before = jnp.concatenate([start.critic_carry[None], carries[:-1]])
     trajectory = Trajectory(
         **record,
@@ -155,9 +161,9 @@ def _episode_statistics(ended: dict[str, Array]) -> Metrics:
     }
 
 
-def record_episode(system: System, params: PolicyParams, key: PRNGKeyArray) -> PyTree:
+def record_episode(system: System, weights: PolicyParams, key: PRNGKeyArray) -> PyTree:
     """Returns the environment's states along one greedy episode, start and end included, [steps + 1, ...]."""
-    env, weights = system.env, system.actor.merge(params)
+    env = system.env
     reset_key, play_key = jax.random.split(key)
 
     @jax.jit
@@ -175,7 +181,7 @@ def record_episode(system: System, params: PolicyParams, key: PRNGKeyArray) -> P
 
 
 def evaluate(
-    system: System, params: PolicyParams, key: PRNGKeyArray, greedy: Bool[Array, ""] | bool
+    system: System, weights: PolicyParams, key: PRNGKeyArray, greedy: Bool[Array, ""] | bool
 ) -> dict[str, Float[Array, ""]]:
     """Returns `return`, `win_rate` and `length`, means over whole episodes from fresh starts.
 
@@ -183,12 +189,11 @@ def evaluate(
 
     Args:
         system: the parts; `config.eval_episodes` episodes are played.
-        params: the actors' parameters, not merged.
+        weights: of `system.acting`.
         key: used for start states, actions and the environment's chance.
         greedy: take the most probable action; otherwise sample.
     """
     env, episodes = system.env, system.config.eval_episodes
-    weights = system.actor.merge(params)
     reset_key, play_key = jax.random.split(key)
     env_state, timestep = jax.vmap(env.reset)(jax.random.split(reset_key, episodes))
     nothing_yet = jnp.zeros(episodes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -18,7 +19,7 @@ from lorasa_jax.optim import Optimizer, slotted_adam
 from lorasa_jax.policy import Policy, make_policy
 from lorasa_jax.schedules import SCHEDULES
 from lorasa_jax.sharing import SCHEMES, Sharing, critic_sharing, merged, trunks_only
-from lorasa_jax.types import Learner, Schedule
+from lorasa_jax.types import Learner, PolicyParams, Schedule
 
 
 class System(NamedTuple):
@@ -28,7 +29,10 @@ class System(NamedTuple):
         config: the run's configuration.
         env: the environment.
         actor: the policy that is trained, its adapters applied in factored form.
-        acting: the policy that plays, on `actor.merge`d weights.
+        acting: the policy that plays, with the full weights of each agent.
+        weights: `weights(params) -> PolicyParams` of `acting` from those of `actor`. Both
+            phases of a scheme play with the same `acting`, so the programs that only play
+            serve both.
         critic: the critic; its outputs are values in its own units.
         critic_view: `critic_view(obs [..., N, D], state [..., S]) -> [..., V, D']`.
         dist: the actors' distribution.
@@ -42,6 +46,7 @@ class System(NamedTuple):
     env: Env
     actor: Policy
     acting: Policy
+    weights: Callable[[PolicyParams], PolicyParams]
     critic: Policy
     critic_view: Callable[[Array, Array], Array]
     dist: Distribution
@@ -83,11 +88,22 @@ def make_system(config: Config, env: Env, *, adapting: bool = False) -> System:
         n_values = 1 if scope == "team" else spec.n_agents
         return jnp.broadcast_to(state[..., None, :], (*state.shape[:-1], n_values, spec.state_dim))
 
+    actor = make_policy(sharing, network, spec.obs_dim)
+    acting = make_policy(merged(scheme), network, spec.obs_dim)
+
+    def weights(params: PolicyParams) -> PolicyParams:
+        full = actor.merge(params)
+        if merged(sharing).groups == acting.sharing.groups:
+            return full
+        homes = jnp.array(sharing.groups)
+        return PolicyParams(jax.tree.map(lambda leaf: leaf[homes], full.shared), {})
+
     return System(
         config=config,
         env=env,
-        actor=make_policy(sharing, network, spec.obs_dim),
-        acting=make_policy(merged(sharing), network, spec.obs_dim),
+        actor=actor,
+        acting=acting,
+        weights=weights,
         critic=make_policy(
             critic_sharing(scope, spec.n_agents), Network(config.critic, 1, head_gain=1.0), critic_dim
         ),

@@ -15,11 +15,11 @@ from lorasa_jax.envs.base import Env
 from lorasa_jax.rollout import collect, evaluate, initial_state
 from lorasa_jax.sharing import count
 from lorasa_jax.system import System, init_optimizer, is_two_phase, make_system
-from lorasa_jax.types import Learner, Metrics, TrainState
+from lorasa_jax.types import Learner, Metrics, PolicyParams, RolloutState, TrainState, Trajectory
 from lorasa_jax.update import run_schedule
 
-# What a run's key is used for, besides its iterations.
-_INIT, _LOOP, _GRAFT, _EVALUATION = range(4)
+# What a run's key is used for; most of them once in every iteration.
+_INIT, _COLLECT, _UPDATE, _GRAFT, _EVALUATE = range(5)
 
 
 class Trainer(NamedTuple):
@@ -28,21 +28,28 @@ class Trainer(NamedTuple):
     Attributes:
         system: the parts they are made of.
         init: `init(key) -> TrainState`.
-        step: `step(state) -> (state, metrics)`, one rollout and one update.
-        evaluate: `evaluate(state, greedy) -> metrics` over whole episodes, on keys that
-            training never uses.
-        evaluate_random: `evaluate_random(key) -> metrics` of uniformly random play.
+        weights: `weights(state) -> PolicyParams` to play with.
+        collect: `collect(weights, critic, rollout, key, iteration) -> (rollout, trajectory, metrics)`.
+        update: `update(state, rollout, trajectory) -> (state, metrics)`.
+        step: `step(state) -> (state, metrics)`, one iteration: the three above, one after the other.
+        evaluate: `evaluate(weights, key, iteration, greedy) -> metrics` over whole episodes,
+            on keys that training never uses.
     """
 
     system: System
     init: Callable[[PRNGKeyArray], TrainState]
+    weights: Callable[[TrainState], PolicyParams]
+    collect: Callable[..., tuple[RolloutState, Trajectory, Metrics]]
+    update: Callable[[TrainState, RolloutState, Trajectory], tuple[TrainState, Metrics]]
     step: Callable[[TrainState], tuple[TrainState, Metrics]]
-    evaluate: Callable[[TrainState, Bool[Array, ""] | bool], Metrics]
-    evaluate_random: Callable[[PRNGKeyArray], Metrics]
+    evaluate: Callable[..., Metrics]
 
 
 def make_trainer(config: Config, env: Env, *, adapting: bool = False) -> Trainer:
-    """Returns the trainer of a phase: of the trunks, or (`adapting`) of what the agents own."""
+    """Returns the trainer of a phase: of the trunks, or (`adapting`) of what the agents own.
+
+    What only plays, `collect` and `evaluate`, is the same in both phases of a scheme.
+    """
     system = make_system(config, env, adapting=adapting)
 
     def init(key: PRNGKeyArray) -> TrainState:
@@ -62,25 +69,36 @@ def make_trainer(config: Config, env: Env, *, adapting: bool = False) -> Trainer
             iteration=jnp.zeros((), int),
         )
 
-    def step(state: TrainState) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.fold_in(state.key, _LOOP), state.iteration)
-        collect_key, update_key = jax.random.split(key)
+    def weights(state: TrainState) -> PolicyParams:
+        return system.weights(state.learner.actor)
+
+    def collect_(
+        weights: PolicyParams, critic: PolicyParams, rollout: RolloutState, key: PRNGKeyArray, iteration: Array
+    ) -> tuple[RolloutState, Trajectory, Metrics]:
+        return collect(system, weights, critic, rollout, _key(key, _COLLECT, iteration))
+
+    def update(state: TrainState, rollout: RolloutState, trajectory: Trajectory) -> tuple[TrainState, Metrics]:
         lr_scale = 1.0 - state.iteration / config.iterations if config.ppo.anneal_lr else jnp.ones(())
-        rollout, trajectory, episodes = collect(system, state.learner, state.rollout, collect_key)
-        learner, info = run_schedule(system, state.learner, trajectory, lr_scale, update_key)
-        metrics = {**episodes, **info, "lr": config.ppo.lr * lr_scale}
-        return state._replace(learner=learner, rollout=rollout, iteration=state.iteration + 1), metrics
+        key = _key(state.key, _UPDATE, state.iteration)
+        learner, metrics = run_schedule(system, state.learner, trajectory, lr_scale, key)
+        state = state._replace(learner=learner, rollout=rollout, iteration=state.iteration + 1)
+        return state, {**metrics, "lr": config.ppo.lr * lr_scale}
 
-    def evaluate_state(state: TrainState, greedy: Bool[Array, ""] | bool) -> Metrics:
-        key = jax.random.fold_in(jax.random.fold_in(state.key, _EVALUATION), state.iteration)
-        return evaluate(system, state.learner.actor, key, greedy)
+    def step(state: TrainState) -> tuple[TrainState, Metrics]:
+        rollout, trajectory, episodes = collect_(
+            weights(state), state.learner.critic, state.rollout, state.key, state.iteration
+        )
+        state, metrics = update(state, rollout, trajectory)
+        return state, {**episodes, **metrics}
 
-    def evaluate_random(key: PRNGKeyArray) -> Metrics:
-        # With every weight zero all logits are equal.
-        blank = jax.tree.map(jnp.zeros_like, system.actor.init(key))
-        return evaluate(system, blank, jax.random.fold_in(key, _EVALUATION), greedy=False)
+    def evaluate_(weights: PolicyParams, key: PRNGKeyArray, iteration: Array, greedy: Bool[Array, ""] | bool) -> Metrics:
+        return evaluate(system, weights, _key(key, _EVALUATE, iteration), greedy)
 
-    return Trainer(system, init, step, evaluate_state, evaluate_random)
+    return Trainer(system, init, weights, collect_, update, step, evaluate_)
+
+
+def _key(key: PRNGKeyArray, purpose: int, iteration: Array) -> PRNGKeyArray:
+    return jax.random.fold_in(jax.random.fold_in(key, purpose), iteration)
 
 
 def graft(trainer: Trainer, state: TrainState) -> TrainState:

@@ -126,7 +126,7 @@ class TrainState(NamedTuple):
     Attributes:
         learner: parameters, optimiser states and value statistics.
         rollout: where the environments stand.
-        key: the run's key; iteration i uses `fold_in(key, i)` and nothing else.
+        key: the run's key; what iteration i draws depends on it and on i alone.
         iteration: iterations done so far.
     """
 

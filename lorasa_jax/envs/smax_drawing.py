@@ -221,6 +221,6 @@ def _write(pen: ImageDraw.ImageDraw, x: float, y: float, text: str, size: float,
 
 
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Returns the font that comes with Pillow: the same picture on every machine."""
     return ImageFont.load_default(size)
