@@ -86,11 +86,13 @@ def train(config: RunConfig, began: float) -> None:
 
     from lorasa_jax.envs import make_env
     from lorasa_jax.loop import Diverged, run
+    from lorasa_jax.trainer import make_trainer
 
     if config.cache:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lorasa_jax"
         jax.config.update("jax_compilation_cache_dir", str(cache))
     env = make_env(config)
+    make_trainer(config, env)  # what does not fit the environment is said before anything is written
     directory = config.directory
     record = Record(directory, config)
     track = make_tracker(config.track, directory.name, str(directory), dataclasses.asdict(config))

@@ -1,1 +1,72 @@
-"""LoRASA in JAX: one shared policy, and a small low-rank adapter for every agent."""
+"""LoRASA in JAX: one shared policy, and a small low-rank adapter for every agent.
+
+Importing the package loads nothing heavy: each public name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lorasa_jax.adapters import NOTHING as NOTHING
+    from lorasa_jax.adapters import Adapter as Adapter
+    from lorasa_jax.adapters import low_rank as low_rank
+    from lorasa_jax.config import Config as Config
+    from lorasa_jax.config import ConfigError as ConfigError
+    from lorasa_jax.config import CriticConfig as CriticConfig
+    from lorasa_jax.config import NetworkConfig as NetworkConfig
+    from lorasa_jax.config import PPOConfig as PPOConfig
+    from lorasa_jax.config import SmaxConfig as SmaxConfig
+    from lorasa_jax.envs import ENVS as ENVS
+    from lorasa_jax.envs import Env as Env
+    from lorasa_jax.envs import EnvSpec as EnvSpec
+    from lorasa_jax.envs import TimeStep as TimeStep
+    from lorasa_jax.envs import make_env as make_env
+    from lorasa_jax.loop import Report as Report
+    from lorasa_jax.loop import Result as Result
+    from lorasa_jax.loop import run as run
+    from lorasa_jax.policy import Policy as Policy
+    from lorasa_jax.policy import make_policy as make_policy
+    from lorasa_jax.rollout import record_episode as record_episode
+    from lorasa_jax.schedules import SCHEDULES as SCHEDULES
+    from lorasa_jax.sharing import SCHEMES as SCHEMES
+    from lorasa_jax.sharing import Sharing as Sharing
+    from lorasa_jax.trainer import Trainer as Trainer
+    from lorasa_jax.trainer import count_params as count_params
+    from lorasa_jax.trainer import graft as graft
+    from lorasa_jax.trainer import make_trainer as make_trainer
+    from lorasa_jax.trainer import train as train
+    from lorasa_jax.types import PolicyParams as PolicyParams
+    from lorasa_jax.types import Schedule as Schedule
+    from lorasa_jax.types import TrainState as TrainState
+    from lorasa_jax.types import Trajectory as Trajectory
+
+_HOMES = {
+    "adapters": ("NOTHING", "Adapter", "low_rank"),
+    "config": ("Config", "ConfigError", "CriticConfig", "NetworkConfig", "PPOConfig", "SmaxConfig"),
+    "envs": ("ENVS", "Env", "EnvSpec", "TimeStep", "make_env"),
+    "loop": ("Report", "Result", "run"),
+    "policy": ("Policy", "make_policy"),
+    "rollout": ("record_episode",),
+    "schedules": ("SCHEDULES",),
+    "sharing": ("SCHEMES", "Sharing"),
+    "trainer": ("Trainer", "count_params", "graft", "make_trainer", "train"),
+    "types": ("PolicyParams", "Schedule", "TrainState", "Trajectory"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version("lorasa-jax")
+    if name not in _HOME:
+        raise AttributeError(f"module 'lorasa_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"lorasa_jax.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,101 @@
+"""The command line, as a user meets it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cli import PRESETS, RunConfig, parse
+
+RUN = Path(__file__).parents[2] / "experiments" / "run.py"
+PRESET_NAMES = sorted((path.parent.name, path.stem) for path in PRESETS.glob("*/*.yaml"))
+
+
+def wrong(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """What a command line that cannot work says."""
+    with pytest.raises(SystemExit) as stop:
+        parse(RunConfig, argv)
+    assert stop.value.code == 2
+    return " ".join(word for word in capsys.readouterr().err.split() if word not in "│╭╮╰╯")
+
+
+@pytest.mark.parametrize(("env", "preset"), PRESET_NAMES)
+def test_every_preset_is_a_valid_configuration(env: str, preset: str) -> None:
+    config = parse(RunConfig, ["--env", env, "--preset", preset])
+    assert (config.env, config.preset) == (env, preset)
+
+
+def test_flags_override_the_preset_which_overrides_the_defaults(tmp_path: Path) -> None:
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("rank: 3\nppo: {lr: 0.5, gamma: 0.25}\nplacement: [head, gru_in]\n")
+    config = parse(RunConfig, ["--preset", str(preset), "--ppo.lr", "0.125"])
+    assert (config.rank, config.ppo.lr, config.ppo.gamma, config.ppo.clip_eps) == (3, 0.125, 0.25, 0.2)
+    assert config.adapted_layers == ("gru_in", "head")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--rank", "0"], ["rank must be positive, got 0"]),
+        (["--rank", "-2"], ["rank must be positive, got -2"]),
+        (["--total-steps", "0"], ["total-steps must be positive, got 0"]),
+        (["--total-steps", "-5"], ["total-steps must be positive"]),
+        (["--total-steps", "10"], ["less than one iteration", "raise it"]),
+        (["--switch-step", "99999999"], ["switch-step must lie in [0,", "99,999,999"]),
+        (["--placement", "heat"], ["placement 'heat' names no layer", "'head'", "gru_hidden"]),
+        (["--preset", "fats"], ["no preset 'fats' for smax", "'fast'", "jaxmarl"]),
+        (["--env", "toy", "--preset", "jaxmarl"], ["no preset 'jaxmarl' for toy", "one for smax"]),
+        (["--env", "toi"], ["'toi'", "smax", "toy"]),
+        (["--totl-steps", "10"], ["--totl-steps", "--total-steps"]),
+        (["--ppo.lr", "fast"], ["--ppo.lr", "'fast'"]),
+        (["--sharing", "lora"], ["'lora'", "lorasa"]),
+        (["--preset", "nowhere.yaml"], ["no preset file nowhere.yaml"]),
+    ],
+)
+def test_a_wrong_flag_is_named_with_what_was_expected(
+    capsys: pytest.CaptureFixture[str], argv: list[str], said: list[str]
+) -> None:
+    message = wrong(capsys, *argv)
+    for words in said:
+        assert words in message
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("env: toy\n", "a preset for toy, but --env is smax"),
+        ("ppo: {learning_rate: 1}\n", "no setting 'ppo.learning_rate'"),
+        ("rnak: 1\n", "no setting 'rnak' (did you mean 'rank'"),
+        ("ppo: 3\n", "ppo is a section"),
+        ("- rank\n", "must hold settings"),
+        ("rank: [\n", "no valid YAML"),
+    ],
+)
+def test_a_wrong_preset_is_named_with_its_fault(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, said: str
+) -> None:
+    preset = tmp_path / "mine.yaml"
+    preset.write_text(text)
+    assert said in wrong(capsys, "--preset", str(preset))
+
+
+def test_a_preset_is_read_safely(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("rank: !!python/object/apply:os.getpid []\n")
+    assert "no valid YAML" in wrong(capsys, "--preset", str(preset))
+
+
+def test_help_is_instant_and_needs_no_jax() -> None:
+    code = f"import runpy, sys; sys.argv = [{str(RUN)!r}, '--help']\n"
+    code += f"try: runpy.run_path({str(RUN)!r}, run_name='__main__')\nexcept SystemExit: print('jax' in sys.modules)"
+    began = time.perf_counter()
+    path = str(RUN.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {path!r})\n{code}"], capture_output=True, text=True
+    )
+    assert "--switch-step" in done.stdout
+    assert done.stdout.strip().endswith("False")
+    assert time.perf_counter() - began < 10  # a wide margin: what keeps it short is that jax is not loaded

@@ -1,0 +1,55 @@
+"""The package as a guest in somebody's process."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import lorasa_jax
+
+QUIET_IMPORT = """
+import os, random, sys, warnings
+
+def globals_():
+    streams = sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__
+    return streams, dict(os.environ), list(warnings.filters), random.getstate()
+
+before = globals_()
+import lorasa_jax
+assert globals_() == before
+assert "jax" not in sys.modules, "importing the package must load nothing heavy"
+
+import chex, flax.linen, jax.numpy, optax, jax  # what these change is theirs
+before = globals_()
+config = dict(jax.config.values)
+from lorasa_jax import make_trainer, run
+assert globals_() == before
+assert dict(jax.config.values) == config
+assert "jaxmarl" not in sys.modules
+"""
+
+
+def test_importing_prints_nothing_and_changes_no_global() -> None:
+    done = subprocess.run([sys.executable, "-c", QUIET_IMPORT], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_every_public_name_is_there_and_nothing_else_is() -> None:
+    for name in lorasa_jax.__all__:
+        assert getattr(lorasa_jax, name) is not None
+    try:
+        lorasa_jax.no_such_name  # noqa: B018
+    except AttributeError as error:
+        assert "no_such_name" in str(error)
+    else:
+        raise AssertionError("an unknown name must not be found")
+
+
+def test_the_name_of_a_scheme_is_written_once() -> None:
+    """A sharing scheme is data: no module but the registry asks which one it is."""
+    for path in Path(lorasa_jax.__file__).parent.rglob("*.py"):
+        strings = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
+        allowed = {"sharing.py": 1, "config.py": 2}.get(path.name, 0)  # the registry; the flag and its default
+        assert strings.count("lorasa") == allowed, path
