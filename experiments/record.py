@@ -123,15 +123,16 @@ class Record:
 
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
+        from matplotlib.ticker import EngFormatter
 
         figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True)
         for axis, name in zip(axes, ("return", "win_rate"), strict=True):
             for key, colour, label in ((name, "#9aa5b1", "training, sampled"), (f"eval_{name}", "#1f5fa8", "greedy")):
-                curves = self._curves(key)
-                for i, (steps, values) in enumerate(curves):
-                    axis.plot(steps, values, color=colour, lw=1.2, alpha=0.75, label=label if i == 0 else None)
+                for i, (steps, values) in enumerate(self._curves(key)):
+                    axis.plot(steps, values, color=colour, lw=1.2, alpha=0.75, label=None if i else label)
             for step in {step for step in switch_steps if step}:
                 axis.axvline(step, color="#c2410c", ls="--", lw=1)
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
             axis.set(xlabel="environment steps", ylabel=name.replace("_", " "))
             axis.spines[["top", "right"]].set_visible(False)
             axis.grid(alpha=0.25)

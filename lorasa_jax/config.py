@@ -63,7 +63,9 @@ class NetworkConfig:
         _positive(self, "hidden")
         require(self.layers >= 0, f"layers must be 0 or more, got {self.layers}")
         require(self.layers_after >= 0, f"layers-after must be 0 or more, got {self.layers_after}")
-        require(self.recurrent or self.layers + self.layers_after > 0, "a feed-forward network needs at least one layer")
+        require(
+            self.recurrent or self.layers + self.layers_after > 0, "a feed-forward network needs at least one layer"
+        )
 
     @property
     def layer_names(self) -> tuple[str, ...]:

@@ -274,9 +274,7 @@ def _run(runner: _Runner, began: float) -> Result:
     listener.status("final evaluation")
     final = {name: runner.evaluate(phase, states, greedy=name == "greedy") for name in ("greedy", "sampled")}
     waited = runner.programs.waited
-    return Result(
-        trainer, states, switch_steps, random_return, final, waited, time.perf_counter() - began - waited
-    )
+    return Result(trainer, states, switch_steps, random_return, final, waited, time.perf_counter() - began - waited)
 
 
 def _train_until_each_switches(
@@ -292,17 +290,17 @@ def _train_until_each_switches(
     for states, report in runner.iterate(SHARED, states, config.iterations - 1):
         waiting = np.array([state is None for state in kept])
         runner.listener.report(report._replace(active=waiting))
-        now = int(report.env_steps[0])
-        due = now >= (config.iterations - 1) * config.steps_per_iteration
-        if report.evaluation is not None:
+        now, evaluation = int(report.env_steps[0]), report.evaluation
+        last = now >= (config.iterations - 1) * config.steps_per_iteration
+        if evaluation is not None:
             steps.append(now)
+            for k, value in enumerate(evaluation["return"]):
+                curves[k].append(float(value))
         for k in np.flatnonzero(waiting):
-            if report.evaluation is not None:
-                curves[k].append(float(report.evaluation["return"][k]))
-                due_k = due or should_switch(steps, curves[k], float(random_return[k]), config.total_steps)
-            else:
-                due_k = due
-            if due_k:
+            ready = evaluation is not None and should_switch(
+                steps, curves[k], float(random_return[k]), config.total_steps
+            )
+            if ready or last:
                 kept[k] = jax.tree.map(lambda leaf, k=k: leaf[k].copy(), states)
                 switch_steps[k] = now
         if all(state is not None for state in kept):

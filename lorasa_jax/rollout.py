@@ -214,6 +214,13 @@ def evaluate(
         tally = (total + counts * seen.reward.mean(axis=-1), won + counts * seen.won, length + counts)
         return t + 1, env_state, seen, carries[0], over | seen.terminated | seen.truncated, tally
 
-    start = (0, env_state, timestep, system.acting.initial_carry(episodes), jnp.zeros(episodes, bool), (nothing_yet,) * 3)
+    start = (
+        0,
+        env_state,
+        timestep,
+        system.acting.initial_carry(episodes),
+        jnp.zeros(episodes, bool),
+        (nothing_yet,) * 3,
+    )
     *_, (total, won, length) = jax.lax.while_loop(going_on, step, start)
     return {"return": total.mean(), "win_rate": won.mean(), "length": length.mean()}

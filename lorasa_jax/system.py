@@ -104,9 +104,7 @@ def make_system(config: Config, env: Env, *, adapting: bool = False) -> System:
         actor=actor,
         acting=acting,
         weights=weights,
-        critic=make_policy(
-            critic_sharing(scope, spec.n_agents), Network(config.critic, 1, head_gain=1.0), critic_dim
-        ),
+        critic=make_policy(critic_sharing(scope, spec.n_agents), Network(config.critic, 1, head_gain=1.0), critic_dim),
         critic_view=critic_view,
         dist=distributions.categorical,
         value_norm=normalize.running() if config.ppo.value_norm else normalize.raw(),

@@ -91,7 +91,9 @@ def make_trainer(config: Config, env: Env, *, adapting: bool = False) -> Trainer
         state, metrics = update(state, rollout, trajectory)
         return state, {**episodes, **metrics}
 
-    def evaluate_(weights: PolicyParams, key: PRNGKeyArray, iteration: Array, greedy: Bool[Array, ""] | bool) -> Metrics:
+    def evaluate_(
+        weights: PolicyParams, key: PRNGKeyArray, iteration: Array, greedy: Bool[Array, ""] | bool
+    ) -> Metrics:
         return evaluate(system, weights, _key(key, _EVALUATE, iteration), greedy)
 
     return Trainer(system, init, weights, collect_, update, step, evaluate_)

@@ -36,9 +36,7 @@ def test_a_run_leaves_its_files(directory: Path) -> None:
 
 def test_there_is_one_row_per_seed_and_iteration(directory: Path) -> None:
     found = [(row["seed"], row["iteration"], row["env_steps"], row["phase"]) for row in rows(directory)]
-    expected = [
-        (seed, i, 64 * i, "shared" if i <= 4 else "adapters") for i in range(1, 9) for seed in (3, 4)
-    ]
+    expected = [(seed, i, 64 * i, "shared" if i <= 4 else "adapters") for i in range(1, 9) for seed in (3, 4)]
     assert found == expected
     measured = {
         "return", "win_rate", "kl", "clip_fraction", "entropy", "explained_variance", "actor_grad_norm",
