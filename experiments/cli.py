@@ -51,12 +51,12 @@ def parse(config_type: type[C], argv: Sequence[str]) -> C:
     flags = (tyro.conf.FlagConversionOff,)
     try:
         chosen, _ = selectors.parse_known_args(argv)
-        defaults = None
         # A wrong --env is left to the full parser, which knows the right ones.
-        if (PRESETS / chosen.env).is_dir():
-            settings = [*preset_flags(config_type, chosen.env, chosen.preset), "--preset", chosen.preset]
-            defaults = tyro.cli(config_type, args=settings, config=flags)
-        return tyro.cli(config_type, args=list(argv), default=defaults, config=flags)
+        if not (PRESETS / chosen.env).is_dir():
+            return tyro.cli(config_type, args=argv, config=flags)
+        settings = [*preset_flags(config_type, chosen.env, chosen.preset), "--preset", chosen.preset]
+        defaults = tyro.cli(config_type, args=settings, config=flags)
+        return tyro.cli(config_type, args=argv, default=defaults, config=flags)
     except ConfigError as error:
         fail(error)
 

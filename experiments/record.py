@@ -48,7 +48,7 @@ def versions() -> dict[str, Any]:
     """Returns what the run was made with: packages, interpreter, machine, commit, command line."""
     import jax
 
-    found = {}
+    found: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli import RunConfig, fail, parse
-
 from lorasa_jax.config import ConfigError
 
+from cli import RunConfig, fail, parse
+
 if TYPE_CHECKING:
+    from lorasa_jax.loop import Report, Result
+
     from display import Display
     from record import Record
-
-    from lorasa_jax.loop import Report, Result
 
 
 class Reporter:
@@ -81,12 +81,13 @@ def draw_episode(config: RunConfig, result: Result, path: Path) -> None:
 def train(config: RunConfig, began: float) -> None:
     """Runs the configuration and fills its run directory."""
     import jax
-    from display import Display, make_tracker
-    from record import Record, write_json
 
     from lorasa_jax.envs import make_env
     from lorasa_jax.loop import Diverged, run
     from lorasa_jax.trainer import make_trainer
+
+    from display import Display, make_tracker
+    from record import Record, write_json
 
     if config.cache:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lorasa_jax"

@@ -191,6 +191,13 @@ class _Runner:
         flags = jnp.full(self.config.seeds, greedy)
         return _fetch(self.programs["evaluate"](weights, states.key, states.iteration, flags))
 
+    def advance(self, phase: str, states: TrainState, until: int) -> TrainState:
+        """Returns the states after iterations of one phase, each of them reported."""
+        for later, report in self.iterate(phase, states, until):
+            self.listener.report(report)
+            states = later
+        return states
+
     def iterate(self, phase: str, states: TrainState, until: int) -> Iterator[tuple[TrainState, Report]]:
         """Runs iterations of one phase until every seed has done `until` in all."""
         config, programs = self.config, self.programs
@@ -261,15 +268,13 @@ def _run(runner: _Runner, began: float) -> Result:
     if switch is None:
         states, switch_steps = _train_until_each_switches(runner, states, random_return)
     else:
-        for states, report in runner.iterate(SHARED, states, switch):
-            listener.report(report)
+        states = runner.advance(SHARED, states, switch)
     if runner.two_phase:
         if switch is not None:
             switch_steps = [switch * config.steps_per_iteration] * config.seeds
         trainer, phase = make_trainer(config, runner.env, adapting=True), ADAPTERS
         states = runner.programs["graft"](states)
-        for states, report in runner.iterate(ADAPTERS, states, config.iterations):
-            listener.report(report)
+        states = runner.advance(ADAPTERS, states, config.iterations)
 
     listener.status("final evaluation")
     final = {name: runner.evaluate(phase, states, greedy=name == "greedy") for name in ("greedy", "sampled")}
@@ -287,22 +292,22 @@ def _train_until_each_switches(
     steps: list[int] = []
     curves: list[list[float]] = [[] for _ in range(config.seeds)]
     # The last iteration is left to the adapters, however short the run.
-    for states, report in runner.iterate(SHARED, states, config.iterations - 1):
+    for now, report in runner.iterate(SHARED, states, config.iterations - 1):
         waiting = np.array([state is None for state in kept])
         runner.listener.report(report._replace(active=waiting))
-        now, evaluation = int(report.env_steps[0]), report.evaluation
-        last = now >= (config.iterations - 1) * config.steps_per_iteration
+        step, evaluation = int(report.env_steps[0]), report.evaluation
+        last = step >= (config.iterations - 1) * config.steps_per_iteration
         if evaluation is not None:
-            steps.append(now)
-            for k, value in enumerate(evaluation["return"]):
-                curves[k].append(float(value))
-        for k in np.flatnonzero(waiting):
+            steps.append(step)
+            for curve, value in zip(curves, evaluation["return"], strict=True):
+                curve.append(float(value))
+        for k in np.flatnonzero(waiting).tolist():
             ready = evaluation is not None and should_switch(
                 steps, curves[k], float(random_return[k]), config.total_steps
             )
             if ready or last:
-                kept[k] = jax.tree.map(lambda leaf, k=k: leaf[k].copy(), states)
-                switch_steps[k] = now
+                kept[k] = jax.tree.map(lambda leaf, k=k: leaf[k].copy(), now)
+                switch_steps[k] = step
         if all(state is not None for state in kept):
             break
     return jax.tree.map(lambda *rows: jnp.stack(rows), *kept), switch_steps

@@ -13,11 +13,36 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from lorasa_jax.config import NetworkConfig
 
 ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh}
+
+
+def orthogonal(gain: float) -> Callable[[PRNGKeyArray, tuple[int, int]], Float[Array, "I O"]]:
+    """Returns an initialiser of matrices with orthogonal rows or columns (whichever are fewer) of length `gain`.
+
+    Uniform over all such matrices: normal columns, made orthogonal one after the other
+    (Gram-Schmidt, twice for accuracy). Source: Saxe et al. 2014.
+    """
+
+    # Not by a library's QR: mapped over seeds it becomes a batch of LAPACK calls, and a few of those at
+    # once wait for each other for ever where XLA has no more than two threads.
+    def init(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "I O"]:
+        fewer, more = sorted(shape)
+
+        def next_column(i: Array, q: Array) -> Array:
+            before = jnp.where(jnp.arange(fewer) < i, q, 0.0)
+            column = q[:, i]
+            for _ in range(2):
+                column = column - before @ (column @ before)
+            return q.at[:, i].set(column / jnp.linalg.norm(column))
+
+        q = gain * jax.lax.fori_loop(0, fewer, next_column, jax.random.normal(key, (more, fewer)))
+        return q if shape == (more, fewer) else q.T
+
+    return init
 
 
 class Linear(nn.Module):
@@ -34,11 +59,12 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, width: int) -> Callable[[Array], Array]:
         """Returns the map itself, so that a scan can close over its weights."""
-        kernel = self.param("kernel", nn.initializers.orthogonal(self.gain), (width, self.features))
+        kernel = self.param("kernel", orthogonal(self.gain), (width, self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         if not self.has_variable("delta", "left"):
             return lambda x: x @ kernel + bias
-        left, right = self.get_variable("delta", "left"), self.get_variable("delta", "right")
+        left: Array = self.get_variable("delta", "left")
+        right: Array = self.get_variable("delta", "right")
         return lambda x: x @ kernel + bias + (x @ left) @ right
 
 

@@ -7,7 +7,7 @@ value is estimated (a single one for a team critic).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +95,8 @@ def make_policy(sharing: Sharing, network: Network, obs_dim: int) -> Policy:
         inputs = with_ids(obs, block) if sharing.agent_id else obs
 
         def one_agent(trunk: dict, own: dict, carry: Array, x: Array) -> tuple[Array, Array]:
-            return network.apply(sharing.adapter.factored(trunk, own), carry, x, first)
+            carries_and_outputs: Any = network.apply(sharing.adapter.factored(trunk, own), carry, x, first)
+            return carries_and_outputs
 
         return jax.vmap(one_agent, in_axes=(axis, 0, 1, 2), out_axes=2)(trunks, own, carry, inputs)
 

@@ -98,7 +98,7 @@ def _batch(system: System, trajectory: Trajectory, advantage: Array, target: Arr
 
 
 def _deal(x: Array, chunk: int, minibatches: int) -> Array:
-    """[C * chunk, E, ...] as [minibatches, chunk, C * E / minibatches, ...]; environment e goes to e mod minibatches."""
+    """[C * chunk, E, ...] as [minibatches, chunk, C * E / minibatches, ...]; environment e is in e mod minibatches."""
     length, n_envs, *rest = x.shape
     x = x.reshape(length // chunk, chunk, n_envs // minibatches, minibatches, *rest)
     return jax.lax.collapse(jnp.moveaxis(x, (3, 1), (0, 1)), 2, 4)

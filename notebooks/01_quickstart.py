@@ -31,6 +31,7 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Image, display
+
 from lorasa_jax import (
     Config,
     CriticConfig,

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from cli import PRESETS, RunConfig, parse
 
 RUN = Path(__file__).parents[2] / "experiments" / "run.py"

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import run
+
 from lorasa_jax.config import Config
+
+import run
 
 TINY = [
     "--env", "toy", "--cache", "False", "--total-steps", "512", "--n-envs", "8", "--rollout-length", "8",

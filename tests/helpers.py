@@ -1,0 +1,159 @@
+"""What several test modules build on: small configurations, and parameters and rollouts that need no compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import Array
+
+from lorasa_jax.config import Config, CriticConfig, NetworkConfig, PPOConfig
+from lorasa_jax.envs.base import Env, EnvSpec, TimeStep
+from lorasa_jax.policy import Policy
+from lorasa_jax.sharing import SCHEMES
+from lorasa_jax.system import System
+from lorasa_jax.types import Trajectory
+
+KEY = jax.random.key(0)
+
+every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
+
+
+def small_config(
+    *,
+    recurrent: bool = False,
+    actor: Mapping[str, Any] | None = None,
+    critic: Mapping[str, Any] | None = None,
+    ppo: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> Config:
+    """A configuration that is quick to compile, with changes to it and to its sections."""
+    network = {"hidden": 8, "layers": 1, "layers_after": 1, "recurrent": recurrent}
+    whole = {"env": "toy", "sharing": "ps", "n_envs": 4, "rollout_length": 8, "total_steps": 3200, "rank": 2}
+    return Config(
+        actor=NetworkConfig(**network | dict(actor or {})),
+        critic=CriticConfig(**network | dict(critic or {})),
+        ppo=PPOConfig(**{"chunk_length": 4, "epochs": 1} | dict(ppo or {})),
+        **{**whole, "eval_episodes": 16, **changes},
+    )
+
+
+def random_like(shapes: Any, seed: int = 0, scale: float = 0.5) -> Any:
+    """Normal numbers in the place of every leaf."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(scale * rng.normal(size=leaf.shape), jnp.float32), shapes)
+
+
+def random_params(policy: Policy, seed: int = 0) -> Any:
+    """Parameters far from any start: biases, norms and both factors of every adapter differ from 0 and 1."""
+    return random_like(jax.eval_shape(policy.init, KEY), seed)
+
+
+def random_trajectory(system: System, seed: int = 0) -> Trajectory:
+    """A rollout no environment played: noise, with deaths, unavailable actions and both kinds of ends."""
+    rng, spec, config = np.random.default_rng(seed), system.env.spec, system.config
+    length, n_envs, n = config.rollout_length, config.n_envs, spec.n_agents
+    n_values, chunks = system.critic.sharing.n_agents, length // config.chunk_length
+
+    def noise(*shape: int) -> Array:
+        return jnp.asarray(rng.normal(size=(*shape[:1], n_envs, *shape[1:])), jnp.float32)
+
+    def coin(*shape: int, p: float) -> np.ndarray:
+        return rng.random((length, n_envs, *shape)) < p
+
+    ended, by_clock = coin(p=0.3), coin(p=0.5)
+    avail = coin(n, spec.n_actions, p=0.7)
+    avail[..., 0] |= ~avail.any(axis=-1)
+    return Trajectory(
+        obs=noise(length, n, spec.obs_dim),
+        state=noise(length, spec.state_dim),
+        avail=jnp.asarray(avail),
+        alive=jnp.asarray(coin(n, p=0.7)),
+        first=jnp.asarray(coin(p=0.3)),
+        action=jnp.asarray(np.argmax(avail * rng.random(avail.shape), axis=-1)),
+        log_prob=-jnp.abs(noise(length, n)),
+        value=noise(length, n_values),
+        next_value=noise(length, n_values),
+        reward=jnp.repeat(noise(length, 1), n, axis=-1) if spec.team_reward else noise(length, n),
+        terminated=jnp.asarray(ended & ~by_clock),
+        truncated=jnp.asarray(ended & by_clock),
+        actor_carry=noise(chunks, *system.actor.initial_carry(1).shape[1:]),
+        critic_carry=noise(chunks, *system.critic.initial_carry(1).shape[1:]),
+    )
+
+
+class DiaryState(NamedTuple):
+    """One episode: its number, its length, where it stands, who is alive, and what each agent is told."""
+
+    number: Array
+    length: Array
+    time: Array
+    alive: Array
+    told: Array
+
+
+DIARY_LIMIT = 6
+
+
+def make_diary(n: int = 3) -> Env:
+    """An environment that writes down what happens to it.
+
+    The global state is (number of the episode, share of the time that passed); each agent sees that, its
+    place in the team and something random. Every episode has a length drawn from 1 to 6; the longest are
+    cut short by the clock. All but agent 0 die at random, and are left with action 0. Each step pays 1,
+    even after the end; episodes of even length are won.
+    """
+
+    def show(state: DiaryState, reward: float) -> TimeStep:
+        over = state.time >= state.length
+        globally = jnp.stack([state.number, state.time / DIARY_LIMIT])
+        private = jnp.stack([jnp.arange(n) / n, state.told], axis=-1)
+        living = jnp.stack([jnp.zeros(n, bool), jnp.ones(n, bool), state.told > 0], axis=-1)
+        return TimeStep(
+            obs=jnp.concatenate([jnp.broadcast_to(globally, (n, 2)), private], axis=-1),
+            state=globally,
+            avail=jnp.where(state.alive[:, None], living, jnp.array([True, False, False])),
+            alive=state.alive,
+            reward=jnp.full(n, reward),
+            terminated=over & (state.length < DIARY_LIMIT),
+            truncated=over & (state.length == DIARY_LIMIT),
+            won=over & (state.length % 2 == 0),
+        )
+
+    def reset(key: Array) -> tuple[DiaryState, TimeStep]:
+        number, length, told = jax.random.split(key, 3)
+        state = DiaryState(
+            number=jax.random.uniform(number, minval=-1.0),
+            length=jax.random.randint(length, (), 1, DIARY_LIMIT + 1),
+            time=jnp.int32(0),
+            alive=jnp.ones(n, bool),
+            told=jax.random.normal(told, (n,)),
+        )
+        return state, show(state, 0.0)
+
+    def step(key: Array, state: DiaryState, action: Array) -> tuple[DiaryState, TimeStep]:
+        fate, told = jax.random.split(key)
+        survives = (jnp.arange(n) == 0) | jax.random.bernoulli(fate, 0.7, (n,))
+        state = state._replace(time=state.time + 1, alive=state.alive & survives, told=jax.random.normal(told, (n,)))
+        return state, show(state, 1.0)
+
+    return Env(EnvSpec("diary", n, 4, 2, 3, DIARY_LIMIT, team_reward=True), reset, step)
+
+
+def assert_same(actual: Any, expected: Any) -> None:
+    """Two trees are equal, to the bit."""
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def assert_close(actual: Any, expected: Any, atol: float = 1e-5, rtol: float = 1e-5) -> None:
+    """Two trees are equal, up to rounding."""
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol, rtol=rtol), actual, expected)
+
+
+def differs(actual: Any, expected: Any) -> list[bool]:
+    """For each leaf, whether two trees differ there at all."""
+    return jax.tree.leaves(jax.tree.map(lambda a, b: bool(np.any(np.asarray(a) != np.asarray(b))), actual, expected))
