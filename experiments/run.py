@@ -126,7 +126,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse(RunConfig, sys.argv[1:] if argv is None else argv)
     if config.directory.exists():
         fail(f"{config.directory} exists already; name another directory with --out, or remove it")
-    print("loading", end="\r", flush=True)
+    if sys.stdout.isatty():
+        print("loading", end="\r", flush=True)
     try:
         train(config, began)
     except ConfigError as error:

@@ -56,6 +56,8 @@ class NetworkConfig:
     """Normalise the input vector."""
     gain: float = math.sqrt(2)
     """Orthogonal gain of the dense layers before the GRU."""
+    gain_recurrent: float = 1.0
+    """Orthogonal gain of each of the GRU's two stacked matrices."""
     gain_after: float = math.sqrt(2)
     """Orthogonal gain of the dense layers after the GRU."""
 
@@ -190,7 +192,7 @@ class Config:
     rollout_length: int = 160
     """Steps of each environment between two updates."""
     evaluations: int = 20
-    """Greedy evaluations spread over the run."""
+    """Greedy evaluations spread over the run, at most."""
     eval_episodes: int = 128
     """Episodes of each evaluation."""
     time_limit: Literal["bootstrap", "terminal"] = "bootstrap"
@@ -260,7 +262,7 @@ class Config:
     @property
     def evaluation_interval(self) -> int:
         """Iterations between two evaluations."""
-        return max(1, self.iterations // self.evaluations)
+        return -(-self.iterations // self.evaluations)
 
     @property
     def chunk_length(self) -> int:

@@ -77,7 +77,7 @@ class Result(NamedTuple):
             schemes with one phase.
         random_return: return of random play of each seed, [K].
         final: `greedy` and `sampled` evaluations at the end.
-        compile_seconds: spent waiting for compilations.
+        compile_seconds: spent tracing and waiting for compilations.
         train_seconds: spent on everything else, evaluations included.
     """
 
@@ -105,7 +105,7 @@ class _Programs:
     """The compiled programs of a run. What is not needed yet is compiled while the run goes on.
 
     Attributes:
-        waited: seconds the run stood still for a compilation.
+        waited: seconds the run stood still for tracing and compilation.
     """
 
     def __init__(self, n_seeds: int, listener: Listener):
@@ -116,8 +116,9 @@ class _Programs:
 
     def submit(self, name: str, function: Callable, *shapes: PyTree, donate: tuple[int, ...] = ()) -> PyTree:
         """Starts compiling a function of one seed for all seeds; returns the shapes of what it gives."""
-        mapped = jax.jit(over_seeds(function, self._n_seeds), donate_argnums=donate)
-        traced = mapped.trace(*shapes)
+        began = time.perf_counter()
+        traced = jax.jit(over_seeds(function, self._n_seeds), donate_argnums=donate).trace(*shapes)
+        self.waited += time.perf_counter() - began
         self._jobs[name] = self._pool.submit(lambda: traced.lower().compile())
         return traced.out_info
 

@@ -142,8 +142,8 @@ class Network(nn.Module):
         self, carry: Float[Array, "B H"], x: Float[Array, "L B D"], first: Bool[Array, "L B"]
     ) -> Float[Array, "L B H"]:
         hidden = self.config.hidden
-        gates_x = Linear(3 * hidden, 1.0, name="gru_in")(x.shape[-1])(x)
-        through = Linear(3 * hidden, 1.0, name="gru_hidden")(hidden)
+        gates_x = Linear(3 * hidden, self.config.gain_recurrent, name="gru_in")(x.shape[-1])(x)
+        through = Linear(3 * hidden, self.config.gain_recurrent, name="gru_hidden")(hidden)
 
         def step(h: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
             gates, opens = inputs

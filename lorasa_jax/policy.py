@@ -31,7 +31,8 @@ class Policy(NamedTuple):
         initial_carry: `initial_carry(n_envs) -> [E, N, H]` of zeros.
         unroll: `unroll(params, carry [E, N, H], obs [T, E, N, D], first [T, E], block=None)
             -> (carries [T, E, N, H] after each step, outputs [T, E, N, O])`. With `block`
-            (indices, [M]) the agent axes of the inputs and outputs are the block's.
+            (indices, [M]) the agent axes of the inputs and outputs are the block's. `first` may
+            be [T, E, M], where every agent's environments are in an order of their own.
     """
 
     sharing: Sharing
@@ -87,18 +88,19 @@ def make_policy(sharing: Sharing, network: Network, obs_dim: int) -> Policy:
         params: PolicyParams,
         carry: Float[Array, "E M H"],
         obs: Float[Array, "T E M D"],
-        first: Bool[Array, "T E"],
+        first: Bool[Array, "T E"] | Bool[Array, "T E M"],
         block: Int[Array, " M"] | None = None,
     ) -> tuple[Float[Array, "T E M H"], Float[Array, "T E M O"]]:
         trunks, axis = trunks_of(params.shared, block)
         own = params.agents if block is None else jax.tree.map(lambda leaf: leaf[block], params.agents)
         inputs = with_ids(obs, block) if sharing.agent_id else obs
 
-        def one_agent(trunk: dict, own: dict, carry: Array, x: Array) -> tuple[Array, Array]:
+        def one_agent(trunk: dict, own: dict, carry: Array, x: Array, first: Array) -> tuple[Array, Array]:
             carries_and_outputs: Any = network.apply(sharing.adapter.factored(trunk, own), carry, x, first)
             return carries_and_outputs
 
-        return jax.vmap(one_agent, in_axes=(axis, 0, 1, 2), out_axes=2)(trunks, own, carry, inputs)
+        axes = (axis, 0, 1, 2, 2 if first.ndim == 3 else None)
+        return jax.vmap(one_agent, in_axes=axes, out_axes=2)(trunks, own, carry, inputs, first)
 
     return Policy(
         sharing=sharing,

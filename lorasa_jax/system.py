@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lorasa_jax import distributions, normalize
+from lorasa_jax.adapters import NOTHING
 from lorasa_jax.config import Config, require
 from lorasa_jax.distributions import Distribution
 from lorasa_jax.envs.base import Env
@@ -109,9 +110,15 @@ def make_system(config: Config, env: Env, *, adapting: bool = False) -> System:
         dist=distributions.categorical,
         value_norm=normalize.running() if config.ppo.value_norm else normalize.raw(),
         optimizer=slotted_adam(config.ppo.max_grad_norm, config.ppo.adam_eps),
-        train=("agents",) if sharing.two_phase else ("shared",),
+        train=_trained_parts(sharing),
         schedule=SCHEDULES[config.algo](spec.n_agents, config.ppo),
     )
+
+
+def _trained_parts(sharing: Sharing) -> tuple[str, ...]:
+    if sharing.two_phase:
+        return ("agents",)  # the trunks are frozen
+    return ("shared",) if sharing.adapter is NOTHING else ("shared", "agents")
 
 
 def init_optimizer(system: System, learner: Learner) -> Learner:

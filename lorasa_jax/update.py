@@ -26,7 +26,7 @@ class Batch(NamedTuple):
     view: Float[Array, "L B V D2"]
     avail: Bool[Array, "L B N A"]
     mask: Bool[Array, "L B N"]
-    first: Bool[Array, "L B"]
+    first: Bool[Array, "L B N"]
     action: Int[Array, "L B N"]
     log_prob: Float[Array, "L B N"]
     advantage: Float[Array, "L B N"]
@@ -36,7 +36,16 @@ class Batch(NamedTuple):
     critic_carry: Float[Array, "B V H2"]
 
 
-AGENT_FIELDS = {"obs": 2, "avail": 2, "mask": 2, "action": 2, "log_prob": 2, "advantage": 2, "actor_carry": 1}
+AGENT_FIELDS = {
+    "obs": 2,
+    "avail": 2,
+    "mask": 2,
+    "first": 2,
+    "action": 2,
+    "log_prob": 2,
+    "advantage": 2,
+    "actor_carry": 1,
+}
 """The fields of a batch that have an agent axis, and where."""
 
 
@@ -81,7 +90,7 @@ def _batch(system: System, trajectory: Trajectory, advantage: Array, target: Arr
         view=system.critic_view(trajectory.obs, trajectory.state),
         avail=trajectory.avail,
         mask=mask,
-        first=trajectory.first,
+        first=jnp.broadcast_to(trajectory.first[..., None], mask.shape),
         action=trajectory.action,
         log_prob=trajectory.log_prob,
         advantage=advantage,
@@ -98,9 +107,15 @@ def _batch(system: System, trajectory: Trajectory, advantage: Array, target: Arr
 
 
 def _deal(x: Array, chunk: int, minibatches: int) -> Array:
-    """[C * chunk, E, ...] as [minibatches, chunk, C * E / minibatches, ...]; environment e is in e mod minibatches."""
-    length, n_envs, *rest = x.shape
-    x = x.reshape(length // chunk, chunk, n_envs // minibatches, minibatches, *rest)
+    """[C * chunk, E, M, ...] as [minibatches, chunk, C * E / minibatches, M, ...].
+
+    Agent m of environment e is in minibatch (e - m) mod minibatches, whatever the number of devices. Agents of
+    one environment share its fortune; dealt to different minibatches, they let each see more environments.
+    """
+    length, n_envs, width, *rest = x.shape
+    if minibatches > 1:
+        x = jax.vmap(lambda column, m: jnp.roll(column, -m, axis=1), in_axes=(2, 0), out_axes=2)(x, jnp.arange(width))
+    x = x.reshape(length // chunk, chunk, n_envs // minibatches, minibatches, width, *rest)
     return jax.lax.collapse(jnp.moveaxis(x, (3, 1), (0, 1)), 2, 4)
 
 
@@ -185,7 +200,9 @@ def _update_critic(system: System, learner: Learner, batch: Batch, lr_scale: Arr
 
     def loss(shared: PyTree) -> tuple[Array, Metrics]:
         params = learner.critic._replace(shared=shared)
-        _, value = system.critic.unroll(params, batch.critic_carry, batch.view, batch.first)
+        # With a value per agent they are dealt as the agents are; a team's value as agent 0.
+        first = batch.first[..., : batch.value.shape[-1]]
+        _, value = system.critic.unroll(params, batch.critic_carry, batch.view, first)
         total, info = value_loss(value[..., 0], batch.value, batch.target, ppo.value_clip, ppo.huber_delta)
         return ppo.value_coef * total, info
 
