@@ -56,8 +56,8 @@ class NetworkConfig:
     """Normalise the input vector."""
     gain: float = math.sqrt(2)
     """Orthogonal gain of the dense layers before the GRU."""
-    gain_recurrent: float = 1.0
-    """Orthogonal gain of each of the GRU's two stacked matrices."""
+    gru_init: Literal["stacked", "gates"] = "stacked"
+    """Start each of the GRU's stacked matrices orthogonal as a whole, or gate by gate (entries 1.7 times as large)."""
     gain_after: float = math.sqrt(2)
     """Orthogonal gain of the dense layers after the GRU."""
 
@@ -197,6 +197,8 @@ class Config:
     """Episodes of each evaluation."""
     time_limit: Literal["bootstrap", "terminal"] = "bootstrap"
     """What the clock means: bootstrap: play would have gone on; terminal: it is an end like any other."""
+    reset_on_death: bool = False
+    """Keep no memory for dead agents: their recurrent states are zero until the next episode."""
     n_agents: int | None = None
     """Number of agents, in the toy games that leave it open."""
     actor: NetworkConfig = field(default_factory=NetworkConfig)

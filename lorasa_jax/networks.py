@@ -45,6 +45,16 @@ def orthogonal(gain: float) -> Callable[[PRNGKeyArray, tuple[int, int]], Float[A
     return init
 
 
+def stacked(init: Callable, parts: int) -> Callable[[PRNGKeyArray, tuple[int, int]], Float[Array, "I O"]]:
+    """Returns an initialiser of matrices whose columns fall into parts, each drawn by itself."""
+
+    def init_parts(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "I O"]:
+        n_in, n_out = shape
+        return jnp.concatenate([init(k, (n_in, n_out // parts)) for k in jax.random.split(key, parts)], axis=1)
+
+    return init_parts
+
+
 class Linear(nn.Module):
     """The map x -> x K + b, with an optional low-rank correction.
 
@@ -54,12 +64,12 @@ class Linear(nn.Module):
     """
 
     features: int
-    gain: float
+    kernel_init: Callable
 
     @nn.compact
     def __call__(self, width: int) -> Callable[[Array], Array]:
         """Returns the map itself, so that a scan can close over its weights."""
-        kernel = self.param("kernel", orthogonal(self.gain), (width, self.features))
+        kernel = self.param("kernel", self.kernel_init, (width, self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         if not self.has_variable("delta", "left"):
             return lambda x: x @ kernel + bias
@@ -127,14 +137,14 @@ class Network(nn.Module):
             carries = jnp.broadcast_to(carry, (length, *carry.shape))
         for i in range(self.config.layers_after):
             x = self._layer(f"after{i + 1}", self.config.gain_after, x)
-        x = Linear(self.n_out, self.head_gain, name="head")(x.shape[-1])(x)
+        x = Linear(self.n_out, orthogonal(self.head_gain), name="head")(x.shape[-1])(x)
         return carries, x.reshape(length, batch, self.n_out)
 
     def _norm(self, name: str) -> nn.LayerNorm:
         return nn.LayerNorm(epsilon=1e-5, name=name)
 
     def _layer(self, name: str, gain: float, x: Float[Array, "R D"]) -> Float[Array, "R H"]:
-        x = Linear(self.config.hidden, gain, name=name)(x.shape[-1])(x)
+        x = Linear(self.config.hidden, orthogonal(gain), name=name)(x.shape[-1])(x)
         x = ACTIVATIONS[self.config.activation](x)
         return self._norm(f"{name}_norm")(x) if self.config.layer_norm else x
 
@@ -142,8 +152,9 @@ class Network(nn.Module):
         self, carry: Float[Array, "B H"], x: Float[Array, "L B D"], first: Bool[Array, "L B"]
     ) -> Float[Array, "L B H"]:
         hidden = self.config.hidden
-        gates_x = Linear(3 * hidden, self.config.gain_recurrent, name="gru_in")(x.shape[-1])(x)
-        through = Linear(3 * hidden, self.config.gain_recurrent, name="gru_hidden")(hidden)
+        init = orthogonal(1.0) if self.config.gru_init == "stacked" else stacked(orthogonal(1.0), 3)
+        gates_x = Linear(3 * hidden, init, name="gru_in")(x.shape[-1])(x)
+        through = Linear(3 * hidden, init, name="gru_hidden")(hidden)
 
         def step(h: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
             gates, opens = inputs

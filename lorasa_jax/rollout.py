@@ -80,7 +80,8 @@ def collect(
         now, used = carry
         act_key, env_key = jax.random.split(key)
         seen = now.timestep
-        carries, logits = system.acting.unroll(weights, now.actor_carry, seen.obs[None], now.first[None])
+        first = system.actor_first(now.first, seen.alive)
+        carries, logits = system.acting.unroll(weights, now.actor_carry, seen.obs[None], first[None])
         logits = mask_logits(logits[0], seen.avail)
         action = system.dist.sample(act_key, logits)
         env_state, timestep = jax.vmap(env.step)(jax.random.split(env_key, n_envs), now.env_state, action)
@@ -106,8 +107,8 @@ def collect(
         }  # fmt: skip
         ended = {"done": done, "won": timestep.won, "return": episode_return, "length": episode_length}
         # What the critic must see to value a step cut short by the clock.
-        final_view = system.critic_view(timestep.obs, timestep.state) if bootstrap else None
-        return (later, used + done), (record, ended, final_view)
+        final = (system.critic_view(timestep.obs, timestep.state), timestep.alive) if bootstrap else None
+        return (later, used + done), (record, ended, final)
 
     def play_chunk(carry: tuple, keys: Array) -> tuple[tuple, Any]:
         return_, records = jax.lax.scan(step, carry, keys)
@@ -115,9 +116,9 @@ def collect(
 
     keys = jax.random.split(play_key, (length // chunk, chunk))
     (later, _), (records, actor_carry) = jax.lax.scan(play_chunk, (start, jnp.zeros(n_envs, int)), keys)
-    record, ended, final_view = jax.tree.map(lambda leaf: jax.lax.collapse(leaf, 0, 2), records)
+    record, ended, final = jax.tree.map(lambda leaf: jax.lax.collapse(leaf, 0, 2), records)
 
-    carries, value, next_value = _values(system, critic, start, later, record, final_view)
+    carries, value, next_value = _values(system, critic, start, later, record, final)
     before = jnp.concatenate([start.critic_carry[None], carries[:-1]])
     trajectory = Trajectory(
         **record,
@@ -130,19 +131,24 @@ def collect(
 
 
 def _values(
-    system: System, params: PolicyParams, start: RolloutState, later: RolloutState, record: dict, final_view: Any
+    system: System, params: PolicyParams, start: RolloutState, later: RolloutState, record: dict, final: Any
 ) -> tuple[Array, Array, Array]:
     """The critic's states [T, E, V, H], its values and those of the states that followed [T, E, V]."""
-    view = system.critic_view(record["obs"], record["state"])
-    carries, value = system.critic.unroll(params, start.critic_carry, view, record["first"])
-    if final_view is not None:
+    view, first = (
+        system.critic_view(record["obs"], record["state"]),
+        system.critic_first(record["first"], record["alive"]),
+    )
+    carries, value = system.critic.unroll(params, start.critic_carry, view, first)
+    if final is not None:
         # One flat batch: each final state is a single step on from the state before it.
-        hidden, view = jax.lax.collapse(carries, 0, 2), jax.lax.collapse(final_view, 0, 2)
-        _, next_value = system.critic.unroll(params, hidden, view[None], jnp.zeros((1, view.shape[0]), bool))
+        hidden, view, alive = (jax.lax.collapse(leaf, 0, 2) for leaf in (carries, *final))
+        first = system.critic_first(jnp.zeros(view.shape[0], bool), alive)
+        _, next_value = system.critic.unroll(params, hidden, view[None], first[None])
         return carries, value[..., 0], next_value.reshape(value.shape)[..., 0]
     # Without time limits a step is followed by the next one, or by nothing that counts.
-    last_view = system.critic_view(later.timestep.obs, later.timestep.state)
-    _, last = system.critic.unroll(params, carries[-1], last_view[None], later.first[None])
+    seen = later.timestep
+    first = system.critic_first(later.first, seen.alive)
+    _, last = system.critic.unroll(params, carries[-1], system.critic_view(seen.obs, seen.state)[None], first[None])
     return carries, value[..., 0], jnp.concatenate([value[1:], last])[..., 0]
 
 
@@ -168,7 +174,8 @@ def record_episode(system: System, weights: PolicyParams, key: PRNGKeyArray) -> 
 
     @jax.jit
     def step(t: Array, env_state: PyTree, seen: TimeStep, hidden: Array) -> tuple[PyTree, TimeStep, Array]:
-        carries, logits = system.acting.unroll(weights, hidden, seen.obs[None, None], jnp.full((1, 1), t == 0))
+        first = system.actor_first(t == 0, seen.alive)
+        carries, logits = system.acting.unroll(weights, hidden, seen.obs[None, None], first[None, None])
         action = system.dist.mode(mask_logits(logits[0, 0], seen.avail))
         return *env.step(jax.random.fold_in(play_key, t), env_state, action), carries[0]
 
@@ -205,8 +212,8 @@ def evaluate(
     def step(carry: tuple) -> tuple:
         t, env_state, seen, hidden, over, (total, won, length) = carry
         act_key, env_key = jax.random.split(jax.random.fold_in(play_key, t))
-        first = jnp.full((1, episodes), t == 0)
-        carries, logits = system.acting.unroll(weights, hidden, seen.obs[None], first)
+        first = system.actor_first(jnp.full(episodes, t == 0), seen.alive)
+        carries, logits = system.acting.unroll(weights, hidden, seen.obs[None], first[None])
         logits = mask_logits(logits[0], seen.avail)
         action = jnp.where(greedy, system.dist.mode(logits), system.dist.sample(act_key, logits))
         env_state, seen = jax.vmap(env.step)(jax.random.split(env_key, episodes), env_state, action)

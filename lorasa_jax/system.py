@@ -36,6 +36,9 @@ class System(NamedTuple):
             serve both.
         critic: the critic; its outputs are values in its own units.
         critic_view: `critic_view(obs [..., N, D], state [..., S]) -> [..., V, D']`.
+        actor_first: `actor_first(first [...], alive [..., N]) -> [..., N]`: where the actors'
+            recurrent states start from zero.
+        critic_first: the same for the critic's, [..., V].
         dist: the actors' distribution.
         value_norm: the critic's units.
         optimizer: of actors and critic.
@@ -50,6 +53,8 @@ class System(NamedTuple):
     weights: Callable[[PolicyParams], PolicyParams]
     critic: Policy
     critic_view: Callable[[Array, Array], Array]
+    actor_first: Callable[[Array, Array], Array]
+    critic_first: Callable[[Array, Array], Array]
     dist: Distribution
     value_norm: ValueNorm
     optimizer: Optimizer
@@ -89,6 +94,13 @@ def make_system(config: Config, env: Env, *, adapting: bool = False) -> System:
         n_values = 1 if scope == "team" else spec.n_agents
         return jnp.broadcast_to(state[..., None, :], (*state.shape[:-1], n_values, spec.state_dim))
 
+    def actor_first(first: Array, alive: Array) -> Array:
+        opens = jnp.broadcast_to(first[..., None], alive.shape)
+        return opens | ~alive if config.reset_on_death else opens
+
+    def critic_first(first: Array, alive: Array) -> Array:
+        return first[..., None] if scope == "team" else actor_first(first, alive)
+
     actor = make_policy(sharing, network, spec.obs_dim)
     acting = make_policy(merged(scheme), network, spec.obs_dim)
 
@@ -107,6 +119,8 @@ def make_system(config: Config, env: Env, *, adapting: bool = False) -> System:
         weights=weights,
         critic=make_policy(critic_sharing(scope, spec.n_agents), Network(config.critic, 1, head_gain=1.0), critic_dim),
         critic_view=critic_view,
+        actor_first=actor_first,
+        critic_first=critic_first,
         dist=distributions.categorical,
         value_norm=normalize.running() if config.ppo.value_norm else normalize.raw(),
         optimizer=slotted_adam(config.ppo.max_grad_norm, config.ppo.adam_eps),

@@ -26,7 +26,8 @@ class Batch(NamedTuple):
     view: Float[Array, "L B V D2"]
     avail: Bool[Array, "L B N A"]
     mask: Bool[Array, "L B N"]
-    first: Bool[Array, "L B N"]
+    actor_first: Bool[Array, "L B N"]
+    critic_first: Bool[Array, "L B V"]
     action: Int[Array, "L B N"]
     log_prob: Float[Array, "L B N"]
     advantage: Float[Array, "L B N"]
@@ -40,7 +41,7 @@ AGENT_FIELDS = {
     "obs": 2,
     "avail": 2,
     "mask": 2,
-    "first": 2,
+    "actor_first": 2,
     "action": 2,
     "log_prob": 2,
     "advantage": 2,
@@ -90,7 +91,8 @@ def _batch(system: System, trajectory: Trajectory, advantage: Array, target: Arr
         view=system.critic_view(trajectory.obs, trajectory.state),
         avail=trajectory.avail,
         mask=mask,
-        first=jnp.broadcast_to(trajectory.first[..., None], mask.shape),
+        actor_first=system.actor_first(trajectory.first, trajectory.alive),
+        critic_first=system.critic_first(trajectory.first, trajectory.alive),
         action=trajectory.action,
         log_prob=trajectory.log_prob,
         advantage=advantage,
@@ -166,7 +168,7 @@ def _update_actor(
 
     def loss(trained: dict[str, PyTree]) -> tuple[Array, Metrics]:
         params = learner.actor._replace(**trained)
-        _, logits = system.actor.unroll(params, batch.actor_carry, batch.obs, batch.first, block)
+        _, logits = system.actor.unroll(params, batch.actor_carry, batch.obs, batch.actor_first, block)
         logits = mask_logits(logits, batch.avail)
         log_prob = system.dist.log_prob(logits, batch.action)
         entropy = system.dist.entropy(logits)
@@ -200,9 +202,7 @@ def _update_critic(system: System, learner: Learner, batch: Batch, lr_scale: Arr
 
     def loss(shared: PyTree) -> tuple[Array, Metrics]:
         params = learner.critic._replace(shared=shared)
-        # With a value per agent they are dealt as the agents are; a team's value as agent 0.
-        first = batch.first[..., : batch.value.shape[-1]]
-        _, value = system.critic.unroll(params, batch.critic_carry, batch.view, first)
+        _, value = system.critic.unroll(params, batch.critic_carry, batch.view, batch.critic_first)
         total, info = value_loss(value[..., 0], batch.value, batch.target, ppo.value_clip, ppo.huber_delta)
         return ppo.value_coef * total, info
 
