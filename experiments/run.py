@@ -42,6 +42,7 @@ class Reporter:
 
 def summarise(config: RunConfig, result: Result, wall_seconds: float) -> dict[str, Any]:
     """Returns the summary of a finished run."""
+    from lorasa_jax.stats import bootstrap_interval
     from lorasa_jax.trainer import count_params
 
     env_steps = config.iterations * config.steps_per_iteration
@@ -59,8 +60,19 @@ def summarise(config: RunConfig, result: Result, wall_seconds: float) -> dict[st
         "eval_episodes": config.eval_episodes,
         "random_return": result.random_return,
         "final": result.final,
+        "final_ci95": {
+            play: {name: bootstrap_interval(values) for name, values in final.items()}
+            for play, final in result.final.items()
+        },
         "params": count_params(result.trainer),
     }
+
+
+def spread(summary: dict[str, Any], play: str, name: str, form: str) -> str:
+    """Returns the mean over seeds, and where there are several the 95 % interval of that mean."""
+    values, (low, high) = summary["final"][play][name], summary["final_ci95"][play][name]
+    interval = f" [{low:{form}}, {high:{form}}]" if len(values) > 1 else ""
+    return f"{values.mean():{form}}{interval}"
 
 
 def draw_episode(config: RunConfig, result: Result, path: Path) -> None:
@@ -113,10 +125,13 @@ def train(config: RunConfig, began: float) -> None:
         fail(f"the run diverged: {error}; what was measured until then is in {directory}")
     finally:
         record.close()
-    write_json(directory / "summary.json", summarise(config, result, time.perf_counter() - began))
-    for name, final in result.final.items():
-        rates = "  ".join(f"{rate:.0%}" for rate in final["win_rate"])
-        print(f"{name:8} return {final['return'].mean():.3f}   win rate {rates}")
+    summary = summarise(config, result, time.perf_counter() - began)
+    write_json(directory / "summary.json", summary)
+    for play, final in result.final.items():
+        returns, wins = spread(summary, play, "return", ".3f"), spread(summary, play, "win_rate", ".1%")
+        print(f"{play:8} return {returns}   win rate {wins}")
+        if config.seeds > 1:
+            print(f"{'':8} win rate by seed: {'  '.join(f'{rate:.1%}' for rate in final['win_rate'])}")
     print(f"{', '.join(sorted(path.name for path in directory.iterdir()))} are in {directory}")
 
 
