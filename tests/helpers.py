@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -13,10 +15,12 @@ from jaxtyping import Array
 
 from lorasa_jax.config import Config, CriticConfig, NetworkConfig, PPOConfig
 from lorasa_jax.envs.base import Env, EnvSpec, TimeStep
+from lorasa_jax.envs.toy import make_toy
 from lorasa_jax.policy import Policy
 from lorasa_jax.sharing import SCHEMES
 from lorasa_jax.system import System
-from lorasa_jax.types import Trajectory
+from lorasa_jax.trainer import Trainer, graft, make_trainer
+from lorasa_jax.types import TrainState, Trajectory
 
 KEY = jax.random.key(0)
 
@@ -39,6 +43,38 @@ def small_config(
         critic=CriticConfig(**network | dict(critic or {})),
         ppo=PPOConfig(**{"chunk_length": 4, "epochs": 1} | dict(ppo or {})),
         **{**whole, "eval_episodes": 16, **changes},
+    )
+
+
+@cache
+def two_phases() -> SimpleNamespace:
+    """The two phases of one seed, compiled: shared by all tests that need a trainer."""
+    # Rates high enough that a step shows, and small enough that rounding does not.
+    ppo = {"lr": 3e-3, "critic_lr": 3e-3, "minibatches": 2, "epochs": 2}
+    config = small_config(sharing="lorasa", switch_step=0, ppo=ppo, eval_episodes=64)
+    env = make_toy("probe_death", 3)
+    first, second = make_trainer(config, env), make_trainer(config, env, adapting=True)
+    collect = jax.jit(first.collect)  # what plays is the same in both phases
+
+    def stepper(trainer: Trainer) -> Callable[[TrainState], TrainState]:
+        update = jax.jit(trainer.update)
+
+        def step(state: TrainState) -> TrainState:
+            played = trainer.weights(state), state.learner.critic, state.rollout, state.key, state.iteration
+            rollout, trajectory, _ = collect(*played)
+            return update(state, rollout, trajectory)[0]
+
+        return step
+
+    return SimpleNamespace(
+        config=config,
+        env=env,
+        first=first,
+        second=second,
+        init=jax.jit(first.init),
+        shared=stepper(first),
+        graft=jax.jit(partial(graft, second)),
+        adapters=stepper(second),
     )
 
 
@@ -104,19 +140,19 @@ def make_diary(n: int = 3) -> Env:
 
     The global state is (number of the episode, share of the time that passed); each agent sees that, its
     place in the team and something random. Every episode has a length drawn from 1 to 6; the longest are
-    cut short by the clock. All but agent 0 die at random, and are left with action 0. Each step pays 1,
-    even after the end; episodes of even length are won.
+    cut short by the clock. All but agent 0 die at random; only the dead have action 0, only the living action 1,
+    and anyone may be told of action 2. Each step pays 1, even after the end; episodes of even length are won.
     """
 
     def show(state: DiaryState, reward: float) -> TimeStep:
         over = state.time >= state.length
         globally = jnp.stack([state.number, state.time / DIARY_LIMIT])
         private = jnp.stack([jnp.arange(n) / n, state.told], axis=-1)
-        living = jnp.stack([jnp.zeros(n, bool), jnp.ones(n, bool), state.told > 0], axis=-1)
+        avail = jnp.stack([~state.alive, state.alive, state.told > 0], axis=-1)
         return TimeStep(
             obs=jnp.concatenate([jnp.broadcast_to(globally, (n, 2)), private], axis=-1),
             state=globally,
-            avail=jnp.where(state.alive[:, None], living, jnp.array([True, False, False])),
+            avail=avail,
             alive=state.alive,
             reward=jnp.full(n, reward),
             terminated=over & (state.length < DIARY_LIMIT),
@@ -142,6 +178,11 @@ def make_diary(n: int = 3) -> Env:
         return state, show(state, 1.0)
 
     return Env(EnvSpec("diary", n, 4, 2, 3, DIARY_LIMIT, team_reward=True), reset, step)
+
+
+def row_of(tree: Any, k: int) -> Any:
+    """Slot k of a stacked tree."""
+    return jax.tree.map(lambda leaf: leaf[k], tree)
 
 
 def assert_same(actual: Any, expected: Any) -> None:

@@ -8,8 +8,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
-from helpers import KEY, assert_close, assert_same, differs, every_scheme, random_params, small_config
+from helpers import KEY, assert_close, assert_same, differs, every_scheme, random_params, row_of, small_config
 
 from lorasa_jax.networks import Network
 from lorasa_jax.policy import make_policy
@@ -54,7 +53,7 @@ def test_each_agent_is_its_own_network_alone(scheme):
     t, (carry, obs, first) = team(scheme), team(scheme).inputs
     sharing = t.policy.sharing
     for i, group in enumerate(sharing.groups):
-        trunk, own = (jax.tree.map(lambda leaf, k=k: leaf[k], tree) for tree, k in zip(t.params, (group, i), strict=True))
+        trunk, own = (row_of(tree, k) for tree, k in zip(t.params, (group, i), strict=True))
         ids = np.broadcast_to(np.eye(N, dtype=np.float32)[i], (T, E, N))
         seen = np.concatenate([obs[:, :, i], ids], axis=-1) if sharing.agent_id else obs[:, :, i]
         alone = network_alone()({"params": sharing.adapter.merge(trunk, own)}, carry[:, i], seen, first)
@@ -75,6 +74,18 @@ def test_permuted_environments_give_permuted_outputs(scheme):
     order = np.array([2, 0, 3, 1])
     expected = [leaf[:, order] for leaf in t.outputs]
     assert_close(list(t.unroll(t.params, carry[order], obs[:, order], first[:, order])), expected)
+
+
+@every_scheme
+def test_every_agent_may_have_its_environments_in_an_order_of_its_own(scheme):
+    t, inputs = team(scheme), team(scheme).inputs
+    carry, obs, first = *inputs[:2], jnp.broadcast_to(inputs[2][..., None], (T, E, N))
+
+    def reorder(x, axis):
+        return jnp.stack([jnp.roll(jnp.take(x, m, axis=axis + 1), m, axis=axis) for m in range(N)], axis=axis + 1)
+
+    outputs = t.unroll(t.params, reorder(carry, 0), reorder(obs, 1), reorder(first, 1))
+    assert_close(list(outputs), [reorder(leaf, 1) for leaf in t.outputs])
 
 
 @every_scheme

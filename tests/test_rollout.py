@@ -5,7 +5,7 @@ The diary (see `helpers`) numbers its episodes and shows their age, so a traject
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from types import SimpleNamespace
 
 import jax
@@ -22,41 +22,40 @@ from lorasa_jax.system import make_system
 ENVS, LENGTH, CHUNK = 4, 2 * STEPS_PER_START, 8
 
 
-def make(time_limit: str, recurrent: bool, scope: str):
-    return make_system(
-        small_config(
-            sharing="lorasa", recurrent=recurrent, critic={"scope": scope}, ppo={"chunk_length": CHUNK},
-            n_envs=ENVS, rollout_length=LENGTH, eval_episodes=256, time_limit=time_limit,
-        ),
-        make_diary(),
-        adapting=True,
-    )  # fmt: skip
+SETTINGS = {
+    "clocked": {"time_limit": "bootstrap", "critic": {"scope": "agent"}},
+    "endless": {"time_limit": "terminal", "critic": {"scope": "team"}, "reset_on_death": True},
+}
+both = pytest.mark.parametrize("name", SETTINGS)
 
 
-def play(system) -> SimpleNamespace:
-    """Two rollouts in a row, by agents whose adapters are far from their start."""
+@cache
+def play(name: str) -> SimpleNamespace:
+    """Two rollouts in a row, by recurrent agents whose adapters are far from their start."""
+    size = {"n_envs": ENVS, "rollout_length": LENGTH, "eval_episodes": 256, "ppo": {"chunk_length": CHUNK}}
+    config = small_config(sharing="lorasa", recurrent=True, **size, **SETTINGS[name])
+    system = make_system(config, make_diary(), adapting=True)
     actor, critic = random_params(system.actor, 1), random_params(system.critic, 2)
     weights, program = system.weights(actor), jax.jit(partial(collect, system))
     start = jax.jit(partial(initial_state, system))(KEY)
     middle, one, statistics_one = program(weights, critic, start, jax.random.key(1))
     end, two, statistics_two = program(weights, critic, middle, jax.random.key(2))
-    steps = jax.tree.map(lambda *leaves: np.concatenate(leaves), one, two)
     return SimpleNamespace(
-        system=system, actor=actor, critic=critic, weights=weights, program=program, start=start, middle=middle,
-        end=end, rollouts=(one, two), steps=steps, statistics=(statistics_one, statistics_two),
-    )  # fmt: skip
+        system=system,
+        actor=actor,
+        critic=critic,
+        weights=weights,
+        program=program,
+        states=(start, middle, end),
+        rollouts=(one, two),
+        steps=jax.tree.map(lambda *leaves: np.concatenate(leaves), one, two),
+        statistics=(statistics_one, statistics_two),
+    )
 
 
-@pytest.fixture(scope="module")
-def played():
-    """With time limits, recurrent, and one value per agent."""
-    return play(make("bootstrap", recurrent=True, scope="agent"))
-
-
-@pytest.fixture(scope="module")
-def played_to_the_end():
-    """Without time limits, feed-forward, and one value per team."""
-    return play(make("terminal", recurrent=False, scope="team"))
+@pytest.fixture
+def played() -> SimpleNamespace:
+    return play("clocked")
 
 
 def starts(steps) -> tuple[np.ndarray, np.ndarray]:
@@ -84,7 +83,7 @@ def test_an_episode_opens_after_every_end_and_only_there(played):
     s = played.steps
     np.testing.assert_array_equal(s.first[1:], (s.terminated | s.truncated)[:-1])
     assert s.first[0].all()
-    np.testing.assert_array_equal(played.end.first, (s.terminated | s.truncated)[-1])
+    np.testing.assert_array_equal(played.states[2].first, (s.terminated | s.truncated)[-1])
     assert s.terminated.any()
     assert s.truncated.any()
     np.testing.assert_array_equal(s.first, s.state[..., 1] == 0)
@@ -110,29 +109,37 @@ def test_actions_are_available_and_what_agents_were_is_from_before_they_acted(pl
 
 
 @pytest.mark.parametrize("rollout", [0, 1])
-def test_log_probs_follow_from_the_carries_that_were_kept(played, rollout):
+@both
+def test_log_probs_and_values_follow_from_the_carries_that_were_kept(name, rollout):
     """The factored policy that is trained, unrolled over the chunks, repeats the merged one that played."""
-    t = played.rollouts[rollout]
+    p, t = play(name), play(name).rollouts[rollout]
 
     def chunks(x):
         return jnp.moveaxis(x.reshape(LENGTH // CHUNK, CHUNK, *x.shape[1:]), 0, 1).reshape(CHUNK, -1, *x.shape[2:])
 
-    carry = t.actor_carry.reshape(-1, *t.actor_carry.shape[2:])
-    _, logits = jax.jit(played.system.actor.unroll)(played.actor, carry, chunks(t.obs), chunks(t.first))
+    def unrolled(policy, params, carry, inputs, first):
+        return jax.jit(policy.unroll)(params, jax.lax.collapse(carry, 0, 2), chunks(inputs), chunks(first))[1]
+
+    first = p.system.actor_first(t.first, t.alive)
+    logits = unrolled(p.system.actor, p.actor, t.actor_carry, t.obs, first)
     assert_close(log_prob(logits, chunks(t.avail), chunks(t.action)), chunks(t.log_prob))
-    assert_same(t.actor_carry[0], (played.start, played.middle)[rollout].actor_carry)
+    view, first = p.system.critic_view(t.obs, t.state), p.system.critic_first(t.first, t.alive)
+    assert_close(unrolled(p.system.critic, p.critic, t.critic_carry, view, first)[..., 0], chunks(t.value))
+    assert_same(t.actor_carry[0], p.states[rollout].actor_carry)
 
 
-def test_every_episode_is_played_as_if_it_were_the_only_one(played):
-    """From zero and never reset: so an end resets, a death does not, and survivors' states do not outlive it."""
-    s, system = played.steps, played.system
-    obs = windows(s, s.obs)
-    carry, first = system.acting.initial_carry(obs.shape[1]), np.zeros(obs.shape[:2], bool)
-    _, logits = jax.jit(system.acting.unroll)(played.weights, carry, obs, first)
-    alone, inside = log_prob(logits, windows(s, s.avail), windows(s, s.action)), within(s)
+@both
+def test_every_episode_is_played_as_if_it_were_the_only_one(name):
+    """From zero: so an end resets, survivors' states do not outlive it, and a death resets only where it should."""
+    s, system = play(name).steps, play(name).system
+    obs, alive, inside = windows(s, s.obs), windows(s, s.alive), within(s)
+    first = ~alive if system.config.reset_on_death else np.zeros_like(alive)
+    _, logits = jax.jit(system.acting.unroll)(
+        play(name).weights, system.acting.initial_carry(obs.shape[1]), obs, jnp.asarray(first)
+    )
+    alone = log_prob(logits, windows(s, s.avail), windows(s, s.action))
     assert_close(alone[inside], windows(s, s.log_prob)[inside])
-    died = inside & ~windows(s, s.alive).all(axis=-1)
-    assert died.sum() > 10
+    assert (inside & ~alive.all(axis=-1)).sum() > 10
 
 
 def test_values_are_those_of_the_episode_and_next_values_those_of_the_state_before_any_reset(played):
@@ -151,31 +158,30 @@ def test_values_are_those_of_the_episode_and_next_values_those_of_the_state_befo
     assert (inside & windows(s, s.truncated)).any()
 
 
-def test_without_time_limits_the_next_value_is_the_next_step(played_to_the_end):
-    p, config = played_to_the_end, played_to_the_end.system.config
-    for t, later in zip(p.rollouts, (p.middle, p.end), strict=True):
+def test_without_time_limits_the_next_value_is_the_next_step():
+    p = play("endless")
+    for t, later in zip(p.rollouts, p.states[1:], strict=True):
         assert_close(t.next_value[:-1], t.value[1:])
         view = p.system.critic_view(later.timestep.obs, later.timestep.state)
         _, last = p.system.critic.unroll(p.critic, later.critic_carry, view[None], later.first[None])
         assert_close(t.next_value[-1], last[0, ..., 0])
         assert t.value.shape == (LENGTH, ENVS, 1)
-        assert t.actor_carry.shape == (LENGTH // config.chunk_length, ENVS, 3, 0)
 
 
 def test_carries_go_on_from_one_rollout_to_the_next(played):
     one, two = played.rollouts
     for name in ("actor_carry", "critic_carry"):
-        assert_same(getattr(two, name)[0], getattr(played.middle, name))
-        assert np.any(getattr(played.middle, name))
+        assert_same(getattr(two, name)[0], getattr(played.states[1], name))
+        assert np.any(getattr(played.states[1], name))
         assert not np.any(getattr(one, name)[0])
-    assert_same(two.obs[0], played.middle.timestep.obs)
+    assert_same(two.obs[0], played.states[1].timestep.obs)
 
 
 def test_every_rollout_has_start_states_of_its_own(played):
     """An environment goes through its own part of the pool, one state for every 16 steps, and begins again."""
     pool = LENGTH // STEPS_PER_START
-    seen = set(np.asarray(played.start.timestep.state[:, 0]).tolist())
-    for t, later in zip(played.rollouts, (played.middle, played.end), strict=True):
+    seen = set(np.asarray(played.states[0].timestep.state[:, 0]).tolist())
+    for t, later in zip(played.rollouts, played.states[1:], strict=True):
         number, first = (np.concatenate([x, y[None]]) for x, y in (
             (t.state[..., 0], later.timestep.state[:, 0]), (t.first, later.first),
         ))  # fmt: skip
@@ -189,9 +195,9 @@ def test_every_rollout_has_start_states_of_its_own(played):
 
 
 def test_chance_is_the_keys_and_nothing_else(played):
-    again = played.program(played.weights, played.critic, played.start, jax.random.key(1))
+    again = played.program(played.weights, played.critic, played.states[0], jax.random.key(1))
     assert_same(again[1], played.rollouts[0])
-    other = played.program(played.weights, played.critic, played.start, jax.random.key(3))
+    other = played.program(played.weights, played.critic, played.states[0], jax.random.key(3))
     assert np.any(other[1].action != played.rollouts[0].action)
 
 
@@ -232,8 +238,9 @@ def test_greedy_evaluation_takes_the_likeliest_action_and_sampling_draws():
     assert sampled == pytest.approx([known.chance] * 2, abs=0.03)
 
 
-def test_a_recorded_episode_has_all_its_states(played_to_the_end):
-    p = played_to_the_end
+@both
+def test_a_recorded_episode_has_all_its_states(name):
+    p = play(name)
     states = record_episode(p.system, p.weights, KEY)
     np.testing.assert_array_equal(states.time, np.arange(states.length[0] + 1))
     assert len(np.unique(states.number)) == 1

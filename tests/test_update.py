@@ -19,6 +19,7 @@ from helpers import (
     make_diary,
     random_params,
     random_trajectory,
+    row_of,
     small_config,
 )
 
@@ -58,53 +59,58 @@ def coded(*shape: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("length", "n_envs", "chunk", "minibatches"), [(6, 4, 3, 2), (6, 4, 1, 4), (4, 3, 4, 1)])
-def test_minibatches_part_the_environments_and_never_time(length, n_envs, chunk, minibatches):
-    x = coded(length, n_envs, 2)
+def test_minibatches_part_each_agents_environments_and_never_time(length, n_envs, chunk, minibatches):
+    x = coded(length, n_envs, N)
     dealt = np.asarray(update._deal(jnp.asarray(x), chunk, minibatches))
-    assert dealt.shape == (minibatches, chunk, length // chunk * n_envs // minibatches, 2)
-    for b, part in enumerate(dealt):
-        columns = np.moveaxis(part, 1, 0)  # one per chunk and environment, each a stretch of time
-        envs, starts = columns[:, 0, 0] // 2 % n_envs, columns[:, 0, 0] // 2 // n_envs
-        assert sorted(zip(starts, envs, strict=True)) == [
-            (t, e) for t in range(0, length, chunk) for e in range(b, n_envs, minibatches)
-        ]
+    assert dealt.shape == (minibatches, chunk, length // chunk * n_envs // minibatches, N)
+    for b, m in np.ndindex(minibatches, N):
+        columns = dealt[b, :, :, m].T  # each a stretch of one agent's time in one environment
+        starts, envs, agents = np.unravel_index(columns[:, 0], x.shape)
+        expected = [(t, e) for t in range(0, length, chunk) for e in range(n_envs) if (e - m) % minibatches == b]
+        assert sorted(zip(starts, envs, strict=True)) == expected
+        assert set(agents) == {m}
         for column, t, e in zip(columns, starts, envs, strict=True):
-            np.testing.assert_array_equal(column, x[t : t + chunk, e])
+            np.testing.assert_array_equal(column, x[t : t + chunk, e, m])
 
 
-def test_every_chunk_meets_the_carries_it_began_in():
-    config = small_config(recurrent=True, rollout_length=8, ppo={"minibatches": 2, "chunk_length": 4})
+@pytest.mark.parametrize(("scope", "reset_on_death"), [("team", False), ("agent", True)])
+def test_every_chunk_meets_the_carries_it_began_in(scope, reset_on_death):
+    ppo = {"minibatches": 2, "chunk_length": 4}
+    config = small_config(recurrent=True, ppo=ppo, critic={"scope": scope}, reset_on_death=reset_on_death)
     system = make_system(config, make_diary(N))
     t = random_trajectory(system)
-    # Mark chunk and environment in both.
-    mark = coded(2, config.n_envs).astype(np.float32)
+    by_chunk = coded(2, config.n_envs).astype(np.float32)
+    by_step = np.repeat(by_chunk, 4, axis=0)
     t = t._replace(
-        obs=jnp.broadcast_to(np.repeat(mark, 4, axis=0)[..., None, None], t.obs.shape),
-        actor_carry=jnp.broadcast_to(mark[..., None, None], t.actor_carry.shape),
-        critic_carry=jnp.broadcast_to(mark[..., None, None], t.critic_carry.shape),
+        obs=jnp.broadcast_to(by_step[..., None, None], t.obs.shape),
+        state=jnp.broadcast_to(by_step[..., None], t.state.shape),
+        actor_carry=jnp.broadcast_to(by_chunk[..., None, None], t.actor_carry.shape),
+        critic_carry=jnp.broadcast_to(by_chunk[..., None, None], t.critic_carry.shape),
+        first=jnp.asarray(by_step % 3 == 0),
     )
     batch = update._batch(system, t, t.value, t.value)
-    for carry in (batch.actor_carry, batch.critic_carry):
-        np.testing.assert_array_equal(
-            np.broadcast_to(carry[:, None, :, :1, :1], batch.obs[..., :1, :1].shape), batch.obs[..., :1, :1]
-        )
+    for first, inputs in ((batch.actor_first, batch.obs), (batch.critic_first, batch.view)):
+        opens = inputs[..., 0] % 3 == 0
+        np.testing.assert_array_equal(first, opens | ~batch.mask if reset_on_death else opens)
+    for inputs, carry in ((batch.obs, batch.actor_carry), (batch.view, batch.critic_carry)):
+        np.testing.assert_array_equal(inputs[..., 0], np.broadcast_to(carry[:, None, ..., 0], inputs.shape[:-1]))
 
 
 @pytest.mark.parametrize("shift", [0, 1, 3])
-def test_a_pass_meets_every_environment_once(monkeypatch, shift):
+def test_a_pass_meets_every_agent_of_every_environment_once(monkeypatch, shift):
     config = small_config(ppo={"minibatches": 4})
     system = make_system(config, make_diary(N))
     t = random_trajectory(system)
-    number = jnp.broadcast_to(jnp.arange(float(config.n_envs))[:, None], t.value.shape)
-    batch = update._batch(system, t, t.value, number)
+    number = jnp.broadcast_to(coded(config.n_envs, N).astype(np.float32), t.log_prob.shape)
+    batch = update._batch(system, t._replace(log_prob=number), t.value, t.value)
 
     def count(system, learner, part, row, lr_scale):
-        met = jax.nn.one_hot(part.target.astype(int), config.n_envs).sum(axis=(0, 1, 2))
-        return learner._replace(value_norm=learner.value_norm + met), {"met": learner.value_norm.sum()}
+        met = jax.nn.one_hot(part.log_prob.astype(int), config.n_envs * N).sum(axis=(0, 1, 2))
+        return learner._replace(value_norm=learner.value_norm + met), {}
 
     monkeypatch.setattr(update, "run_minibatch", count)
     nothing = PolicyParams({}, {})
-    learner = Learner(nothing, nothing, {}, {}, jnp.zeros(config.n_envs))
+    learner = Learner(nothing, nothing, {}, {}, jnp.zeros(config.n_envs * N))
     row = jax.tree.map(lambda leaf: leaf[0], system.schedule)
     learner, _ = update.run_stage(system, learner, batch, row, jnp.int32(shift), jnp.ones(()))
     np.testing.assert_array_equal(learner.value_norm, config.rollout_length)
@@ -131,10 +137,6 @@ class Adam:
         change = self.lr * debiased[0] / (np.sqrt(debiased[1]) + self.eps)
         parts = np.split(change, np.cumsum([leaf.size for leaf in leaves])[:-1])
         return jax.tree.unflatten(structure, [x - d.reshape(x.shape) for x, d in zip(leaves, parts, strict=True)])
-
-
-def row_of(tree, k: int):
-    return jax.tree.map(lambda leaf: leaf[k], tree)
 
 
 def with_row(tree, k: int, row):

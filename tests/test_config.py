@@ -1,0 +1,125 @@
+"""A configuration is checked when it is made, and says in one line what it expected."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lorasa_jax.config import Config, ConfigError, NetworkConfig, PPOConfig, nearest, require
+
+BATCH = 32 * 160
+
+
+def feed_forward(**changes) -> NetworkConfig:
+    return NetworkConfig(recurrent=False, **changes)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Config(rank=0), "rank must be positive, got 0"),
+        (lambda: Config(n_envs=-1), "n-envs must be positive, got -1"),
+        (lambda: Config(seed=-1), "seed must be 0 or more, got -1"),
+        (lambda: Config(alpha=0.0), "alpha must be positive, got 0.0"),
+        (lambda: Config(total_steps=100), "total-steps 100 is less than one iteration: 32 environments x 160"),
+        (lambda: Config(switch_step=10**9), "switch-step must lie in [0, 998,400), the steps of this run, or be auto"),
+        (lambda: Config(switch_step=-1), "switch-step must lie in [0, "),
+        (lambda: Config(ppo=PPOConfig(minibatches=3)), "ppo.minibatches 3 must divide n-envs 32"),
+        (lambda: Config(ppo=PPOConfig(chunk_length=7)), "ppo.chunk-length 7 must divide rollout-length 160"),
+        (lambda: Config(placement=()), "placement is empty; name some of fc1, fc2, fc3, gru_in, "),
+        (
+            lambda: Config(placement=("heads",)),
+            "placement 'heads' names no layer (did you mean 'head'?); layers: fc1, ",
+        ),
+        (lambda: Config(actor=feed_forward(), placement=("recurrent",)), "placement 'recurrent' names no layer"),
+        (lambda: feed_forward(layers=0, layers_after=0), "a feed-forward network needs at least one layer"),
+        (lambda: NetworkConfig(hidden=0), "hidden must be positive, got 0"),
+        (lambda: NetworkConfig(layers=-1), "layers must be 0 or more, got -1"),
+        (lambda: PPOConfig(gamma=1.1), "gamma must lie in [0, 1], got 1.1"),
+        (lambda: PPOConfig(gae_lambda=-0.1), "gae-lambda must lie in [0, 1], got -0.1"),
+        (lambda: PPOConfig(epochs=0), "epochs must be positive, got 0"),
+        (lambda: PPOConfig(entropy_coef=-1.0), "entropy-coef must be 0 or more, got -1.0"),
+        (lambda: PPOConfig(lr=float("nan")), "lr must be positive, got nan"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(make, message):
+    with pytest.raises(ConfigError) as error:
+        make()
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_tasks_have_defaults():
+    assert [Config(env=env).task for env in ("smax", "toy")] == ["2s3z", "specialisation"]
+    assert Config(env="toy", task="own_number").task == "own_number"
+
+
+@pytest.mark.parametrize(
+    ("step", "iteration"), [(0, 0), (1, 1), (BATCH, 1), (BATCH + 1, 2), (4 * BATCH + 1, 4), ("auto", None)]
+)
+def test_a_switch_counts_from_the_next_rollout_and_leaves_one_to_the_adapters(step, iteration):
+    assert Config(total_steps=5 * BATCH + 7, switch_step=step).switch_iteration == iteration
+
+
+@given(iterations=st.integers(1, 200), evaluations=st.integers(1, 30))
+def test_evaluations_are_spread_over_the_run_and_no_more_than_asked_for(iterations, evaluations):
+    config = Config(total_steps=iterations * BATCH, evaluations=evaluations)
+    assert config.iterations == iterations
+    done = iterations // config.evaluation_interval
+    assert 1 <= done <= evaluations
+    assert done >= min(evaluations, iterations) / 2
+
+
+@pytest.mark.parametrize(
+    ("placement", "layers"),
+    [
+        (("all",), "fc1 fc2 gru_in gru_hidden after1 head"),
+        (("early",), "fc1 fc2"),
+        (("recurrent",), "gru_in gru_hidden"),
+        (("late",), "after1"),
+        (("head",), "head"),
+        (("head", "fc1"), "fc1 head"),
+        (("fc*", "fc2", "gru_in"), "fc1 fc2 gru_in"),
+    ],
+)
+def test_placements_name_layers_from_input_to_output(placement, layers):
+    assert Config(actor=NetworkConfig(layers=2), placement=placement).adapted_layers == tuple(layers.split())
+
+
+def test_a_feed_forward_network_has_no_recurrent_layers():
+    assert feed_forward(layers=1, layers_after=2).layer_names == ("fc1", "after1", "after2", "head")
+
+
+@pytest.mark.parametrize(("alpha", "rank", "scale"), [(None, 8, 1.0), (None, 3, 1.0), (16.0, 8, 2.0), (1.0, 4, 0.25)])
+def test_adapters_are_scaled_by_alpha_over_rank(alpha, rank, scale):
+    assert Config(alpha=alpha, rank=rank).adapter_scale == scale
+
+
+def test_chunks_are_steps_without_recurrence_and_the_rollout_with_0():
+    assert Config().chunk_length == 10
+    assert Config(ppo=PPOConfig(chunk_length=0)).chunk_length == 160
+    critic = Config().critic
+    assert Config(actor=feed_forward()).chunk_length == 10  # the critic still recurs
+    assert critic.recurrent
+    alone = Config(actor=feed_forward(), critic=type(critic)(recurrent=False), ppo=PPOConfig(chunk_length=7))
+    assert alone.chunk_length == 1
+
+
+def test_nearest_names_what_was_meant():
+    assert nearest("lorasq", ["lorasa", "nps"]) == " (did you mean 'lorasa'?)"
+    assert nearest("xyz", ["lorasa", "nps"]) == ""
+
+
+def test_require_raises_unless():
+    require(True, "no")
+    with pytest.raises(ConfigError, match=r"^no$"):
+        require(False, "no")
+
+
+def test_configuration_does_not_load_jax():
+    code = "import sys, lorasa_jax.config; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,125 @@
+"""Every scheme lands on its exact ceiling, and every probe of a learner is solved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import product
+
+import jax
+import numpy as np
+import pytest
+from helpers import KEY
+
+from lorasa_jax.config import Config, CriticConfig, NetworkConfig, PPOConfig
+from lorasa_jax.envs import make_env
+from lorasa_jax.envs.toy import ceilings
+from lorasa_jax.loop import run
+from lorasa_jax.sharing import SCHEMES
+from lorasa_jax.system import is_two_phase
+from lorasa_jax.trainer import make_trainer, train
+from lorasa_jax.types import PolicyParams
+
+GAMMA = 0.9
+GAMES = {"own_number": 3, "specialisation": 2, "synchronisation": 2}
+NETS = {"feed-forward": False, "recurrent": True}
+
+# Each game once, and with the whole run of LoRASA each scheme; the slow suite has all of them.
+FEW = [
+    ("ps", "specialisation", "feed-forward"),
+    ("ps_id", "synchronisation", "feed-forward"),
+    ("nps", "own_number", "feed-forward"),
+]
+ALL = [case if case in FEW else pytest.param(*case, marks=pytest.mark.slow) for case in product(SCHEMES, GAMES, NETS)]
+
+
+def make_config(
+    task: str, scheme: str = "ps", *, recurrent: bool = False, ppo: Mapping | None = None, **changes
+) -> Config:
+    network = {"hidden": 16, "layers": 1, "layers_after": 0, "recurrent": recurrent}
+    critic = {**network, "scope": "agent" if task == "own_number" else "team"}
+    defaults = {"lr": 0.01, "critic_lr": 0.01, "epochs": 4, "gamma": GAMMA, "chunk_length": 6}
+    size = {"n_envs": 32, "rollout_length": 12, "total_steps": 80 * 384, "evaluations": 1, "eval_episodes": 256}
+    return Config(
+        env="toy",
+        task=task,
+        sharing=scheme,
+        actor=NetworkConfig(**network),
+        critic=CriticConfig(**critic),
+        ppo=PPOConfig(**defaults | dict(ppo or {})),
+        **{**size, **changes},
+    )
+
+
+def trained(config: Config):
+    """The trainer and its last state; two-phase schemes give their adapters the whole run."""
+    env = make_env(config)
+    state, _ = jax.jit(train(config, env))(KEY)
+    return make_trainer(config, env, adapting=is_two_phase(config, env)), state
+
+
+def returns(trainer, state) -> tuple[float, float]:
+    """Greedy and sampled."""
+    evaluate, weights = jax.jit(trainer.evaluate), trainer.weights(state)
+    return tuple(evaluate(weights, state.key, state.iteration, greedy)["return"].item() for greedy in (True, False))
+
+
+@pytest.mark.parametrize(("scheme", "task", "network"), ALL)
+def test_every_scheme_lands_on_its_ceiling(scheme, task, network):
+    config = make_config(task, scheme, recurrent=NETS[network], n_agents=GAMES[task], switch_step=0)
+    known = ceilings(task, GAMES[task])
+    reached = (known.optimum,) * 2 if scheme != "ps" else (known.shared_greedy, known.shared_sampled)
+    greedy, sampled = returns(*trained(config))
+    assert greedy == pytest.approx(reached[0], abs=1e-4)
+    assert sampled == pytest.approx(reached[1], abs=0.06)
+
+
+def test_a_whole_run_of_adapters_from_the_start_specialises():
+    config = make_config("specialisation", "lorasa", switch_step=0)
+    result, known = run(config, make_env(config)), ceilings("specialisation")
+    for name, metrics in result.final.items():
+        assert metrics["return"] == pytest.approx(known.optimum, abs=1e-4 if name == "greedy" else 0.06)
+    assert result.final["greedy"]["win_rate"] == pytest.approx(1.0)
+    assert result.switch_steps == [0]
+    assert result.random_return == pytest.approx(known.chance, abs=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["probe_policy", "probe_mask", "probe_death"])
+def test_a_shared_policy_solves_the_probe(task):
+    greedy, sampled = returns(*trained(make_config(task)))
+    assert (greedy, sampled) == pytest.approx((ceilings(task).optimum,) * 2, abs=0.06)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("recurrent", "reached"), [(True, 1.0), (False, 0.5)])
+def test_only_memory_recalls_the_cue(recurrent, reached):
+    greedy, _ = returns(*trained(make_config("probe_memory", recurrent=recurrent)))
+    assert greedy == pytest.approx(reached, abs=0.08)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "limit", "values"),
+    [
+        ("probe_value", "bootstrap", [1.0]),
+        ("probe_discount", "bootstrap", [GAMMA, 1.0]),
+        ("probe_clock", "bootstrap", [1 / (1 - GAMMA)] * 5),
+        ("probe_clock", "terminal", [(1 - GAMMA**k) / (1 - GAMMA) for k in (5, 4, 3, 2, 1)]),
+    ],
+)
+@pytest.mark.parametrize("network", NETS)
+def test_values_are_those_of_the_states(task, limit, values, network):
+    config = make_config(task, recurrent=NETS[network], time_limit=limit, ppo={"critic_lr": 0.005, "lr": 1e-4},
+                         total_steps=300 * 384)  # fmt: skip
+    trainer, state = trained(config)
+    system, env = trainer.system, trainer.system.env
+    env_state, seen = env.reset(KEY)
+    shown = []
+    for _ in values:
+        shown.append(system.critic_view(seen.obs, seen.state))
+        env_state, seen = env.step(KEY, env_state, np.zeros(env.spec.n_agents, int))
+    first = np.arange(len(values))[:, None] == 0
+    critic: PolicyParams = state.learner.critic
+    _, value = system.critic.unroll(critic, system.critic.initial_carry(1), np.stack(shown)[:, None], first)
+    value = system.value_norm.denormalise(state.learner.value_norm, value[:, 0, 0, 0])
+    np.testing.assert_allclose(value, values, rtol=0.05)

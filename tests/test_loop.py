@@ -1,0 +1,147 @@
+"""A run of several seeds is each seed's own run, switch included."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_close, assert_same, two_phases
+
+from lorasa_jax import loop
+from lorasa_jax.loop import ADAPTERS, SHARED, Diverged, Listener, over_seeds, run
+from lorasa_jax.types import TrainState
+
+ITERATIONS, SWITCHES, SEED = 5, (1, 3), 7
+
+
+class Recorder:
+    def __init__(self):
+        self.reports, self.texts = [], []
+
+    def status(self, text):
+        self.texts.append(text)
+
+    def report(self, report):
+        self.reports.append(report)
+
+
+def make_config():
+    config = two_phases().config
+    return replace(
+        config,
+        seed=SEED,
+        seeds=len(SWITCHES),
+        switch_step="auto",
+        total_steps=ITERATIONS * config.steps_per_iteration,
+        evaluations=ITERATIONS,
+    )
+
+
+def switch_as_told(monkeypatch):
+    """Each seed, known by its random return, switches after its own number of iterations."""
+    due = {}
+
+    def should_switch(steps, curve, random_play, total_steps):
+        assert len(steps) == len(curve)
+        iterations = due.setdefault(random_play, SWITCHES[len(due) % 2])
+        return steps[-1] >= iterations * make_config().steps_per_iteration
+
+    monkeypatch.setattr(loop, "should_switch", should_switch)
+
+
+@pytest.fixture(scope="module")
+def finished():
+    listener = Recorder()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        switch_as_told(monkeypatch)
+        return SimpleNamespace(result=run(make_config(), two_phases().env, listener), reports=listener.reports)
+
+
+def alone(seed: int, switch: int) -> TrainState:
+    """One seed, one iteration after the other, without the loop."""
+    phases = two_phases()
+    state = phases.init(jax.random.key(seed))
+    for _ in range(switch):
+        state = phases.shared(state)
+    state = phases.graft(state)
+    for _ in range(ITERATIONS - switch):
+        state = phases.adapters(state)
+    return state
+
+
+@pytest.mark.parametrize("row", range(len(SWITCHES)))
+def test_each_seed_ends_as_it_would_alone_at_its_own_switch(finished, row):
+    """With exactly the budget: a seed that is done waits unchanged for the others."""
+    state, expected = jax.tree.map(lambda leaf: leaf[row], finished.result.states), alone(SEED + row, SWITCHES[row])
+    assert state.iteration == expected.iteration == ITERATIONS
+    assert_close(state.learner, expected.learner, atol=1e-4)
+    assert_close(state.rollout.timestep, expected.rollout.timestep)
+    assert (state.key == expected.key).all()
+
+
+def test_switches_are_those_of_the_curves(finished):
+    batch = make_config().steps_per_iteration
+    assert finished.result.switch_steps == [s * batch for s in SWITCHES]
+    assert set(finished.result.final) == {"greedy", "sampled"}
+    assert finished.result.trainer.system.train == ("agents",)
+
+
+def test_reports_say_who_is_active_and_how_far(finished):
+    batch = make_config().steps_per_iteration
+    rows = [(r.phase, (r.env_steps // batch).tolist(), r.active.tolist()) for r in finished.reports]
+    assert rows == [
+        (SHARED, [1, 1], [True, True]),
+        (SHARED, [2, 2], [False, True]),
+        (SHARED, [3, 3], [False, True]),
+        (ADAPTERS, [2, 4], [True, True]),
+        (ADAPTERS, [3, 5], [True, True]),
+        (ADAPTERS, [4, 5], [True, False]),
+        (ADAPTERS, [5, 5], [True, False]),
+    ]
+    for report in finished.reports:
+        assert set(report.evaluation) == {"return", "win_rate", "length"}
+        assert {leaf.shape for leaf in report.metrics.values()} == {(2,)}
+
+
+def test_a_run_that_diverges_says_when_what_and_for_which_seed(monkeypatch):
+    get = loop._Programs.__getitem__
+    calls = []
+
+    def spoil(programs, name):
+        program = get(programs, name)
+        if name != "collect":
+            return program
+
+        def collect(weights, critic, *rest):
+            calls.append(name)
+            factor = jnp.array([1.0, jnp.nan if len(calls) == 2 else 1.0])
+            critic = jax.tree.map(lambda leaf: leaf * factor.reshape(-1, *(1,) * (leaf.ndim - 1)), critic)
+            return program(weights, critic, *rest)
+
+        return collect
+
+    monkeypatch.setattr(loop._Programs, "__getitem__", spoil)
+    monkeypatch.setattr(loop, "should_switch", lambda *args: False)
+    batch = make_config().steps_per_iteration
+    message = rf"policy_loss became nan for seed {SEED + 1}, in iteration 2 \({2 * batch} steps, phase shared\)"
+    with pytest.raises(Diverged, match=message):
+        run(make_config(), two_phases().env)
+
+
+def test_mapping_over_seeds_adds_an_axis_also_for_one():
+    def function(x, y):
+        return {"sum": (x + y).sum()}
+
+    for n in (1, 3):
+        x = jnp.arange(2.0 * n).reshape(n, 2)
+        assert_same(over_seeds(function, n)(x, x), {"sum": 2 * np.asarray(x).sum(axis=1)})
+
+
+def test_listeners_are_known_by_what_they_can_do():
+    assert isinstance(loop.Silent(), Listener)
+    assert isinstance(Recorder(), Listener)
+    assert not isinstance(object(), Listener)

@@ -1,0 +1,70 @@
+"""The critic's units are the debiased running moments of the returns."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lorasa_jax import normalize
+
+BETA = 0.9
+
+
+def updated(norm, batches):
+    state = norm.init()
+    for batch in batches:
+        state = norm.update(state, jnp.asarray(batch))
+    return state
+
+
+def batches(n: int, mean: float = 5.0, deviation: float = 2.0):
+    return np.random.default_rng(n).normal(mean, deviation, (n, 4, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_units_are_the_weighted_mean_and_deviation_without_the_bias_of_the_start(n):
+    norm, data = normalize.running(BETA), batches(n)
+    weights = BETA ** np.arange(n)[::-1]
+    weights /= weights.sum()
+    mean = weights @ data.mean(axis=(1, 2))
+    variance = weights @ (data**2).mean(axis=(1, 2)) - mean**2
+    expected = (data - mean) / np.sqrt(variance)
+    np.testing.assert_allclose(norm.normalise(updated(norm, data), jnp.asarray(data)), expected, atol=1e-4)
+
+
+def test_units_are_those_of_the_reward_before_the_first_update():
+    norm, x = normalize.running(), jnp.asarray(batches(1))
+    np.testing.assert_array_equal(norm.normalise(norm.init(), x), x)
+    np.testing.assert_array_equal(norm.denormalise(norm.init(), x), x)
+
+
+def test_one_update_of_a_slow_average_is_already_debiased():
+    norm, data = normalize.running(0.99999), batches(1)
+    np.testing.assert_allclose(
+        norm.normalise(updated(norm, data), jnp.asarray(data)), (data - data.mean()) / data.std(), atol=2e-3
+    )
+
+
+@pytest.mark.parametrize("floor", [0.01, 4.0])
+def test_variance_has_a_floor(floor):
+    norm = normalize.running(BETA, floor)
+    state = updated(norm, np.full((1, 2, 2), 3.0, np.float32))
+    np.testing.assert_allclose(norm.normalise(state, jnp.array([3.0, 4.0])), [0, floor**-0.5], atol=1e-3)
+
+
+@given(x=st.floats(-100, 100, width=32), n=st.integers(0, 3))
+def test_there_and_back_is_the_identity(x, n):
+    for norm in (normalize.running(BETA), normalize.raw()):
+        state = updated(norm, batches(n))
+        assert norm.denormalise(state, norm.normalise(state, jnp.float32(x))) == pytest.approx(x, abs=1e-4)
+
+
+def test_raw_units_never_change():
+    norm, x = normalize.raw(), jnp.asarray(batches(1))
+    state = updated(norm, batches(3))
+    assert state == norm.init()
+    np.testing.assert_array_equal(norm.normalise(state, x), x)
+    np.testing.assert_array_equal(norm.denormalise(state, x), x)

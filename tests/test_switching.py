@@ -1,0 +1,61 @@
+"""When the trunk freezes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lorasa_jax.switching import EARLIEST, LATEST, POINTS, should_switch, slope
+
+BUDGET = 1000
+STEPS = [20 * (i + 1) for i in range(50)]
+SLOWING = (1 - np.exp(-np.arange(50) / 4)).tolist()  # quick at first, always rising
+
+
+def first_switch(curve, random_play=-1.0, total=BUDGET) -> int:
+    """The step at which a run with this curve switches."""
+    return next(
+        steps for i, steps in enumerate(STEPS) if should_switch(STEPS[: i + 1], curve[: i + 1], random_play, total)
+    )
+
+
+def test_slope_is_the_least_squares_one():
+    rng = np.random.default_rng(0)
+    x, y = np.cumsum(rng.integers(1, 9, 8)), rng.normal(size=8)
+    expected = ((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum()
+    assert slope(x.tolist(), y.tolist()) == pytest.approx(expected)
+
+
+def test_it_switches_when_learning_slows_to_half_of_its_best():
+    step = first_switch(SLOWING)
+    now = STEPS.index(step) + 1
+    slopes = [slope(STEPS[i - POINTS : i], SLOWING[i - POINTS : i]) for i in range(POINTS, now + 1)]
+    assert slopes[-1] < 0.5 * max(slopes)
+    assert slopes[-2] >= 0.5 * max(slopes)
+    assert EARLIEST * BUDGET < step < LATEST * BUDGET
+
+
+@pytest.mark.parametrize(
+    "curve",
+    [
+        np.arange(50.0),  # as quick as ever
+        np.zeros(50),  # no longer improving
+        -np.arange(50.0),  # falling
+        -np.exp(-np.arange(50) / 4.0),  # slowing, but no better than random play
+    ],
+    ids=["steady", "flat", "falling", "incompetent"],
+)
+def test_it_waits_for_the_last_moment(curve):
+    assert first_switch(curve.tolist(), random_play=0.0 if curve[0] < 0 else -1.0) == LATEST * BUDGET
+
+
+def test_it_never_switches_early_or_with_too_few_points():
+    assert first_switch(SLOWING, total=1600) >= EARLIEST * 1600
+    for n in range(1, POINTS):
+        assert not should_switch([200 * (i + 1) for i in range(n)], SLOWING[:n], -1.0, 2000)
+
+
+@pytest.mark.parametrize("n", [1, 30])
+def test_it_always_switches_at_the_last_moment(n):
+    assert should_switch([600] * n, [0.0] * n, 1.0, BUDGET)
+    assert not should_switch([599] * n, [0.0] * n, 1.0, BUDGET)

@@ -1,0 +1,140 @@
+"""Two phases: what the second takes over, what it starts afresh, and what it never touches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import (
+    assert_close,
+    assert_same,
+    differs,
+    every_scheme,
+    make_diary,
+    random_trajectory,
+    small_config,
+    two_phases,
+)
+
+from lorasa_jax import trainer as trainer_module
+from lorasa_jax.config import ConfigError
+from lorasa_jax.trainer import count_params, make_trainer, train
+
+KEY = jax.random.key(7)
+
+
+@pytest.fixture(scope="module")
+def run():
+    """Two iterations of the trunk, the graft, two iterations of the adapters."""
+    phases = two_phases()
+    states = [phases.init(KEY)]
+    for step in (phases.shared, phases.shared, phases.graft, phases.adapters, phases.adapters):
+        states.append(step(states[-1]))
+    return states
+
+
+def test_grafting_keeps_everything_but_what_agents_own_to_the_bit(run):
+    before, after = run[2], run[3]
+    assert_same(after.learner.actor.shared, before.learner.actor.shared)
+    for name in ("critic", "critic_opt", "value_norm"):
+        assert_same(getattr(after.learner, name), getattr(before.learner, name))
+    assert_same(after.rollout, before.rollout)
+    assert after.iteration == before.iteration == 2
+    assert (after.key == before.key).all()
+    assert before.learner.actor.agents == {}
+
+
+def test_the_optimiser_of_adapters_starts_afresh_and_the_trunk_has_none(run):
+    assert set(run[2].learner.actor_opt) == {"shared"}
+    opt = run[3].learner.actor_opt
+    assert set(opt) == {"agents"}
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(opt))
+
+
+def test_the_first_adapted_policy_plays_as_the_shared_one_did(run):
+    phases = two_phases()
+    assert_same(phases.second.weights(run[3]), phases.first.weights(run[2]))
+
+
+def test_the_trunk_never_changes_in_the_second_phase(run):
+    for state in run[4:]:
+        assert_same(state.learner.actor.shared, run[2].learner.actor.shared)
+        assert set(state.learner.actor_opt) == {"agents"}
+
+
+def test_phases_train_what_they_should_and_the_critic_goes_on(run):
+    assert all(differs(run[2].learner.actor.shared, run[1].learner.actor.shared))
+    for before, after in ((1, 2), (3, 4), (4, 5)):
+        assert all(differs(run[after].learner.critic, run[before].learner.critic))
+    own = run[5].learner.actor.agents
+    assert all(differs(own, run[4].learner.actor.agents))
+    for leaf in jax.tree.leaves(own):
+        assert len(np.unique(np.asarray(leaf).reshape(len(leaf), -1), axis=0)) == len(leaf)  # no two agents alike
+    steps = run[5].learner.critic_opt[1].count
+    ppo = two_phases().config.ppo
+    np.testing.assert_array_equal(steps, 4 * ppo.epochs * ppo.minibatches)
+
+
+def test_a_whole_run_is_its_iterations(run):
+    phases = two_phases()
+    config = replace(phases.config, switch_step=2 * phases.config.steps_per_iteration)
+    state, metrics = jax.jit(train(replace(config, total_steps=4 * config.steps_per_iteration), phases.env))(KEY)
+    assert_close(state.learner, run[5].learner, atol=1e-4)
+    assert state.iteration == 4
+    assert {leaf.shape for leaf in metrics.values()} == {(4,)}
+
+
+def test_a_run_within_one_program_cannot_wait_for_evaluations():
+    with pytest.raises(ConfigError, match="give a step"):
+        train(replace(two_phases().config, switch_step="auto"), two_phases().env)
+
+
+@pytest.mark.parametrize("adapting", [False, True])
+def test_learning_rates_fall_to_zero_with_the_budget(monkeypatch, run, adapting):
+    monkeypatch.setattr(
+        trainer_module, "run_schedule", lambda system, learner, trajectory, scale, key: (learner, {"scale": scale})
+    )
+    config, env = two_phases().config, two_phases().env
+    ppo = replace(config.ppo, anneal_lr=True, lr=0.5)
+    four = replace(config, ppo=ppo, total_steps=4 * config.steps_per_iteration)
+    trainer, state = make_trainer(four, env, adapting=adapting), run[3 if adapting else 0]
+    nothing = random_trajectory(trainer.system)
+    rates = [trainer.update(state._replace(iteration=jnp.int32(i)), state.rollout, nothing)[1]["lr"] for i in range(4)]
+    np.testing.assert_allclose(rates, [0.5, 0.375, 0.25, 0.125])
+
+
+def test_the_same_key_gives_the_same_start_and_another_key_another():
+    init = two_phases().init
+    assert_same(init(KEY).learner, run_of := init(KEY).learner)
+    kernels = {name: leaves["kernel"] for name, leaves in run_of.actor.shared.items() if "kernel" in leaves}
+    other = init(jax.random.key(8)).learner.actor.shared
+    assert all(differs(kernels, {name: other[name]["kernel"] for name in kernels}))
+
+
+@every_scheme
+def test_parameters_are_counted_by_hand(scheme):
+    config, env = small_config(sharing=scheme, recurrent=True), make_diary()
+    n, hidden, rank = env.spec.n_agents, config.actor.hidden, config.rank
+
+    def network(width, out):
+        kernels = [(width, hidden), (hidden, 3 * hidden), (hidden, 3 * hidden), (hidden, hidden), (hidden, out)]
+        norms = [width, hidden, hidden, hidden]
+        return kernels, sum(i * o + o for i, o in kernels) + 2 * sum(norms)
+
+    width = env.spec.obs_dim + (n if scheme in ("ps_id", "lorasa") else 0)
+    kernels, trunk = network(width, env.spec.n_actions)
+    own = sum(rank * (i + o) if rank < min(i, o) else i * o for i, o in kernels)
+    shared, per_agent = {"ps": (trunk, 0), "ps_id": (trunk, 0), "nps": (0, trunk), "lorasa": (trunk, own)}[scheme]
+    critic, alone = network(env.spec.state_dim, 1)[1], n * network(env.spec.obs_dim, env.spec.n_actions)[1]
+    assert count_params(make_trainer(config, env, adapting=scheme == "lorasa")) == {
+        "shared": shared,
+        "per_agent": per_agent,
+        "critic": critic,
+        "actors": shared + n * per_agent,
+        "total": shared + n * per_agent + critic,
+        "nps_actors": alone,
+        "nps_total": alone + critic,
+    }
