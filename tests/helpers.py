@@ -72,6 +72,7 @@ def two_phases() -> SimpleNamespace:
         first=first,
         second=second,
         init=jax.jit(first.init),
+        collect=collect,
         shared=stepper(first),
         graft=jax.jit(partial(graft, second)),
         adapters=stepper(second),

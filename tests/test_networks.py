@@ -155,12 +155,14 @@ def test_every_named_layer_has_one_kernel_and_nothing_else_has(changes):
     assert gru == (expected if network.config.recurrent else {})
 
 
-def test_kernels_start_orthogonal_with_their_gains_and_biases_at_zero():
-    network = make_network(gain=1.5, gain_recurrent=0.5, gain_after=2.0)
+@pytest.mark.parametrize(("gru_init", "parts"), [("stacked", 1), ("gates", 3)])
+def test_kernels_start_orthogonal_with_their_gains_and_biases_at_zero(gru_init, parts):
+    """The GRU's as a whole, or gate by gate."""
+    network = make_network(gain=1.5, gain_after=2.0, gru_init=gru_init)
     params = jax.jit(init, static_argnums=0)(network)["params"]
-    gains = {"fc1": 1.5, "fc2": 1.5, "gru_in": 0.5, "gru_hidden": 0.5, "after1": 2.0, "head": 0.01}
+    gains = {"fc1": 1.5, "fc2": 1.5, "gru_in": 1.0, "gru_hidden": 1.0, "after1": 2.0, "head": 0.01}
     for name, gain in gains.items():
         kernel = np.asarray(params[name]["kernel"])
-        singular = np.linalg.svd(kernel, compute_uv=False)
-        np.testing.assert_allclose(singular, gain, rtol=1e-5, err_msg=name)
+        for part in np.split(kernel, parts if name.startswith("gru") else 1, axis=1):
+            np.testing.assert_allclose(np.linalg.svd(part, compute_uv=False), gain, rtol=1e-5, err_msg=name)
         assert not np.any(params[name]["bias"])

@@ -36,17 +36,17 @@ def test_it_switches_when_learning_slows_to_half_of_its_best():
 
 
 @pytest.mark.parametrize(
-    "curve",
+    ("curve", "random_play"),
     [
-        np.arange(50.0),  # as quick as ever
-        np.zeros(50),  # no longer improving
-        -np.arange(50.0),  # falling
-        -np.exp(-np.arange(50) / 4.0),  # slowing, but no better than random play
+        (np.arange(50.0), -1.0),
+        (np.zeros(50), -1.0),
+        (-np.arange(50.0), -100.0),
+        (-np.exp(-np.arange(50) / 4.0), 0.0),
     ],
-    ids=["steady", "flat", "falling", "incompetent"],
+    ids=["as quick as ever", "no longer improving", "falling", "no better than random play"],
 )
-def test_it_waits_for_the_last_moment(curve):
-    assert first_switch(curve.tolist(), random_play=0.0 if curve[0] < 0 else -1.0) == LATEST * BUDGET
+def test_it_waits_for_the_last_moment(curve, random_play):
+    assert first_switch(curve.tolist(), random_play) == LATEST * BUDGET
 
 
 def test_it_never_switches_early_or_with_too_few_points():

@@ -87,6 +87,21 @@ def test_a_whole_run_is_its_iterations(run):
     assert {leaf.shape for leaf in metrics.values()} == {(4,)}
 
 
+def test_every_iteration_has_chance_of_its_own(run):
+    phases, state = two_phases(), run[0]
+    weights = phases.first.weights(state)
+    actions = [
+        phases.collect(weights, state.learner.critic, state.rollout, key, jnp.int32(i))[1].action
+        for key, i in ((KEY, 0), (KEY, 0), (KEY, 1), (jax.random.key(8), 0))
+    ]
+    assert [np.array_equal(actions[0], other) for other in actions[1:]] == [True, False, False]
+
+
+def test_no_key_serves_two_purposes():
+    uses = [trainer_module._key(KEY, purpose, jnp.int32(i)) for purpose in range(5) for i in range(3)]
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in uses}) == len(uses)
+
+
 def test_a_run_within_one_program_cannot_wait_for_evaluations():
     with pytest.raises(ConfigError, match="give a step"):
         train(replace(two_phases().config, switch_step="auto"), two_phases().env)

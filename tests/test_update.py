@@ -39,8 +39,9 @@ def make_learner(system: System) -> Learner:
         critic=critic,
         actor_opt={},
         critic_opt=system.optimizer.init(critic.shared),
+        # Of little weight, so that one update moves them: to mix up old units and new ones shows.
         value_norm=system.value_norm.init()._replace(
-            total=jnp.float32(0.3), total_square=jnp.float32(0.9), weight=jnp.float32(0.5)
+            total=jnp.float32(6e-6), total_square=jnp.float32(1.8e-5), weight=jnp.float32(1e-5)
         ),
     )
     return init_optimizer(system, learner)
@@ -235,8 +236,9 @@ def test_an_update_is_a_plain_gradient_step_of_each_slots_own_mean(scheme, alone
     """Of all samples on a trunk, for the trunk; of an agent's own samples, for what the agent owns."""
     run = stepped(scheme, alone)
     expected = run.plain.update(run.before, run.system.schedule)
-    for name in ("actor", "critic", "value_norm"):
+    for name in ("actor", "critic"):
         assert_close(getattr(run.after, name), getattr(expected, name), atol=2e-4)
+    assert_close(run.after.value_norm, expected.value_norm, atol=0, rtol=1e-3)
 
 
 @pytest.mark.parametrize("scheme", ["nps", "lorasa"])
