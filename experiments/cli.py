@@ -26,7 +26,7 @@ class RunConfig(Config):
     preset: str = "fast"
     """Settings to start from: a name under experiments/configs/ENV, or a YAML file. Flags override it."""
     out: Path | None = None
-    """Run directory, which must not exist yet; empty: runs/ENV-TASK-ALGO-SHARING-SEED."""
+    """Run directory, which must not exist yet; not given: runs/ENV-TASK-ALGO-SHARING-seedN."""
     gif: bool = True
     """Draw an episode of the final policy, where the environment can be drawn."""
     track: Literal["none", "tensorboard", "wandb"] = "none"

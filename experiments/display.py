@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from lorasa_jax.config import Config
+from lorasa_jax.config import Config, ConfigError
 from lorasa_jax.loop import Report
 
 BAR = 16
@@ -52,8 +53,8 @@ class Display:
         self._ticks.clear()
         self._show(text, always=True)
 
-    def report(self, report: Report) -> float:
-        """Shows one iteration; returns the speed, in environment steps per second of all seeds together."""
+    def report(self, report: Report) -> float | None:
+        """Shows one iteration; returns the speed, in environment steps per second of all seeds, once it is known."""
         active = report.active
         if report.phase != self._phase:
             self._phase = report.phase
@@ -68,12 +69,12 @@ class Display:
         budget = self.config.iterations * self.config.steps_per_iteration
         share = float(report.env_steps.mean()) / budget
         filled = round(BAR * share)
-        left = duration((budget * len(active) - done) / speed) if speed else "?"
+        left = f"{duration((budget * len(active) - done) / speed)} left" if speed else "-"
         self._show(
             f"{report.phase:8} {'█' * filled}{'░' * (BAR - filled)} "
-            f"{report.env_steps.mean():,.0f}/{budget:,} steps  {speed:,.0f} steps/s  "
+            f"{report.env_steps.mean():,.0f}/{budget:,} steps  {f'{speed:,.0f}' if speed else '-'} steps/s  "
             f"return {self._recall('return')} (greedy {self._recall('greedy return')})  "
-            f"win {self._recall('win_rate', '.0%')} (greedy {self._recall('greedy win_rate', '.0%')})  {left} left",
+            f"win {self._recall('win_rate', '.0%')} (greedy {self._recall('greedy win_rate', '.0%')})  {left}",
             always=report.evaluation is not None,
         )
         return speed
@@ -85,9 +86,9 @@ class Display:
     def _recall(self, name: str, form: str = ".2f") -> str:
         return format(self._seen[name], form) if name in self._seen else "-"
 
-    def _speed(self) -> float:
+    def _speed(self) -> float | None:
         if len(self._ticks) < 2:
-            return 0.0
+            return None
         (began, before), (now, done) = self._ticks[0], self._ticks[-1]
         return (done - before) / max(now - began, 1e-9)
 
@@ -98,12 +99,12 @@ class Display:
             self.console.print(line, soft_wrap=True)
 
 
-def make_tracker(kind: str, name: str, directory: str, config: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+def make_tracker(kind: str, directory: Path, config: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
     """Returns a function that sends one row to a tracker, or does nothing."""
     if kind == "tensorboard":
         from tensorboardX import SummaryWriter
 
-        writer = SummaryWriter(directory)
+        writer = SummaryWriter(str(directory))
 
         def to_tensorboard(row: dict[str, Any]) -> None:
             for key, value in row.items():
@@ -112,8 +113,13 @@ def make_tracker(kind: str, name: str, directory: str, config: dict[str, Any]) -
 
         return to_tensorboard
     if kind == "wandb":
-        import wandb
+        try:
+            import wandb
+        except ModuleNotFoundError:
+            raise ConfigError(
+                "--track wandb needs the package wandb: pip install -c constraints.txt -e '.[wandb]'"
+            ) from None
 
-        run = wandb.init(project="lorasa_jax", name=name, dir=directory, config=config)
+        run = wandb.init(project="lorasa_jax", name=directory.name, config=config)
         return lambda row: run.log({f"seed{row['seed']}/{key}": value for key, value in row.items()})
     return lambda row: None

@@ -10,6 +10,7 @@ import os
 import platform
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ class Record:
         self._metrics = (directory / "metrics.jsonl").open("w")
         self.rows: list[dict[str, Any]] = []
 
-    def add(self, report: Report, clock: dict[str, float]) -> list[dict[str, Any]]:
+    def add(self, report: Report, clock: dict[str, float | None]) -> list[dict[str, Any]]:
         """Writes one iteration; returns its rows."""
         rows = []
         for k in np.flatnonzero(report.active):
@@ -115,10 +116,11 @@ class Record:
         """Closes the metrics file."""
         self._metrics.close()
 
-    def draw_curve(self, switch_steps: list[int | None]) -> None:
+    def draw_curve(self) -> None:
         """Draws return and win rate of all seeds over environment steps."""
         if not self.rows:
             return
+        switches = self._switches()
         import matplotlib
 
         matplotlib.use("Agg")
@@ -129,14 +131,22 @@ class Record:
         for axis, name in zip(axes, ("return", "win_rate"), strict=True):
             for key, colour, label in ((name, "#9aa5b1", "training, sampled"), (f"eval_{name}", "#1f5fa8", "greedy")):
                 for i, (steps, values) in enumerate(self._curves(key)):
-                    axis.plot(steps, values, color=colour, lw=1.2, alpha=0.75, label=None if i else label)
-            for step in {step for step in switch_steps if step}:
+                    axis.plot(
+                        steps,
+                        values,
+                        color=colour,
+                        lw=1.2,
+                        marker="." if key.startswith("eval") else None,
+                        alpha=0.75,
+                        label=None if i else label,
+                    )
+            for step in switches:
                 axis.axvline(step, color="#c2410c", ls="--", lw=1)
             axis.xaxis.set_major_formatter(EngFormatter(sep=""))
             axis.set(xlabel="environment steps", ylabel=name.replace("_", " "))
             axis.spines[["top", "right"]].set_visible(False)
             axis.grid(alpha=0.25)
-        if any(switch_steps):
+        if switches:
             axes[0].plot([], [], color="#c2410c", ls="--", lw=1, label="trunk frozen, adapters start")
         axes[1].set_ylim(-0.03, 1.03)
         axes[0].legend(frameon=False, fontsize=8)
@@ -145,6 +155,18 @@ class Record:
         figure.suptitle(f"{config.task}, {config.algo}, {config.sharing}, {seeds}", fontsize=11)
         figure.savefig(self.directory / "curve.png", dpi=120)
         plt.close(figure)
+
+    def _switches(self) -> set[int]:
+        """The steps at which a seed's last shared iteration was followed by one of its adapters."""
+        by_seed: dict[int, list[dict[str, Any]]] = {}
+        for row in self.rows:
+            by_seed.setdefault(row["seed"], []).append(row)
+        return {
+            before["env_steps"]
+            for rows in by_seed.values()
+            for before, after in pairwise(rows)
+            if before["phase"] != after["phase"]
+        }
 
     def _curves(self, key: str) -> list[tuple[list[int], list[float]]]:
         found = []

@@ -61,7 +61,7 @@ def summarise(config: RunConfig, result: Result, wall_seconds: float) -> dict[st
         "random_return": result.random_return,
         "final": result.final,
         "final_ci95": {
-            play: {name: bootstrap_interval(values) for name, values in final.items()}
+            play: {name: bootstrap_interval(values) if config.seeds > 1 else None for name, values in final.items()}
             for play, final in result.final.items()
         },
         "params": count_params(result.trainer),
@@ -70,9 +70,8 @@ def summarise(config: RunConfig, result: Result, wall_seconds: float) -> dict[st
 
 def spread(summary: dict[str, Any], play: str, name: str, form: str) -> str:
     """Returns the mean over seeds, and where there are several the 95 % interval of that mean."""
-    values, (low, high) = summary["final"][play][name], summary["final_ci95"][play][name]
-    interval = f" [{low:{form}}, {high:{form}}]" if len(values) > 1 else ""
-    return f"{values.mean():{form}}{interval}"
+    mean, interval = summary["final"][play][name].mean(), summary["final_ci95"][play][name]
+    return f"{mean:{form}}" + (f" [{interval[0]:{form}}, {interval[1]:{form}}]" if interval else "")
 
 
 def draw_episode(config: RunConfig, result: Result, path: Path) -> None:
@@ -107,17 +106,22 @@ def train(config: RunConfig, began: float) -> None:
     env = make_env(config)
     make_trainer(config, env)  # what does not fit the environment is said before anything is written
     directory = config.directory
-    record = Record(directory, config)
-    track = make_tracker(config.track, directory.name, str(directory), dataclasses.asdict(config))
+    track = make_tracker(config.track, directory, dataclasses.asdict(config))
+    try:
+        record = Record(directory, config)
+    except OSError as error:
+        fail(f"{directory} cannot be made: {error.strerror}; name another directory with --out")
     try:
         with Display(config) as display:
             result = run(config, env, Reporter(display, record, track))
+            summary = summarise(config, result, time.perf_counter() - began)
+            write_json(directory / "summary.json", summary)
             display.status("drawing")
-            record.draw_curve(result.switch_steps)
+            record.draw_curve()
             if config.gif:
                 draw_episode(config, result, directory / "episode.gif")
     except KeyboardInterrupt:
-        record.draw_curve([None])
+        record.draw_curve()
         steps = record.rows[-1]["env_steps"] if record.rows else 0
         print(f"stopped after {steps:,} steps; what was measured so far is in {directory}", file=sys.stderr)
         raise SystemExit(130) from None
@@ -125,8 +129,6 @@ def train(config: RunConfig, began: float) -> None:
         fail(f"the run diverged: {error}; what was measured until then is in {directory}")
     finally:
         record.close()
-    summary = summarise(config, result, time.perf_counter() - began)
-    write_json(directory / "summary.json", summary)
     for play, final in result.final.items():
         returns, wins = spread(summary, play, "return", ".3f"), spread(summary, play, "win_rate", ".1%")
         print(f"{play:8} return {returns}   win rate {wins}")

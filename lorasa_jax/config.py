@@ -184,7 +184,7 @@ class Config:
     rank: int = 8
     """Rank of the adapters; layers no wider than this get a full-rank one."""
     alpha: float | None = None
-    """Adapters are scaled by alpha / rank; empty: alpha = rank."""
+    """Adapters are scaled by alpha / rank; not given: alpha = rank."""
     placement: tuple[str, ...] = ("all",)
     """Layers that get an adapter, by name or pattern, or all, early, recurrent, late, head."""
     n_envs: int = 32
@@ -293,7 +293,7 @@ class Config:
             hits = {name for name in names if fnmatchcase(name, pattern)}
             require(
                 bool(hits),
-                f"placement {word!r} names no layer{nearest(word, (*names, *PLACEMENTS))}; "
+                f"placement {word!r} names no layer{nearest(word, {*names, *PLACEMENTS} - {word})}; "
                 f"layers: {', '.join(names)}; groups: {', '.join(PLACEMENTS)}",
             )
             chosen |= hits

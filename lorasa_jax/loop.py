@@ -78,7 +78,7 @@ class Result(NamedTuple):
         random_return: return of random play of each seed, [K].
         final: `greedy` and `sampled` evaluations at the end.
         compile_seconds: spent tracing and waiting for compilations.
-        train_seconds: spent on everything else, evaluations included.
+        train_seconds: from the first iteration on, evaluations included, waiting for compilations not.
     """
 
     trainer: Trainer
@@ -247,18 +247,18 @@ def run(config: Config, env: Env, listener: Listener | None = None) -> Result:
         ConfigError: the configuration does not fit the environment.
         Diverged: a loss or gradient is no longer finite.
     """
-    listener, began = listener or Silent(), time.perf_counter()
-    runner = _Runner(config, env, listener)
+    runner = _Runner(config, env, listener or Silent())
     try:
-        return _run(runner, began)
+        return _run(runner)
     finally:
         runner.programs.close()
 
 
-def _run(runner: _Runner, began: float) -> Result:
-    config, listener = runner.config, runner.listener
+def _run(runner: _Runner) -> Result:
+    config, listener, programs = runner.config, runner.listener, runner.programs
     states = runner.programs["init"](runner.keys)
     random_return = runner.random_play(states)["return"]
+    began, waited = time.perf_counter(), programs.waited
     switch_steps: list[int | None] = [None] * config.seeds
     trainer, phase, switch = runner.trainer, SHARED, config.switch_iteration
     if not runner.two_phase:
@@ -279,8 +279,8 @@ def _run(runner: _Runner, began: float) -> Result:
 
     listener.status("final evaluation")
     final = {name: runner.evaluate(phase, states, greedy=name == "greedy") for name in ("greedy", "sampled")}
-    waited = runner.programs.waited
-    return Result(trainer, states, switch_steps, random_return, final, waited, time.perf_counter() - began - waited)
+    train_seconds = time.perf_counter() - began - (programs.waited - waited)
+    return Result(trainer, states, switch_steps, random_return, final, programs.waited, train_seconds)
 
 
 def _train_until_each_switches(

@@ -23,10 +23,9 @@ GAMMA = 0.9
 GAMES = {"own_number": 3, "specialisation": 2, "synchronisation": 2}
 NETS = {"feed-forward": False, "recurrent": True}
 
-# Each game once, and with the whole run of LoRASA each scheme; the slow suite has all of them.
+# Without ids, and with networks apart; the whole run below has ids and adapters. The slow suite has all of them.
 FEW = [
     ("ps", "specialisation", "feed-forward"),
-    ("ps_id", "synchronisation", "feed-forward"),
     ("nps", "own_number", "feed-forward"),
 ]
 ALL = [case if case in FEW else pytest.param(*case, marks=pytest.mark.slow) for case in product(SCHEMES, GAMES, NETS)]

@@ -55,6 +55,10 @@ def each_alone(n: int) -> Schedule:
 # ---------------------------------------------------------------- where the data goes
 
 
+def batched(system: System, t: Trajectory, advantage: jax.Array) -> update.Batch:
+    return jax.jit(partial(update._batch, system))(t, advantage, t.value)
+
+
 def coded(*shape: int) -> np.ndarray:
     return np.arange(np.prod(shape)).reshape(shape)
 
@@ -89,7 +93,7 @@ def test_every_chunk_meets_the_carries_it_began_in(scope, reset_on_death):
         critic_carry=jnp.broadcast_to(by_chunk[..., None, None], t.critic_carry.shape),
         first=jnp.asarray(by_step % 3 == 0),
     )
-    batch = update._batch(system, t, t.value, t.value)
+    batch = batched(system, t, t.value)
     for first, inputs in ((batch.actor_first, batch.obs), (batch.critic_first, batch.view)):
         opens = inputs[..., 0] % 3 == 0
         np.testing.assert_array_equal(first, opens | ~batch.mask if reset_on_death else opens)
@@ -103,7 +107,7 @@ def test_a_pass_meets_every_agent_of_every_environment_once(monkeypatch, shift):
     system = make_system(config, make_diary(N))
     t = random_trajectory(system)
     number = jnp.broadcast_to(coded(config.n_envs, N).astype(np.float32), t.log_prob.shape)
-    batch = update._batch(system, t._replace(log_prob=number), t.value, t.value)
+    batch = batched(system, t._replace(log_prob=number), t.value)
 
     def count(system, learner, part, row, lr_scale):
         met = jax.nn.one_hot(part.log_prob.astype(int), config.n_envs * N).sum(axis=(0, 1, 2))
@@ -281,8 +285,8 @@ def test_without_a_learning_rate_nothing_moves(scheme):
 @pytest.fixture(scope="module")
 def replayed():
     """A recurrent system, and a rollout whose log-probabilities, values and carries are its own."""
-    config = small_config(recurrent=True, sharing="lorasa", ppo={"chunk_length": 2})
-    system = make_system(config, make_diary(N), adapting=True)
+    config = small_config(recurrent=True, ppo={"chunk_length": 2})
+    system = make_system(config, make_diary(N))
     learner, t = make_learner(system), random_trajectory(system)
 
     def replay(policy, params, inputs, start):
@@ -328,7 +332,7 @@ def test_only_samples_that_count_are_normalised_to_mean_0_and_deviation_1(monkey
     config = small_config(ppo={"mask_dead": mask_dead, "advantage_norm": advantage_norm, "minibatches": 2})
     system = make_system(config, make_diary(N))
     learner, t = make_learner(system), random_trajectory(system)
-    batch = update._batch(system, t, 7.0 + 3.0 * t.value, t.value)
+    batch = batched(system, t, 7.0 + 3.0 * t.value)
 
     def show(log_prob, old_log_prob, entropy, advantage, mask, pool, clip_eps, entropy_coef):
         return jnp.sum(log_prob), {"advantage": advantage, "mask": mask}
