@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from itertools import product
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import KEY
@@ -116,9 +117,9 @@ def test_values_are_those_of_the_states(task, limit, values, network):
     shown = []
     for _ in values:
         shown.append(system.critic_view(seen.obs, seen.state))
-        env_state, seen = env.step(KEY, env_state, np.zeros(env.spec.n_agents, int))
-    first = np.arange(len(values))[:, None] == 0
+        env_state, seen = env.step(KEY, env_state, jnp.zeros(env.spec.n_agents, int))
+    first = jnp.arange(len(values))[:, None] == 0
     critic: PolicyParams = state.learner.critic
-    _, value = system.critic.unroll(critic, system.critic.initial_carry(1), np.stack(shown)[:, None], first)
+    _, value = system.critic.unroll(critic, system.critic.initial_carry(1), jnp.stack(shown)[:, None], first)
     value = system.value_norm.denormalise(state.learner.value_norm, value[:, 0, 0, 0])
     np.testing.assert_allclose(value, values, rtol=0.05)
