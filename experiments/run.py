@@ -80,12 +80,14 @@ def draw_episode(config: RunConfig, result: Result, path: Path) -> None:
 
     from lorasa_jax.envs.drawing import save_gif
     from lorasa_jax.rollout import record_episode
+    from lorasa_jax.trainer import EPISODE
 
     system = result.trainer.system
     if system.env.draw is None:
         return
     first = jax.tree.map(lambda leaf: leaf[0], result.states)
-    states = record_episode(system, result.trainer.weights(first), jax.random.key(config.seed))
+    key = jax.random.fold_in(first.key, EPISODE)  # the run's own key has been used
+    states = record_episode(system, result.trainer.weights(first), key)
     save_gif(system.env.draw(states), path, fps=8)
 
 

@@ -278,6 +278,7 @@ def _run(runner: _Runner) -> Result:
         states = runner.advance(ADAPTERS, states, config.iterations)
 
     listener.status("final evaluation")
+    # On the same start states, so that the two differ by the choice of actions.
     final = {name: runner.evaluate(phase, states, greedy=name == "greedy") for name in ("greedy", "sampled")}
     train_seconds = time.perf_counter() - began - (programs.waited - waited)
     return Result(trainer, states, switch_steps, random_return, final, programs.waited, train_seconds)

@@ -3,7 +3,8 @@
 The one reset policy lives here. Environments never reset by themselves; at the start of
 every rollout a fresh pool of start states is drawn, and an environment whose episode ends
 goes on from the next state of its own part of the pool. So no step computes a reset it
-throws away, and no start state is met again in the next rollout.
+throws away, and no start state is met again in the next rollout. Within one rollout an
+environment begins its part anew when it is used up, after episodes of under 16 steps.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from lorasa_jax.types import Learner, Metrics, PolicyParams, RolloutState, Train
 from lorasa_jax.update import run_schedule
 
 # What a run's key is used for; most of them once in every iteration.
-_INIT, _COLLECT, _UPDATE, _GRAFT, _EVALUATE = range(5)
+_INIT, _COLLECT, _UPDATE, _GRAFT, _EVALUATE, EPISODE = range(6)
 
 
 class Trainer(NamedTuple):
