@@ -15,10 +15,14 @@ def masked_mean(x: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[Array
 
 
 def normalise_advantages(advantage: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[Array, "..."]:
-    """Returns advantages with mean 0 and deviation 1 over all masked entries, agents included."""
+    """Returns advantages with mean 0 and deviation 1 over all masked entries, agents included.
+
+    Equal advantages become 0, up to rounding.
+    """
     mean = masked_mean(advantage, mask)
     variance = masked_mean((advantage - mean) ** 2, mask)
-    return (advantage - mean) / (jnp.sqrt(variance) + 1e-8)
+    # The constant is well above what rounding leaves of equal advantages.
+    return (advantage - mean) / (jnp.sqrt(variance) + 1e-5)
 
 
 def policy_loss(

@@ -49,6 +49,9 @@ AGENT_FIELDS = {
 }
 """The fields of a batch that have an agent axis, and where."""
 
+CARRIES = ("actor_carry", "critic_carry")
+"""The fields of a batch that have no time axis."""
+
 
 def run_schedule(
     system: System, learner: Learner, trajectory: Trajectory, lr_scale: Float[Array, ""], key: PRNGKeyArray
@@ -69,70 +72,76 @@ def run_schedule(
     learner = learner._replace(value_norm=value_norm)
 
     def stage(learner: Learner, inputs: tuple) -> tuple[Learner, Metrics]:
-        row, shift = inputs
-        return run_stage(system, learner, batch, row, shift, lr_scale)
+        row, key = inputs
+        return run_stage(system, learner, batch, row, lr_scale, key)
 
-    n_stages = system.schedule.clip_eps.shape[0]
-    shifts = jax.random.randint(key, (n_stages,), 0, ppo.minibatches)
-    learner, infos = jax.lax.scan(stage, learner, (system.schedule, shifts))
+    keys = jax.random.split(key, system.schedule.clip_eps.shape[0])
+    learner, infos = jax.lax.scan(stage, learner, (system.schedule, keys))
     info = jax.tree.map(jnp.mean, infos)
     return learner, {**info, "explained_variance": 1 - jnp.var(returns - value) / (jnp.var(returns) + 1e-8)}
 
 
 def _batch(system: System, trajectory: Trajectory, advantage: Array, target: Array) -> Batch:
-    """The rollout as minibatches, stacked in front: every leaf is [minibatches, ...]."""
-    config, ppo = system.config, system.config.ppo
+    """The rollout as one batch, cut into chunks: every leaf is [C, L, E, ...], and [C, E, ...] the carries."""
+    ppo = system.config.ppo
     mask = trajectory.alive if ppo.mask_dead else jnp.ones_like(trajectory.alive)
     advantage = jnp.broadcast_to(advantage, mask.shape)
     if ppo.advantage_norm == "rollout":
         advantage = normalise_advantages(advantage, mask)
-    steps = Batch(
-        obs=trajectory.obs,
-        view=system.critic_view(trajectory.obs, trajectory.state),
-        avail=trajectory.avail,
-        mask=mask,
-        actor_first=system.actor_first(trajectory.first, trajectory.alive),
-        critic_first=system.critic_first(trajectory.first, trajectory.alive),
-        action=trajectory.action,
-        log_prob=trajectory.log_prob,
-        advantage=advantage,
-        value=trajectory.value,
-        target=target,
-        actor_carry=trajectory.actor_carry,
-        critic_carry=trajectory.critic_carry,
-    )
-    dealt = {
-        name: _deal(leaf, 1 if name in ("actor_carry", "critic_carry") else config.chunk_length, ppo.minibatches)
-        for name, leaf in steps._asdict().items()
+    steps = {
+        "obs": trajectory.obs,
+        "view": system.critic_view(trajectory.obs, trajectory.state),
+        "avail": trajectory.avail,
+        "mask": mask,
+        "actor_first": system.actor_first(trajectory.first, trajectory.alive),
+        "critic_first": system.critic_first(trajectory.first, trajectory.alive),
+        "action": trajectory.action,
+        "log_prob": trajectory.log_prob,
+        "advantage": advantage,
+        "value": trajectory.value,
+        "target": target,
     }
-    return Batch(**{**dealt, **{name: dealt[name][:, 0] for name in ("actor_carry", "critic_carry")}})
+    chunk = system.config.chunk_length
+    chunks = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), steps)
+    return Batch(**chunks, actor_carry=trajectory.actor_carry, critic_carry=trajectory.critic_carry)
 
 
-def _deal(x: Array, chunk: int, minibatches: int) -> Array:
-    """[C * chunk, E, M, ...] as [minibatches, chunk, C * E / minibatches, M, ...].
+def _minibatch(batch: Batch, envs: Int[Array, "Q N"] | None) -> Batch:
+    """All chunks of environment envs[q, m] for each agent m; of all environments where none are named."""
 
-    Agent m of environment e is in minibatch (e - m) mod minibatches, whatever the number of devices. Agents of
-    one environment share its fortune; dealt to different minibatches, they let each see more environments.
+    def pick(x: Array, axis: int) -> Array:
+        if envs is not None:
+            width = x.shape[axis + 1]  # N, or the number of values
+            x = x[(*(slice(None),) * axis, envs[:, :width], jnp.arange(width))]
+        return jax.lax.collapse(jnp.moveaxis(x, 0, axis - 1), axis - 1, axis + 1)
+
+    return Batch(**{name: pick(x, 1 if name in CARRIES else 2) for name, x in batch._asdict().items()})
+
+
+def _deal(key: PRNGKeyArray, n_envs: int, minibatches: int, n_agents: int) -> Int[Array, "B Q N"]:
+    """Deals every agent's environments to B minibatches: envs[b, q, m] is agent m's q-th environment in the b-th.
+
+    Of any B neighbouring environments each minibatch gets one, drawn anew for every agent, so that an
+    environment stays among its neighbours on whatever devices they are spread over.
     """
-    length, n_envs, width, *rest = x.shape
-    if minibatches > 1:
-        x = jax.vmap(lambda column, m: jnp.roll(column, -m, axis=1), in_axes=(2, 0), out_axes=2)(x, jnp.arange(width))
-    x = x.reshape(length // chunk, chunk, n_envs // minibatches, minibatches, width, *rest)
-    return jax.lax.collapse(jnp.moveaxis(x, (3, 1), (0, 1)), 2, 4)
+    blocks = n_envs // minibatches
+    order = jnp.argsort(jax.random.uniform(key, (minibatches, blocks, n_agents)), axis=0)
+    return order + minibatches * jnp.arange(blocks)[:, None]
 
 
 def run_stage(
-    system: System, learner: Learner, batch: Batch, row: Schedule, shift: Int[Array, ""], lr_scale: Float[Array, ""]
+    system: System, learner: Learner, batch: Batch, row: Schedule, lr_scale: Float[Array, ""], key: PRNGKeyArray
 ) -> tuple[Learner, Metrics]:
     """Returns the learner after one pass over the batch for one block of agents."""
-    minibatches = system.config.ppo.minibatches
+    config, minibatches = system.config, system.config.ppo.minibatches
+    if minibatches == 1:
+        return run_minibatch(system, learner, _minibatch(batch, None), row, lr_scale)
 
-    def step(learner: Learner, index: Int[Array, ""]) -> tuple[Learner, Metrics]:
-        part = jax.tree.map(lambda leaf: leaf[index], batch)
-        return run_minibatch(system, learner, part, row, lr_scale)
+    def step(learner: Learner, envs: Int[Array, "Q N"]) -> tuple[Learner, Metrics]:
+        return run_minibatch(system, learner, _minibatch(batch, envs), row, lr_scale)
 
-    order = (jnp.arange(minibatches) + shift) % minibatches
-    learner, infos = jax.lax.scan(step, learner, order)
+    dealt = _deal(key, config.n_envs, minibatches, system.actor.sharing.n_agents)
+    learner, infos = jax.lax.scan(step, learner, dealt)
     return learner, jax.tree.map(jnp.mean, infos)
 
 

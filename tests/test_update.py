@@ -65,17 +65,41 @@ def coded(*shape: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("length", "n_envs", "chunk", "minibatches"), [(6, 4, 3, 2), (6, 4, 1, 4), (4, 3, 4, 1)])
 def test_minibatches_part_each_agents_environments_and_never_time(length, n_envs, chunk, minibatches):
+    system = make_system(
+        small_config(
+            recurrent=True,
+            n_envs=n_envs,
+            rollout_length=length,
+            ppo={"chunk_length": chunk, "minibatches": minibatches},
+        ),
+        make_diary(N),
+    )
+    t = random_trajectory(system)
     x = coded(length, n_envs, N)
-    dealt = np.asarray(update._deal(jnp.asarray(x), chunk, minibatches))
-    assert dealt.shape == (minibatches, chunk, length // chunk * n_envs // minibatches, N)
-    for b, m in np.ndindex(minibatches, N):
-        columns = dealt[b, :, :, m].T  # each a stretch of one agent's time in one environment
-        starts, envs, agents = np.unravel_index(columns[:, 0], x.shape)
-        expected = [(t, e) for t in range(0, length, chunk) for e in range(n_envs) if (e - m) % minibatches == b]
-        assert sorted(zip(starts, envs, strict=True)) == expected
-        assert set(agents) == {m}
-        for column, t, e in zip(columns, starts, envs, strict=True):
-            np.testing.assert_array_equal(column, x[t : t + chunk, e, m])
+    batch = batched(system, t._replace(action=jnp.asarray(x)), t.value)
+    dealt = update._deal(KEY, n_envs, minibatches, N) if minibatches > 1 else [None]
+    met = []
+    for envs in dealt:
+        actions = np.asarray(update._minibatch(batch, envs).action)
+        assert actions.shape == (chunk, length // chunk * n_envs // minibatches, N)
+        for m in range(N):
+            columns = actions[:, :, m].T  # each a stretch of one agent's time in one environment
+            starts, e, agents = np.unravel_index(columns[:, 0], x.shape)
+            assert set(agents) == {m}
+            # Of any `minibatches` neighbours one, with all its chunks.
+            assert sorted(e // minibatches) == sorted([*range(n_envs // minibatches)] * (length // chunk))
+            met += [(m, *pair) for pair in zip(starts, e, strict=True)]
+            for column, start, env in zip(columns, starts, e, strict=True):
+                np.testing.assert_array_equal(column, x[start : start + chunk, env, m])
+    assert sorted(met) == [(m, s, e) for m in range(N) for s in range(0, length, chunk) for e in range(n_envs)]
+
+
+def test_every_agents_environments_are_dealt_anew_and_evenly():
+    deals = np.asarray(jax.vmap(lambda key: update._deal(key, 4, 2, N))(jax.random.split(KEY, 2000)))
+    in_first = (deals[:, 0, :, :, None] == np.arange(4)).any(axis=1)  # [deal, agent, environment]
+    np.testing.assert_allclose(in_first.mean(axis=0), 0.5, atol=0.05)
+    flat = in_first[..., [0, 2]].reshape(2000, -1)  # one environment of each pair; the other is in the other minibatch
+    np.testing.assert_allclose(np.corrcoef(flat.T), np.eye(2 * N), atol=0.1)
 
 
 @pytest.mark.parametrize(("scope", "reset_on_death"), [("team", False), ("agent", True)])
@@ -94,15 +118,15 @@ def test_every_chunk_meets_the_carries_it_began_in(scope, reset_on_death):
         first=jnp.asarray(by_step % 3 == 0),
     )
     batch = batched(system, t, t.value)
+    batch = update._minibatch(batch, update._deal(KEY, config.n_envs, 2, N)[1])
     for first, inputs in ((batch.actor_first, batch.obs), (batch.critic_first, batch.view)):
         opens = inputs[..., 0] % 3 == 0
         np.testing.assert_array_equal(first, opens | ~batch.mask if reset_on_death else opens)
     for inputs, carry in ((batch.obs, batch.actor_carry), (batch.view, batch.critic_carry)):
-        np.testing.assert_array_equal(inputs[..., 0], np.broadcast_to(carry[:, None, ..., 0], inputs.shape[:-1]))
+        np.testing.assert_array_equal(inputs[..., 0], np.broadcast_to(carry[None, ..., 0], inputs.shape[:-1]))
 
 
-@pytest.mark.parametrize("shift", [0, 1, 3])
-def test_a_pass_meets_every_agent_of_every_environment_once(monkeypatch, shift):
+def test_a_pass_meets_every_agent_of_every_environment_once(monkeypatch):
     config = small_config(ppo={"minibatches": 4})
     system = make_system(config, make_diary(N))
     t = random_trajectory(system)
@@ -117,7 +141,7 @@ def test_a_pass_meets_every_agent_of_every_environment_once(monkeypatch, shift):
     nothing = PolicyParams({}, {})
     learner = Learner(nothing, nothing, {}, {}, jnp.zeros(config.n_envs * N))
     row = jax.tree.map(lambda leaf: leaf[0], system.schedule)
-    learner, _ = update.run_stage(system, learner, batch, row, jnp.int32(shift), jnp.ones(()))
+    learner, _ = update.run_stage(system, learner, batch, row, jnp.ones(()), KEY)
     np.testing.assert_array_equal(learner.value_norm, config.rollout_length)
 
 
@@ -340,8 +364,8 @@ def test_only_samples_that_count_are_normalised_to_mean_0_and_deviation_1(monkey
     monkeypatch.setattr(update, "policy_loss", show)
     program = jax.jit(partial(update._update_actor, system, block=None))
     counted = []
-    for b in range(2):
-        _, info = program(learner, row_of(batch, b), clip_eps=jnp.float32(0.2), lr_scale=jnp.ones(()))
+    for envs in update._deal(KEY, config.n_envs, 2, N):
+        _, info = program(learner, update._minibatch(batch, envs), clip_eps=jnp.float32(0.2), lr_scale=jnp.ones(()))
         assert info["mask"].all() != mask_dead
         counted.append(np.asarray(info["advantage"])[np.asarray(info["mask"])])
     for group in [np.concatenate(counted)] if advantage_norm == "rollout" else counted:
