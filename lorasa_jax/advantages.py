@@ -15,7 +15,7 @@ def traced_gae(
     truncated: Bool[Array, "T E"],
     gamma: float,
     gae_lambda: float,
-    trace: Float[Array, "T E V"] | None = None,
+    trace: Float[Array, "T E #V"] | None = None,
 ) -> Float[Array, "T E V"]:
     """Returns advantages, in the units of the reward.
 

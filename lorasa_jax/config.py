@@ -84,9 +84,10 @@ class NetworkConfig:
 class CriticConfig(NetworkConfig):
     """Shape of the critic's network, and whose value it estimates."""
 
-    scope: Literal["team", "agent", "own"] = "team"
-    """`team`: one value per environment from the global state. `agent`: one per agent, from
-    the global state and the agent's id. `own`: one per agent from what it observes itself (IPPO)."""
+    scope: Literal["auto", "team", "agent", "own"] = "auto"
+    """`team`: one value per environment from the global state. `agent`: one per agent, from the global state and the
+    agent's id. `own`: one per agent from what it observes itself (IPPO). `auto`: team where all agents move at once
+    and are paid the same, else agent."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,11 @@ class PPOConfig:
     """Discount."""
     gae_lambda: float = 0.95
     """Decay of the advantage trace."""
+    loop_order: Literal["agent", "epoch"] = "epoch"
+    """Where agents move one by one. `agent`: each does all its epochs, then the next. `epoch`: each does one, in
+    an order drawn anew, then the next round."""
+    two_stage: bool = False
+    """Where agents move one by one: a pass of the critic alone before each pass of actor and critic."""
     advantage_norm: Literal["rollout", "minibatch"] = "rollout"
     """Normalise advantages once over the rollout, or anew in every minibatch."""
     mask_dead: bool = True
@@ -169,8 +175,9 @@ class Config:
     """Family of environments."""
     task: str = ""
     """Map or game; empty: 2s3z for smax, specialisation for toy."""
-    algo: Literal["mappo"] = "mappo"
-    """Algorithm."""
+    algo: Literal["mappo", "a2po", "sequential"] = "mappo"
+    """Algorithm: all agents move at once (mappo); one after the other, each corrected for those before it (a2po);
+    the same without the correction of advantages (sequential)."""
     sharing: Literal["ps", "ps_id", "nps", "lorasa"] = "lorasa"
     """Who shares parameters with whom."""
     seed: int = 0

@@ -30,6 +30,7 @@ def policy_loss(
     old_log_prob: Float[Array, "L B M"],
     entropy: Float[Array, "L B M"],
     advantage: Float[Array, "L B M"],
+    preceding: Float[Array, "L B M"],
     mask: Bool[Array, "L B M"],
     pool: Float[Array, " M"],
     clip_eps: Float[Array, ""] | float,
@@ -37,26 +38,28 @@ def policy_loss(
 ) -> tuple[Float[Array, ""], Metrics]:
     """Returns the clipped surrogate with its entropy bonus, to be minimised.
 
-    With l = pi / pi_old,
+    With l = pi / pi_old clip(preceding, 1 - eps / 2, 1 + eps / 2),
 
         loss = - sum_i 1 / pool_i  sum_{t, e} mask (min(l A, clip(l, 1 - eps, 1 + eps) A) + c entropy).
 
     With `pool` the number of masked samples of all block members on agent i's trunk, the
-    trunk's gradient is that of their pooled mean.
+    trunk's gradient is that of their pooled mean. `preceding` is the probability ratio of the agents that moved
+    before; it is 1 where all move at once.
 
-    Source: PPO (Schulman et al. 2017); MAPPO (Yu et al. 2022).
+    Source: PPO (Schulman et al. 2017); MAPPO (Yu et al. 2022); A2PO (Wang et al. 2023) for the preceding factor.
     """
     log_ratio = log_prob - old_log_prob
     ratio = jnp.exp(log_ratio)
-    clipped = jnp.clip(ratio, 1 - clip_eps, 1 + clip_eps)
-    surrogate = jnp.minimum(ratio * advantage, clipped * advantage)
+    joint = ratio * jnp.clip(preceding, 1 - clip_eps / 2, 1 + clip_eps / 2)
+    clipped = jnp.clip(joint, 1 - clip_eps, 1 + clip_eps)
+    surrogate = jnp.minimum(joint * advantage, clipped * advantage)
     # A reduction over time and environments: what remains is one number per agent.
     per_agent = jnp.sum(jnp.where(mask, surrogate + entropy_coef * entropy, 0.0), axis=(0, 1))
     info = {
         "policy_loss": -masked_mean(surrogate, mask),
         "entropy": masked_mean(entropy, mask),
         "kl": masked_mean(ratio - 1 - log_ratio, mask),
-        "clip_fraction": masked_mean((jnp.abs(ratio - 1) > clip_eps).astype(jnp.float32), mask),
+        "clip_fraction": masked_mean((jnp.abs(joint - 1) > clip_eps).astype(jnp.float32), mask),
     }
     return -jnp.sum(per_agent / pool), info
 

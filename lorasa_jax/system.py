@@ -18,9 +18,9 @@ from lorasa_jax.networks import Network
 from lorasa_jax.normalize import ValueNorm
 from lorasa_jax.optim import Optimizer, slotted_adam
 from lorasa_jax.policy import Policy, make_policy
-from lorasa_jax.schedules import SCHEDULES
+from lorasa_jax.schedules import SCHEDULES, Scheduler
 from lorasa_jax.sharing import SCHEMES, Sharing, critic_sharing, merged, trunks_only
-from lorasa_jax.types import Learner, PolicyParams, Schedule
+from lorasa_jax.types import Learner, PolicyParams
 
 
 class System(NamedTuple):
@@ -43,7 +43,7 @@ class System(NamedTuple):
         value_norm: the critic's units.
         optimizer: of actors and critic.
         train: the parts of the actor's parameters that are trained, by field name.
-        schedule: who moves in which stage of an update.
+        schedule: `schedule(key, score [N]) -> Schedule`: who moves in which stage of an update.
     """
 
     config: Config
@@ -59,7 +59,7 @@ class System(NamedTuple):
     value_norm: ValueNorm
     optimizer: Optimizer
     train: tuple[str, ...]
-    schedule: Schedule
+    schedule: Scheduler
 
 
 def is_two_phase(config: Config, env: Env) -> bool:
@@ -78,6 +78,8 @@ def make_system(config: Config, env: Env, *, adapting: bool = False) -> System:
     """
     spec = env.spec
     scope = config.critic.scope
+    if scope == "auto":
+        scope = "team" if spec.team_reward and config.algo == "mappo" else "agent"
     require(
         spec.team_reward or scope != "team",
         f"{spec.name} pays each agent by itself, and one value for the team cannot tell whose it is; "
@@ -125,7 +127,7 @@ def make_system(config: Config, env: Env, *, adapting: bool = False) -> System:
         value_norm=normalize.running() if config.ppo.value_norm else normalize.raw(),
         optimizer=slotted_adam(config.ppo.max_grad_norm, config.ppo.adam_eps),
         train=_trained_parts(sharing),
-        schedule=SCHEDULES[config.algo](spec.n_agents, config.ppo),
+        schedule=SCHEDULES[config.algo](spec.n_agents, config.ppo, scope == "team"),
     )
 
 

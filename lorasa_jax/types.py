@@ -8,7 +8,7 @@ E     environments stepped side by side
 N     agents (V: values per environment, 1 for a team critic and N otherwise)
 G     trunks: shared networks, each the home of one or more agents
 M     agents that move together in one stage (a block)
-S     stages of one update
+S     stages of one update (P: passes over the rollout in each)
 ====  =======================================================================
 
 Masks are booleans that say yes: `alive`, `avail`, `first`.
@@ -77,15 +77,21 @@ class Trajectory(NamedTuple):
 class Schedule(NamedTuple):
     """Who moves, in what order, with which clip: an algorithm, as data.
 
-    Each row is one stage, one pass over the rollout for one block of agents.
+    Each row is one stage: a block of agents that passes over the rollout, P times.
 
     Attributes:
         block: the agents that move together in each stage, [S, M].
         clip_eps: the clip of the surrogate in each stage, [S].
+        trace: advantages are corrected for the agents that moved before, [S].
+        train_actor: the pass trains the block's actors, [S, P].
+        train_critic: the pass trains the critic, [S, P].
     """
 
     block: Int[Array, "S M"]
     clip_eps: Float[Array, " S"]
+    trace: Bool[Array, " S"]
+    train_actor: Bool[Array, "S P"]
+    train_critic: Bool[Array, "S P"]
 
 
 class RolloutState(NamedTuple):

@@ -1,11 +1,12 @@
-"""One update: a schedule of stages, each a pass over the rollout in minibatches.
+"""One update: a schedule of stages, in each of which a block of agents passes over the rollout in minibatches.
 
-A stage moves a block of agents. Parameters that the block does not use are left
-untouched, their moments included.
+Parameters that the block does not use are left untouched, their moments included. Agents
+outside the block that have already moved in this update correct what the block learns from.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,81 +15,150 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from lorasa_jax.advantages import traced_gae
 from lorasa_jax.distributions import mask_logits
-from lorasa_jax.losses import normalise_advantages, policy_loss, value_loss
+from lorasa_jax.losses import masked_mean, normalise_advantages, policy_loss, value_loss
 from lorasa_jax.system import System
-from lorasa_jax.types import Learner, Metrics, PyTree, Schedule, Trajectory
+from lorasa_jax.types import Learner, Metrics, PolicyParams, PyTree, Schedule, Trajectory
 
 
 class Batch(NamedTuple):
     """One minibatch: B chunks of L steps, each with the recurrent states it began in."""
 
-    obs: Float[Array, "L B N D"]
+    obs: Float[Array, "L B M D"]
     view: Float[Array, "L B V D2"]
-    avail: Bool[Array, "L B N A"]
-    mask: Bool[Array, "L B N"]
-    actor_first: Bool[Array, "L B N"]
+    avail: Bool[Array, "L B M A"]
+    mask: Bool[Array, "L B M"]
+    actor_first: Bool[Array, "L B M"]
     critic_first: Bool[Array, "L B V"]
-    action: Int[Array, "L B N"]
-    log_prob: Float[Array, "L B N"]
-    advantage: Float[Array, "L B N"]
+    action: Int[Array, "L B M"]
+    log_prob: Float[Array, "L B M"]
+    advantage: Float[Array, "L B M"]
+    preceding: Float[Array, "L B M"]
     value: Float[Array, "L B V"]
     target: Float[Array, "L B V"]
-    actor_carry: Float[Array, "B N H"]
+    actor_carry: Float[Array, "B M H"]
     critic_carry: Float[Array, "B V H2"]
 
 
-AGENT_FIELDS = {
-    "obs": 2,
-    "avail": 2,
-    "mask": 2,
-    "actor_first": 2,
-    "action": 2,
-    "log_prob": 2,
-    "advantage": 2,
-    "actor_carry": 1,
-}
-"""The fields of a batch that have an agent axis, and where."""
-
+ACTOR = ("obs", "avail", "mask", "actor_first", "action", "log_prob", "advantage", "preceding", "actor_carry")
+CRITIC = ("view", "critic_first", "value", "target", "critic_carry")
 CARRIES = ("actor_carry", "critic_carry")
-"""The fields of a batch that have no time axis."""
+"""The fields of a batch with an agent axis, those with an axis of values, and those without time."""
+
+
+class Progress(NamedTuple):
+    """How far an update has come.
+
+    Attributes:
+        learner: as it is now.
+        log_prob: of the actions taken, under the policies as they are now, [T, E, N].
+        moved: agents that use a parameter that has been trained in this update, [N].
+    """
+
+    learner: Learner
+    log_prob: Float[Array, "T E N"]
+    moved: Bool[Array, " N"]
 
 
 def run_schedule(
     system: System, learner: Learner, trajectory: Trajectory, lr_scale: Float[Array, ""], key: PRNGKeyArray
 ) -> tuple[Learner, Metrics]:
     """Returns the learner after all stages of the schedule, and what the update measured."""
-    value, next_value = (
-        system.value_norm.denormalise(learner.value_norm, x) for x in (trajectory.value, trajectory.next_value)
-    )
+    ppo, units = system.config.ppo, system.value_norm
+    value, next_value = (units.denormalise(learner.value_norm, x) for x in (trajectory.value, trajectory.next_value))
     # A team's reward is every agent's; its one value is compared with that.
     reward = trajectory.reward[..., : value.shape[-1]]
-    ppo = system.config.ppo
-    advantage = traced_gae(
-        reward, value, next_value, trajectory.terminated, trajectory.truncated, ppo.gamma, ppo.gae_lambda
-    )
-    returns = advantage + value
-    value_norm = system.value_norm.update(learner.value_norm, returns)
-    batch = _batch(system, trajectory, advantage, system.value_norm.normalise(value_norm, returns))
-    learner = learner._replace(value_norm=value_norm)
-
-    def stage(learner: Learner, inputs: tuple) -> tuple[Learner, Metrics]:
-        row, key = inputs
-        return run_stage(system, learner, batch, row, lr_scale, key)
-
-    keys = jax.random.split(key, system.schedule.clip_eps.shape[0])
-    learner, infos = jax.lax.scan(stage, learner, (system.schedule, keys))
-    info = jax.tree.map(jnp.mean, infos)
-    return learner, {**info, "explained_variance": 1 - jnp.var(returns - value) / (jnp.var(returns) + 1e-8)}
-
-
-def _batch(system: System, trajectory: Trajectory, advantage: Array, target: Array) -> Batch:
-    """The rollout as one batch, cut into chunks: every leaf is [C, L, E, ...], and [C, E, ...] the carries."""
-    ppo = system.config.ppo
     mask = trajectory.alive if ppo.mask_dead else jnp.ones_like(trajectory.alive)
-    advantage = jnp.broadcast_to(advantage, mask.shape)
-    if ppo.advantage_norm == "rollout":
-        advantage = normalise_advantages(advantage, mask)
-    steps = {
+
+    def advantages(trace: Array | None = None) -> Float[Array, "T E V"]:
+        ended = trajectory.terminated, trajectory.truncated
+        return traced_gae(reward, value, next_value, *ended, ppo.gamma, ppo.gae_lambda, trace)
+
+    plain = advantages()
+    returns = plain + value
+    value_norm = units.update(learner.value_norm, returns)
+    order_key, deal_key = jax.random.split(key)
+    score = jax.vmap(masked_mean, in_axes=-1)(jnp.abs(jnp.broadcast_to(plain, mask.shape)), mask)
+    schedule = system.schedule(order_key, score)
+    everyone = schedule.block.shape[1] == mask.shape[-1]
+
+    def stage(progress: Progress, inputs: tuple[Schedule, PRNGKeyArray]) -> tuple[Progress, tuple[Metrics, Metrics]]:
+        row, key = inputs
+        if everyone:
+            block, ratio, advantage = None, jnp.ones_like(reward[..., :1]), plain
+        else:
+            block, ratio = row.block, _preceding_ratio(progress, trajectory.log_prob, mask, row.block)
+            advantage = advantages(jnp.where(row.trace, ratio, 1.0))
+        target = units.normalise(value_norm, advantage + value)
+        batch = _batch(system, trajectory, mask, advantage, target, ratio, block)
+        learner, info = run_stage(system, progress.learner, batch, row, block, lr_scale, key)
+        progress = progress._replace(learner=learner)
+        return progress if block is None else _look_again(system, progress, trajectory, block), info
+
+    progress = Progress(learner._replace(value_norm=value_norm), trajectory.log_prob, jnp.zeros(mask.shape[-1], bool))
+    keys = jax.random.split(deal_key, schedule.block.shape[0])
+    progress, infos = jax.lax.scan(stage, progress, (schedule, keys))
+    # A pass that trained nothing measured nothing.
+    info: Metrics = {}
+    for part, trained in zip(infos, (schedule.train_actor, schedule.train_critic), strict=True):
+        info |= {name: jnp.sum(x) / jnp.sum(trained) for name, x in part.items()}
+    explained = 1 - jnp.var(returns - value) / (jnp.var(returns) + 1e-8)
+    return progress.learner, {**info, "explained_variance": explained}
+
+
+def _preceding_ratio(
+    progress: Progress, old: Float[Array, "T E N"], mask: Bool[Array, "T E N"], block: Int[Array, " M"]
+) -> Float[Array, "T E 1"]:
+    """By how much the joint action has become more probable through agents outside the block."""
+    others = progress.moved.at[block].set(False)
+    change = jnp.where(mask & others, progress.log_prob - old, 0.0)
+    return jnp.exp(jnp.sum(change, axis=2, keepdims=True))
+
+
+def _look_again(system: System, progress: Progress, trajectory: Trajectory, block: Int[Array, " M"]) -> Progress:
+    """Takes note of what a stage has changed.
+
+    Where nobody outside the block uses what it trained, only the block's probabilities have changed.
+    """
+    sharing = system.actor.sharing
+    groups = jnp.array(sharing.groups)
+    users = jnp.zeros(sharing.n_agents, bool).at[block].set(True)
+    if "shared" in system.train and sharing.n_trunks < sharing.n_agents:
+        users = jnp.zeros(sharing.n_trunks, bool).at[groups[block]].set(True)[groups]
+        log_prob = _log_prob_now(system, progress.learner.actor, trajectory, None)
+    else:
+        now = _log_prob_now(system, progress.learner.actor, trajectory, block)
+        log_prob = progress.log_prob.at[:, :, block].set(now)
+    return Progress(progress.learner, log_prob, progress.moved | users)
+
+
+def _log_prob_now(
+    system: System, params: PolicyParams, trajectory: Trajectory, block: Int[Array, " M"] | None
+) -> Float[Array, "T E M"]:
+    """The log-probabilities of what was done, each chunk from the recurrent state it began in."""
+
+    def pick(x: Array) -> Array:
+        return x if block is None else jnp.take(x, block, axis=2)
+
+    def chunks(x: Array) -> Array:
+        return x.reshape(-1, system.config.chunk_length, *x.shape[1:])
+
+    obs, first = pick(trajectory.obs), pick(system.actor_first(trajectory.first, trajectory.alive))
+    unroll = jax.vmap(lambda *inputs: system.actor.unroll(params, *inputs, block)[1])
+    logits = jax.lax.collapse(unroll(pick(trajectory.actor_carry), chunks(obs), chunks(first)), 0, 2)
+    return system.dist.log_prob(mask_logits(logits, pick(trajectory.avail)), pick(trajectory.action))
+
+
+def _batch(
+    system: System,
+    trajectory: Trajectory,
+    mask: Bool[Array, "T E N"],
+    advantage: Float[Array, "T E V"],
+    target: Float[Array, "T E V"],
+    preceding: Float[Array, "T E 1"],
+    block: Int[Array, " M"] | None,
+) -> Batch:
+    """The rollout of a block as one batch, in chunks: every leaf is [C, L, E, ...], and [C, E, ...] the carries."""
+    fields = {
         "obs": trajectory.obs,
         "view": system.critic_view(trajectory.obs, trajectory.state),
         "avail": trajectory.avail,
@@ -97,75 +167,110 @@ def _batch(system: System, trajectory: Trajectory, advantage: Array, target: Arr
         "critic_first": system.critic_first(trajectory.first, trajectory.alive),
         "action": trajectory.action,
         "log_prob": trajectory.log_prob,
-        "advantage": advantage,
+        "advantage": jnp.broadcast_to(advantage, mask.shape),
+        "preceding": jnp.broadcast_to(preceding, mask.shape),
         "value": trajectory.value,
         "target": target,
+        "actor_carry": trajectory.actor_carry,
+        "critic_carry": trajectory.critic_carry,
     }
-    chunk = system.config.chunk_length
-    chunks = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), steps)
-    return Batch(**chunks, actor_carry=trajectory.actor_carry, critic_carry=trajectory.critic_carry)
+    if block is not None:
+        narrowed = ACTOR + (CRITIC if system.critic.sharing.n_agents > 1 else ())
+        fields |= {name: jnp.take(fields[name], block, axis=2) for name in narrowed}
+    if system.config.ppo.advantage_norm == "rollout":
+        fields["advantage"] = normalise_advantages(fields["advantage"], fields["mask"])
+    length = system.config.chunk_length
+    return Batch(**{k: x if k in CARRIES else x.reshape(-1, length, *x.shape[1:]) for k, x in fields.items()})
 
 
-def _minibatch(batch: Batch, envs: Int[Array, "Q N"] | None) -> Batch:
+def _minibatch(batch: Batch, envs: Int[Array, "Q M"] | None) -> Batch:
     """All chunks of environment envs[q, m] for each agent m; of all environments where none are named."""
 
     def pick(x: Array, axis: int) -> Array:
         if envs is not None:
-            width = x.shape[axis + 1]  # N, or the number of values
+            width = x.shape[axis + 1]  # M, or the number of values
             x = x[(*(slice(None),) * axis, envs[:, :width], jnp.arange(width))]
         return jax.lax.collapse(jnp.moveaxis(x, 0, axis - 1), axis - 1, axis + 1)
 
     return Batch(**{name: pick(x, 1 if name in CARRIES else 2) for name, x in batch._asdict().items()})
 
 
-def _deal(key: PRNGKeyArray, n_envs: int, minibatches: int, n_agents: int) -> Int[Array, "B Q N"]:
+def _deal(key: PRNGKeyArray, n_envs: int, minibatches: int, width: int) -> Int[Array, "B Q M"]:
     """Deals every agent's environments to B minibatches: envs[b, q, m] is agent m's q-th environment in the b-th.
 
     Of any B neighbouring environments each minibatch gets one, drawn anew for every agent, so that an
     environment stays among its neighbours on whatever devices they are spread over.
     """
     blocks = n_envs // minibatches
-    order = jnp.argsort(jax.random.uniform(key, (minibatches, blocks, n_agents)), axis=0)
+    order = jnp.argsort(jax.random.uniform(key, (minibatches, blocks, width)), axis=0)
     return order + minibatches * jnp.arange(blocks)[:, None]
 
 
 def run_stage(
-    system: System, learner: Learner, batch: Batch, row: Schedule, lr_scale: Float[Array, ""], key: PRNGKeyArray
-) -> tuple[Learner, Metrics]:
-    """Returns the learner after one pass over the batch for one block of agents."""
+    system: System,
+    learner: Learner,
+    batch: Batch,
+    row: Schedule,
+    block: Int[Array, " M"] | None,
+    lr_scale: Float[Array, ""],
+    key: PRNGKeyArray,
+) -> tuple[Learner, tuple[Metrics, Metrics]]:
+    """Returns the learner after a block's passes over its batch, and what each pass measured, [P].
+
+    Args:
+        system: the parts.
+        learner: before the stage.
+        batch: from `_batch`.
+        row: of the schedule.
+        block: the agents that move; None: everyone, so that there is nothing to pick out or to leave untouched.
+        lr_scale: factor on the learning rates.
+        key: deals the minibatches.
+    """
     config, minibatches = system.config, system.config.ppo.minibatches
-    if minibatches == 1:
-        return run_minibatch(system, learner, _minibatch(batch, None), row, lr_scale)
 
-    def step(learner: Learner, envs: Int[Array, "Q N"]) -> tuple[Learner, Metrics]:
-        return run_minibatch(system, learner, _minibatch(batch, envs), row, lr_scale)
+    def one_pass(learner: Learner, inputs: tuple) -> tuple[Learner, tuple[Metrics, Metrics]]:
+        train_actor, train_critic, key = inputs
 
-    dealt = _deal(key, config.n_envs, minibatches, system.actor.sharing.n_agents)
-    learner, infos = jax.lax.scan(step, learner, dealt)
-    return learner, jax.tree.map(jnp.mean, infos)
+        def step(learner: Learner, envs: Array | None) -> tuple[Learner, tuple[Metrics, Metrics]]:
+            part = _minibatch(batch, envs)
+            learner, actor_info = _where(
+                train_actor, lambda now: _update_actor(system, now, part, block, row.clip_eps, lr_scale), learner
+            )
+            learner, critic_info = _where(
+                train_critic, lambda now: _update_critic(system, now, part, block, lr_scale), learner
+            )
+            return learner, (actor_info, critic_info)
+
+        if minibatches == 1:
+            return step(learner, None)
+        dealt = _deal(key, config.n_envs, minibatches, batch.mask.shape[-1])
+        learner, infos = jax.lax.scan(step, learner, dealt)
+        return learner, jax.tree.map(jnp.mean, infos)
+
+    keys = jax.random.split(key, row.train_actor.shape[0])
+    return jax.lax.scan(one_pass, learner, (row.train_actor, row.train_critic, keys))
 
 
-def run_minibatch(
-    system: System, learner: Learner, batch: Batch, row: Schedule, lr_scale: Float[Array, ""]
+def _where(
+    flag: Bool[Array, ""], update: Callable[[Learner], tuple[Learner, Metrics]], learner: Learner
 ) -> tuple[Learner, Metrics]:
-    """Returns the learner after one gradient step of the block's actors and one of the critic."""
-    n_agents = system.actor.sharing.n_agents
-    # Everyone moves: nothing to pick out, nothing to leave untouched.
-    block = None if row.block.shape[0] == n_agents else row.block
-    learner, actor_info = _update_actor(system, learner, batch, block, row.clip_eps, lr_scale)
-    learner, critic_info = _update_critic(system, learner, batch, lr_scale)
-    return learner, {**actor_info, **critic_info}
+    """What the update gives where the flag says so, and otherwise the learner as it is, with zeros."""
+    _, info = jax.eval_shape(update, learner)
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), info)
+    return jax.lax.cond(flag, update, lambda now: (now, nothing), learner)
 
 
 def _update_actor(
-    system: System, learner: Learner, batch: Batch, block: Array | None, clip_eps: Array, lr_scale: Array
+    system: System,
+    learner: Learner,
+    batch: Batch,
+    block: Array | None,
+    clip_eps: Float[Array, ""],
+    lr_scale: Float[Array, ""],
 ) -> tuple[Learner, Metrics]:
+    """One gradient step of the block's actors."""
     sharing, ppo = system.actor.sharing, system.config.ppo
     members = jnp.arange(sharing.n_agents) if block is None else block
-    if block is not None:
-        batch = batch._replace(
-            **{name: jnp.take(getattr(batch, name), block, axis=axis) for name, axis in AGENT_FIELDS.items()}
-        )
     advantage = batch.advantage
     if ppo.advantage_norm == "minibatch":
         advantage = normalise_advantages(advantage, batch.mask)
@@ -182,7 +287,7 @@ def _update_actor(
         log_prob = system.dist.log_prob(logits, batch.action)
         entropy = system.dist.entropy(logits)
         return policy_loss(
-            log_prob, batch.log_prob, entropy, advantage, batch.mask, pool, clip_eps, ppo.entropy_coef
+            log_prob, batch.log_prob, entropy, advantage, batch.preceding, batch.mask, pool, clip_eps, ppo.entropy_coef
         )  # fmt: skip
 
     grads, info = jax.grad(loss, has_aux=True)({part: getattr(learner.actor, part) for part in system.train})
@@ -206,12 +311,16 @@ def _update_actor(
     return learner._replace(actor=params, actor_opt=states), {**info, "actor_grad_norm": sum(norms)}
 
 
-def _update_critic(system: System, learner: Learner, batch: Batch, lr_scale: Array) -> tuple[Learner, Metrics]:
+def _update_critic(
+    system: System, learner: Learner, batch: Batch, block: Array | None, lr_scale: Float[Array, ""]
+) -> tuple[Learner, Metrics]:
+    """One gradient step of the critic, on the block's values where agents have values of their own."""
     ppo = system.config.ppo
+    valued = block if system.critic.sharing.n_agents > 1 else None
 
     def loss(shared: PyTree) -> tuple[Array, Metrics]:
         params = learner.critic._replace(shared=shared)
-        _, value = system.critic.unroll(params, batch.critic_carry, batch.view, batch.critic_first)
+        _, value = system.critic.unroll(params, batch.critic_carry, batch.view, batch.critic_first, valued)
         total, info = value_loss(value[..., 0], batch.value, batch.target, ppo.value_clip, ppo.huber_delta)
         return ppo.value_coef * total, info
 

@@ -24,19 +24,30 @@ GAMMA = 0.9
 GAMES = {"own_number": 3, "specialisation": 2, "synchronisation": 2}
 NETS = {"feed-forward": False, "recurrent": True}
 
-# Without ids, and with networks apart; the whole run below has ids and adapters. The slow suite has all of them.
+ALGOS = {
+    "mappo": {},
+    "a2po by agents": {"algo": "a2po", "ppo": {"loop_order": "agent"}},
+    "a2po by epochs": {"algo": "a2po", "ppo": {"loop_order": "epoch"}},
+}
+
+# Every pair of choices is met in the slow suite; here each choice is met once. A whole run below has ids and adapters.
 FEW = [
-    ("ps", "specialisation", "feed-forward"),
-    ("nps", "own_number", "feed-forward"),
+    ("ps", "mappo", "specialisation", "feed-forward"),
+    ("nps", "mappo", "own_number", "feed-forward"),
+    ("nps", "a2po by epochs", "specialisation", "feed-forward"),
+    ("lorasa", "a2po by agents", "own_number", "feed-forward"),
 ]
-ALL = [case if case in FEW else pytest.param(*case, marks=pytest.mark.slow) for case in product(SCHEMES, GAMES, NETS)]
+ALL = [
+    case if case in FEW else pytest.param(*case, marks=pytest.mark.slow)
+    for case in product(SCHEMES, ALGOS, GAMES, NETS)
+]
 
 
 def make_config(
     task: str, scheme: str = "ps", *, recurrent: bool = False, ppo: Mapping | None = None, **changes
 ) -> Config:
     network = {"hidden": 16, "layers": 1, "layers_after": 0, "recurrent": recurrent}
-    critic = {**network, "scope": "agent" if task == "own_number" else "team"}
+    critic = {**network, "scope": "agent" if task == "own_number" else "auto"}
     defaults = {"lr": 0.01, "critic_lr": 0.01, "epochs": 4, "gamma": GAMMA, "chunk_length": 6}
     size = {"n_envs": 32, "rollout_length": 12, "total_steps": 80 * 384, "evaluations": 1, "eval_episodes": 256}
     return Config(
@@ -63,9 +74,9 @@ def returns(trainer, state) -> tuple[float, float]:
     return tuple(evaluate(weights, state.key, state.iteration, greedy)["return"].item() for greedy in (True, False))
 
 
-@pytest.mark.parametrize(("scheme", "task", "network"), ALL)
-def test_every_scheme_lands_on_its_ceiling(scheme, task, network):
-    config = make_config(task, scheme, recurrent=NETS[network], n_agents=GAMES[task], switch_step=0)
+@pytest.mark.parametrize(("scheme", "algo", "task", "network"), ALL)
+def test_every_scheme_lands_on_its_ceiling(scheme, algo, task, network):
+    config = make_config(task, scheme, recurrent=NETS[network], n_agents=GAMES[task], switch_step=0, **ALGOS[algo])
     known = ceilings(task, GAMES[task])
     reached = (known.optimum,) * 2 if scheme != "ps" else (known.shared_greedy, known.shared_sampled)
     greedy, sampled = returns(*trained(config))

@@ -16,17 +16,19 @@ EPS, COEF = 0.2, 0.05
 def samples(seed: int = 0) -> dict:
     rng = np.random.default_rng(seed)
     x = {name: rng.normal(size=SHAPE).astype(np.float32) for name in ("log_prob", "old_log_prob", "advantage")}
+    x["preceding"] = np.exp(0.1 * rng.normal(size=SHAPE)).astype(np.float32)
     return {**x, "entropy": rng.uniform(0, 1, SHAPE).astype(np.float32), "mask": rng.random(SHAPE) < 0.6}
 
 
 def evaluate(x: dict, pool=None, clip_eps=EPS):
     pool = np.full(SHAPE[-1], x["mask"].sum(), np.float32) if pool is None else pool
-    names = ("log_prob", "old_log_prob", "entropy", "advantage", "mask")
+    names = ("log_prob", "old_log_prob", "entropy", "advantage", "preceding", "mask")
     return policy_loss(*(jnp.asarray(x[name]) for name in names), jnp.asarray(pool), clip_eps, COEF)
 
 
 def objective(x: dict) -> np.ndarray:
-    ratio = np.exp(x["log_prob"] - x["old_log_prob"])
+    factor = np.clip(x["preceding"], 1 - EPS / 2, 1 + EPS / 2)
+    ratio = np.exp(x["log_prob"] - x["old_log_prob"]) * factor
     surrogate = np.minimum(ratio * x["advantage"], np.clip(ratio, 1 - EPS, 1 + EPS) * x["advantage"])
     return surrogate + COEF * x["entropy"]
 
@@ -58,7 +60,8 @@ def test_what_is_masked_contributes_exactly_nothing_to_loss_and_gradient():
 def test_beyond_the_clip_there_is_no_gradient_that_would_go_further():
     ratio, advantage = np.meshgrid([0.5, 0.9, 1.1, 1.5], [-1.0, 1.0], indexing="ij")
     x = {name: np.zeros((4, 2, 1), np.float32) for name in ("old_log_prob", "entropy")}
-    x |= {"advantage": advantage[..., None].astype(np.float32), "mask": np.ones((4, 2, 1), bool)}
+    ones = np.ones((4, 2, 1), np.float32)
+    x |= {"advantage": advantage[..., None].astype(np.float32), "preceding": ones, "mask": ones > 0}
     log_prob = jnp.asarray(np.log(ratio)[..., None], jnp.float32)
     gradient = jax.grad(lambda leaf: evaluate({**x, "log_prob": leaf}, np.ones(1, np.float32))[0])(log_prob)
     moves = np.array([[False, True], [True, True], [True, True], [True, False]])
@@ -66,13 +69,24 @@ def test_beyond_the_clip_there_is_no_gradient_that_would_go_further():
     np.testing.assert_allclose(gradient[..., 0], np.where(moves, -ratio * advantage, 0), rtol=1e-5)
 
 
+def test_what_agents_before_did_counts_up_to_half_the_clip():
+    x = samples()
+    wild = {**x, "preceding": np.where(x["preceding"] > 1, 50.0, 0.02).astype(np.float32)}
+    edge = {**x, "preceding": np.where(x["preceding"] > 1, 1 + EPS / 2, 1 - EPS / 2).astype(np.float32)}
+    assert evaluate(wild)[0] == pytest.approx(float(evaluate(edge)[0]), rel=1e-6)
+    assert evaluate(wild)[0] != pytest.approx(
+        float(evaluate({**x, "preceding": np.ones_like(x["preceding"])})[0]), rel=1e-4
+    )
+
+
 def test_what_is_reported_are_means_over_the_mask():
     x = samples()
     info, kept = evaluate(x)[1], {name: leaf[x["mask"]] for name, leaf in x.items()}
     log_ratio = kept["log_prob"] - kept["old_log_prob"]
+    joint = np.exp(log_ratio) * np.clip(kept["preceding"], 1 - EPS / 2, 1 + EPS / 2)
     assert info["entropy"] == pytest.approx(kept["entropy"].mean(), rel=1e-5)
     assert info["kl"] == pytest.approx((np.exp(log_ratio) - 1 - log_ratio).mean(), rel=1e-4)
-    assert info["clip_fraction"] == pytest.approx((np.abs(np.exp(log_ratio) - 1) > EPS).mean(), rel=1e-5)
+    assert info["clip_fraction"] == pytest.approx((np.abs(joint - 1) > EPS).mean(), rel=1e-5)
     assert info["policy_loss"] == pytest.approx(-(objective(x) - COEF * x["entropy"])[x["mask"]].mean(), rel=1e-4)
 
 

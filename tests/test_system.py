@@ -25,9 +25,14 @@ def make(scheme: str = "ps", adapting: bool = False, **changes):
 def test_a_value_for_the_team_needs_a_reward_for_the_team():
     selfish = ENV._replace(spec=replace(ENV.spec, team_reward=False))
     with pytest.raises(ConfigError, match=r"use critic\.scope agent or own"):
-        make_system(small_config(), selfish)
-    for scope in ("agent", "own"):
+        make_system(small_config(critic={"scope": "team"}), selfish)
+    for scope in ("auto", "agent", "own"):
         assert make_system(small_config(critic={"scope": scope}), selfish).critic.sharing.n_agents == N
+
+
+@pytest.mark.parametrize(("algo", "values"), [("mappo", 1), ("a2po", N), ("sequential", N)])
+def test_left_to_itself_the_critic_has_a_value_per_agent_where_agents_move_one_by_one(algo, values):
+    assert make(algo=algo).critic.sharing.n_agents == values
 
 
 @pytest.mark.parametrize("scope", ["team", "agent", "own"])

@@ -15,7 +15,6 @@ from helpers import (
     assert_close,
     assert_same,
     differs,
-    every_scheme,
     make_diary,
     random_params,
     random_trajectory,
@@ -25,6 +24,7 @@ from helpers import (
 
 from lorasa_jax import update
 from lorasa_jax.distributions import mask_logits
+from lorasa_jax.sharing import SCHEMES
 from lorasa_jax.system import System, init_optimizer, make_system
 from lorasa_jax.types import Learner, PolicyParams, Schedule, Trajectory
 
@@ -47,16 +47,40 @@ def make_learner(system: System) -> Learner:
     return init_optimizer(system, learner)
 
 
-def each_alone(n: int) -> Schedule:
-    """One agent per stage, not all of them, and not in their order."""
-    return Schedule(block=jnp.array([[n - 1], [0]]), clip_eps=jnp.array([0.1, 0.3]))
+def two_of_three(key, score) -> Schedule:
+    """Agent 1 never moves; neither do all others at once. The actors rest in one pass, the critic in another."""
+    return Schedule(
+        block=jnp.array([[2], [0], [2]]),
+        clip_eps=jnp.array([0.1, 0.3, 0.2]),
+        trace=jnp.array([True, True, False]),
+        train_actor=jnp.array([[True, True], [False, True], [True, True]]),
+        train_critic=jnp.array([[True, True], [True, True], [True, False]]),
+    )
+
+
+def pairs(key, score) -> Schedule:
+    """Two agents in a stage, and one of them again in the next."""
+    always = jnp.ones((2, 1), bool)
+    return Schedule(jnp.array([[2, 0], [1, 2]]), jnp.array([0.1, 0.3]), jnp.ones(2, bool), always, always)
+
+
+VARIANTS = {
+    "everyone at once": {},
+    "two of three": {"schedule": two_of_three},
+    "in pairs": {"schedule": pairs, "scope": "agent"},
+    "a2po by agents": {"algo": "a2po", "loop_order": "agent", "two_stage": True},
+    "a2po by epochs": {"algo": "a2po", "loop_order": "epoch", "scope": "team"},
+    "sequential": {"algo": "sequential", "loop_order": "epoch"},
+}
 
 
 # ---------------------------------------------------------------- where the data goes
 
 
-def batched(system: System, t: Trajectory, advantage: jax.Array) -> update.Batch:
-    return jax.jit(partial(update._batch, system))(t, advantage, t.value)
+def batched(system: System, t: Trajectory, advantage: jax.Array, block=None) -> update.Batch:
+    mask = t.alive if system.config.ppo.mask_dead else jnp.ones_like(t.alive)
+    ratio = jnp.ones((*t.first.shape, 1))
+    return jax.jit(partial(update._batch, system))(t, mask, advantage, t.value, ratio, block)
 
 
 def coded(*shape: int) -> np.ndarray:
@@ -133,16 +157,17 @@ def test_a_pass_meets_every_agent_of_every_environment_once(monkeypatch):
     number = jnp.broadcast_to(coded(config.n_envs, N).astype(np.float32), t.log_prob.shape)
     batch = batched(system, t._replace(log_prob=number), t.value)
 
-    def count(system, learner, part, row, lr_scale):
+    def count(system, learner, part, block, *_):
         met = jax.nn.one_hot(part.log_prob.astype(int), config.n_envs * N).sum(axis=(0, 1, 2))
         return learner._replace(value_norm=learner.value_norm + met), {}
 
-    monkeypatch.setattr(update, "run_minibatch", count)
+    monkeypatch.setattr(update, "_update_actor", count)
+    monkeypatch.setattr(update, "_update_critic", lambda system, learner, *_: (learner, {}))
     nothing = PolicyParams({}, {})
     learner = Learner(nothing, nothing, {}, {}, jnp.zeros(config.n_envs * N))
-    row = jax.tree.map(lambda leaf: leaf[0], system.schedule)
-    learner, _ = update.run_stage(system, learner, batch, row, jnp.ones(()), KEY)
-    np.testing.assert_array_equal(learner.value_norm, config.rollout_length)
+    row = jax.tree.map(lambda leaf: leaf[0], system.schedule(KEY, jnp.zeros(N)))
+    learner, _ = update.run_stage(system, learner, batch, row, None, jnp.ones(()), KEY)
+    np.testing.assert_array_equal(learner.value_norm, config.rollout_length * config.ppo.epochs)
 
 
 # ---------------------------------------------------------------- what a step does
@@ -177,101 +202,150 @@ def moments(total, square, weight):
 
 
 class Plain:
-    """The update of a feed-forward system in plain words: slot by slot, on the whole rollout at once."""
+    """The update of a feed-forward system in plain words: stage by stage and slot by slot, on the whole rollout."""
 
     def __init__(self, system: System, t: Trajectory):
         ppo = system.config.ppo
         self.system, self.t, self.part = system, t, system.train[0]  # "shared" or "agents"
         self.slot_of = np.array(system.actor.sharing.groups) if self.part == "shared" else np.arange(N)
 
-        def policy(trained, actor, advantage, weight, clip_eps):
-            params = actor._replace(**{self.part: trained})
-            _, logits = system.actor.unroll(params, t.actor_carry[0], t.obs, t.first)
+        def log_probs(actor):
+            _, logits = system.actor.unroll(actor, t.actor_carry[0], t.obs, t.first)
             log_p = jax.nn.log_softmax(mask_logits(logits, t.avail))
-            log_prob = jnp.take_along_axis(log_p, t.action[..., None], -1)[..., 0]
+            return log_p, jnp.take_along_axis(log_p, t.action[..., None], -1)[..., 0]
+
+        def policy(trained, actor, advantage, weight, clip_eps, factor):
+            log_p, log_prob = log_probs(actor._replace(**{self.part: trained}))
             entropy = -jnp.where(t.avail, jnp.exp(log_p) * log_p, 0.0).sum(-1)
-            ratio = jnp.exp(log_prob - t.log_prob)
+            ratio = jnp.exp(log_prob - t.log_prob) * factor
             surrogate = jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip_eps, 1 + clip_eps) * advantage)
             return -jnp.sum(weight * (surrogate + ppo.entropy_coef * entropy))
 
-        def value(shared, target):
+        def value(shared, target, weight):
             view = system.critic_view(t.obs, t.state)
             _, new = system.critic.unroll(PolicyParams(shared, {}), t.critic_carry[0], view, t.first)
             new = new[..., 0]
             held = jnp.clip(new, t.value - ppo.value_clip, t.value + ppo.value_clip)
-            return ppo.value_coef * 0.5 * jnp.maximum((new - target) ** 2, (held - target) ** 2).mean()
+            return ppo.value_coef * 0.5 * jnp.sum(weight * jnp.maximum((new - target) ** 2, (held - target) ** 2))
 
         self.policy_gradient, self.value_gradient = jax.jit(jax.grad(policy)), jax.jit(jax.grad(value))
+        self.log_prob = jax.jit(lambda actor: log_probs(actor)[1])
 
-    def advantages(self, norm):
-        """Normalised advantages, the critic's targets, and the units these are in."""
+    def advantages(self, norm, rho):
+        """A_t as the sum over all that follows, each step of it weighted by all factors on the way; and the values."""
         t, ppo = jax.tree.map(np.asarray, self.t), self.system.config.ppo
         mean, deviation = moments(*norm)
         value, next_value = t.value * deviation + mean, t.next_value * deviation + mean
         reward = t.reward[..., : value.shape[-1]]
-        advantage, later = np.zeros_like(value), 0.0
-        for s in reversed(range(len(reward))):
-            goes_on, counts = (~(t.terminated | t.truncated)[s])[:, None], (~t.terminated[s])[:, None]
-            delta = reward[s] + ppo.gamma * counts * next_value[s] - value[s]
-            advantage[s] = later = delta + ppo.gamma * ppo.gae_lambda * goes_on * later
-        returns, beta = advantage + value, 0.99999
-        batch = returns.mean(), (returns**2).mean(), 1.0
-        norm = type(norm)(*(beta * old + (1 - beta) * new for old, new in zip(norm, batch, strict=True)))
-        mean, deviation = moments(*norm)
-        advantage = np.broadcast_to(advantage, t.alive.shape)
-        advantage = (advantage - advantage[t.alive].mean()) / advantage[t.alive].std()
-        return advantage, (returns - mean) / deviation, norm
+        delta = reward + ppo.gamma * ~t.terminated[..., None] * next_value - value
+        goes_on = ~(t.terminated | t.truncated)
+        advantage = np.zeros_like(value)
+        for first in range(len(reward)):
+            weight = np.ones(goes_on.shape[1])
+            for s in range(first, len(reward)):
+                advantage[first] += weight[:, None] * delta[s]
+                if s + 1 < len(reward):
+                    weight = weight * ppo.gamma * ppo.gae_lambda * goes_on[s] * np.minimum(1.0, rho[s + 1])
+        return advantage, value
 
     def update(self, learner: Learner, schedule: Schedule) -> Learner:
         learner, ppo, part, slot_of = jax.tree.map(np.asarray, learner), self.system.config.ppo, self.part, self.slot_of
-        advantage, target, norm = self.advantages(learner.value_norm)
+        t, alive = self.t, np.asarray(self.t.alive)
+        nobody = np.ones(alive.shape[:2])
+        norm = learner.value_norm
+        advantage, value = self.advantages(norm, nobody)
+        returns, beta = advantage + value, 0.99999
+        batch = returns.mean(), (returns**2).mean(), 1.0
+        new_norm = type(norm)(*(beta * old + (1 - beta) * new for old, new in zip(norm, batch, strict=True)))
+        mean, deviation = moments(*new_norm)
         actors = [Adam(ppo.lr, ppo.adam_eps, ppo.max_grad_norm) for _ in range(slot_of.max() + 1)]
         critics = Adam(ppo.critic_lr, ppo.adam_eps, ppo.max_grad_norm)
-        actor, critic, alive = learner.actor, learner.critic, np.asarray(self.t.alive)
-        for block, clip_eps in zip(np.asarray(schedule.block), schedule.clip_eps, strict=True):
-            before = actor
-            for slot in sorted(set(slot_of[block])):
-                mine = alive & np.isin(np.arange(N), [i for i in block if slot_of[i] == slot])
-                grads = self.policy_gradient(getattr(before, part), before, advantage, mine / mine.sum(), clip_eps)
-                new = actors[slot].step(row_of(getattr(actor, part), slot), row_of(jax.device_get(grads), slot))
-                actor = actor._replace(**{part: with_row(getattr(actor, part), slot, new)})
-            critic = critic._replace(shared=critics.step(critic.shared, self.value_gradient(critic.shared, target)))
-        return learner._replace(actor=actor, critic=critic, value_norm=norm)
+        actor, critic, moved = learner.actor, learner.critic, set()
+        for s, block in enumerate(np.asarray(schedule.block).tolist()):
+            before = sorted(moved - set(block)) if len(block) < N else []
+            change = np.asarray(self.log_prob(actor)) - np.asarray(t.log_prob)
+            rho = np.exp(np.where(alive[..., before], change[..., before], 0.0).sum(-1))
+            eps = float(schedule.clip_eps[s])
+            factor = np.clip(rho, 1 - eps / 2, 1 + eps / 2)[..., None]
+            raw, value = self.advantages(norm, rho if schedule.trace[s] else nobody)
+            advantage, mine = np.broadcast_to(raw, alive.shape), alive & np.isin(np.arange(N), block)
+            advantage = (advantage - advantage[mine].mean()) / advantage[mine].std()
+            target = (raw + value - mean) / deviation
+            valued = np.ones(target.shape) * (target.shape[-1] == 1 or np.isin(np.arange(N), block))
+            valued /= valued.sum()
+            for acting, criticised in zip(schedule.train_actor[s], schedule.train_critic[s], strict=True):
+                now = actor
+                for slot in sorted(set(slot_of[block])) if acting else []:
+                    samples = mine & np.isin(np.arange(N), [i for i in block if slot_of[i] == slot])
+                    weight = samples / samples.sum()
+                    grads = self.policy_gradient(getattr(now, part), now, advantage, weight, eps, factor)
+                    new = actors[slot].step(row_of(getattr(actor, part), slot), row_of(jax.device_get(grads), slot))
+                    actor = actor._replace(**{part: with_row(getattr(actor, part), slot, new)})
+                if criticised:
+                    gradient = self.value_gradient(critic.shared, target, valued)
+                    critic = critic._replace(shared=critics.step(critic.shared, gradient))
+            moved |= {i for i in range(N) if slot_of[i] in slot_of[block]}
+        return learner._replace(actor=actor, critic=critic, value_norm=new_norm)
 
 
-@cache
-def base(scheme: str) -> SimpleNamespace:
-    # Huge norms are clipped, so the clip is part of what is compared.
+def fast_and_slow(fast) -> pytest.MarkDecorator:
+    cases = [(s, v) for s in SCHEMES for v in VARIANTS]
+    marked = [case if case in fast else pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+    return pytest.mark.parametrize(("scheme", "variant"), marked)
+
+
+def make(scheme: str, algo: str = "mappo", scope: str = "auto", schedule=None, **options) -> System:
+    # Huge norms are clipped, so the clip is part of what is compared. A large epsilon keeps Adam smooth near zero.
     ppo = {"lr": 0.02, "critic_lr": 0.01, "max_grad_norm": 0.05, "epochs": 2, "huber_delta": float("inf")}
-    system = make_system(small_config(sharing=scheme, ppo=ppo), make_diary(N), adapting=scheme == "lorasa")
-    t = random_trajectory(system)
-    return SimpleNamespace(system=system, before=make_learner(system), t=t, plain=Plain(system, t))
+    ppo = {**ppo, "adam_eps": 1e-3, **options}
+    config = small_config(sharing=scheme, algo=algo, critic={"scope": scope}, ppo=ppo)
+    system = make_system(config, make_diary(N), adapting=scheme == "lorasa")
+    return system._replace(schedule=schedule) if schedule else system
 
 
 @cache
-def stepped(scheme: str, alone: bool) -> SimpleNamespace:
-    """A system, its learner before and after one update, and the update itself."""
-    b = base(scheme)
-    system = b.system._replace(schedule=each_alone(N)) if alone else b.system
-    program = jax.jit(partial(update.run_schedule, system))
-    after, _ = program(b.before, b.t, jnp.ones(()), KEY)
-    return SimpleNamespace(**{**vars(b), "system": system}, program=program, after=after)
+def plain(scheme: str, scope: str) -> Plain:
+    system = make(scheme, scope=scope)
+    return Plain(system, random_trajectory(system))
 
 
-@pytest.mark.parametrize("alone", [False, True], ids=["everyone at once", "one agent per stage"])
-@every_scheme
-def test_an_update_is_a_plain_gradient_step_of_each_slots_own_mean(scheme, alone):
+@cache
+def stepped(scheme: str, variant: str) -> SimpleNamespace:
+    """A system, its learner before and after one update, the update itself, and the schedule it followed."""
+    system = make(scheme, **VARIANTS[variant])
+    before, t, seen = make_learner(system), random_trajectory(system), []
+
+    def watched(key, score):
+        chosen = system.schedule(key, score)
+        jax.debug.callback(lambda *leaves: seen.append(Schedule(*leaves)), *chosen)
+        return chosen
+
+    program = jax.jit(partial(update.run_schedule, system._replace(schedule=watched)))
+    after, _ = jax.block_until_ready(program(before, t, jnp.ones(()), KEY))
+    jax.effects_barrier()
+    return SimpleNamespace(system=system, before=before, t=t, program=program, after=after, schedule=seen[0])
+
+
+every_variant = pytest.mark.parametrize("variant", VARIANTS)
+
+
+@fast_and_slow(
+    [("lorasa", variant) for variant in VARIANTS]
+    + [("ps", "everyone at once"), ("ps", "a2po by epochs"), ("nps", "everyone at once"), ("nps", "two of three")]
+)
+def test_an_update_is_a_plain_gradient_step_of_each_slots_own_mean(scheme, variant):
     """Of all samples on a trunk, for the trunk; of an agent's own samples, for what the agent owns."""
-    run = stepped(scheme, alone)
-    expected = run.plain.update(run.before, run.system.schedule)
+    run = stepped(scheme, variant)
+    scope = "team" if run.system.critic.sharing.n_agents == 1 else "agent"
+    expected = plain(scheme, scope).update(run.before, run.schedule)
     for name in ("actor", "critic"):
-        assert_close(getattr(run.after, name), getattr(expected, name), atol=2e-4)
+        assert_close(getattr(run.after, name), getattr(expected, name), atol=2e-5)
     assert_close(run.after.value_norm, expected.value_norm, atol=0, rtol=1e-3)
 
 
 @pytest.mark.parametrize("scheme", ["nps", "lorasa"])
 def test_agents_outside_the_block_are_untouched_to_the_bit_moments_included(scheme):
-    run = stepped(scheme, True)
+    run = stepped(scheme, "two of three")
     part = run.system.train[0]
 
     def slots(learner, i):
@@ -282,23 +356,78 @@ def test_agents_outside_the_block_are_untouched_to_the_bit_moments_included(sche
         assert all(differs(slots(run.after, moved), slots(run.before, moved)))
 
 
-@pytest.mark.parametrize("scheme", ["ps", "ps_id"])
-def test_a_trunk_moves_with_any_of_its_tenants(scheme):
-    run = stepped(scheme, True)
+def test_a_trunk_moves_with_any_of_its_tenants():
+    run = stepped("ps", "two of three")
     assert all(differs(run.after.actor.shared, run.before.actor.shared))
 
 
-@pytest.mark.parametrize("alone", [False, True])
-def test_a_frozen_trunk_has_no_optimiser_state_and_never_moves(alone):
-    run = stepped("lorasa", alone)
+@every_variant
+def test_a_frozen_trunk_has_no_optimiser_state_and_never_moves(variant):
+    run = stepped("lorasa", variant)
     assert set(run.after.actor_opt) == {"agents"}
     assert_same(run.after.actor.shared, run.before.actor.shared)
     assert set(run.after.actor.agents) == set(run.system.config.adapted_layers)
 
 
-@every_scheme
+def steps_of(opt_state) -> np.ndarray:
+    """How often each slot of an optimiser has stepped."""
+    (count,) = {tuple(np.asarray(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(opt_state)
+                if "count" in jax.tree_util.keystr(path)}  # fmt: skip
+    return np.array(count)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "variant"),
+    [
+        *(("lorasa", v) for v in ("everyone at once", "a2po by agents", "a2po by epochs", "sequential")),
+        *(("ps", v) for v in ("everyone at once", "a2po by epochs")),
+        pytest.param("nps", "a2po by epochs", marks=pytest.mark.slow),
+    ],
+)
+def test_every_slot_moves_the_stated_number_of_times(scheme, variant):
+    run = stepped(scheme, variant)
+    sharing, epochs, alone = run.system.actor.sharing, run.system.config.ppo.epochs, variant != "everyone at once"
+    tenants = np.bincount(sharing.groups) if run.system.train == ("shared",) else np.ones(N)
+    (part,) = run.system.train
+    np.testing.assert_array_equal(steps_of(run.after.actor_opt[part]), epochs * (tenants if alone else 1))
+    # The team's value sees the rollout as often as under MAPPO; a value per agent, once in every stage and pass.
+    values = 1 if run.system.critic.sharing.n_agents == 1 else N
+    passes = 2 if run.system.config.ppo.two_stage else 1
+    np.testing.assert_array_equal(steps_of(run.after.critic_opt), epochs * (values * passes if alone else 1))
+
+
+@pytest.mark.parametrize("scheme", ["nps", "lorasa"])
+def test_looking_again_at_the_block_alone_is_exact_where_no_one_else_uses_what_it_trained(scheme):
+    run = stepped(scheme, "two of three")
+    block = jnp.array([2])
+    actor = run.before.actor._replace(
+        **{
+            run.system.train[0]: jax.tree.map(
+                lambda x: x.at[2].add(0.1), getattr(run.before.actor, run.system.train[0])
+            )
+        }
+    )
+    everyone = jax.jit(lambda actor: update._log_prob_now(run.system, actor, run.t, None))
+    before = update.Progress(run.before, everyone(run.before.actor), jnp.zeros(N, bool))
+    changed = before._replace(learner=run.before._replace(actor=actor))
+    after = jax.jit(partial(update._look_again, run.system))(changed, run.t, block)
+    assert_close(after.log_prob, everyone(actor), atol=1e-6)
+    assert_same(after.log_prob[..., :2], before.log_prob[..., :2])
+    assert bool(jnp.any(after.log_prob[..., 2] != before.log_prob[..., 2]))
+    np.testing.assert_array_equal(after.moved, [False, False, True])
+
+
+def test_all_agents_of_a_trunk_have_moved_when_one_of_them_has():
+    run = stepped("ps", "two of three")
+    progress = update.Progress(run.before, jnp.zeros_like(run.t.log_prob), jnp.zeros(N, bool))
+    after = jax.jit(partial(update._look_again, run.system))(progress, run.t, jnp.array([2]))
+    np.testing.assert_array_equal(after.moved, [True] * N)
+    assert bool(jnp.all(jnp.any(after.log_prob != 0, axis=(0, 1))))
+
+
+@pytest.mark.parametrize("scheme", ["ps", "nps", "lorasa"])
 def test_without_a_learning_rate_nothing_moves(scheme):
-    run = stepped(scheme, False)
+    run = stepped(scheme, "everyone at once")
     after, _ = run.program(run.before, run.t, jnp.zeros(()), KEY)
     assert_same((after.actor, after.critic), (run.before.actor, run.before.critic))
 
@@ -358,7 +487,7 @@ def test_only_samples_that_count_are_normalised_to_mean_0_and_deviation_1(monkey
     learner, t = make_learner(system), random_trajectory(system)
     batch = batched(system, t, 7.0 + 3.0 * t.value)
 
-    def show(log_prob, old_log_prob, entropy, advantage, mask, pool, clip_eps, entropy_coef):
+    def show(log_prob, old_log_prob, entropy, advantage, preceding, mask, pool, clip_eps, entropy_coef):
         return jnp.sum(log_prob), {"advantage": advantage, "mask": mask}
 
     monkeypatch.setattr(update, "policy_loss", show)
