@@ -88,7 +88,7 @@ def draw_episode(config: RunConfig, result: Result, path: Path) -> None:
     first = jax.tree.map(lambda leaf: leaf[0], result.states)
     key = jax.random.fold_in(first.key, EPISODE)  # the run's own key has been used
     states = record_episode(system, result.trainer.weights(first), key)
-    save_gif(system.env.draw(states), path, fps=8)
+    save_gif(system.env.draw(states), path, system.env.fps)
 
 
 def train(config: RunConfig, began: float) -> None:

@@ -112,6 +112,8 @@ class PPOConfig:
     """Gradient norm at which each trunk, each agent's own parameters and the critic are clipped."""
     clip_eps: float = 0.2
     """Clip of the probability ratio."""
+    ratio: Literal["joint", "per_dim"] = "joint"
+    """Continuous actions: one probability ratio for the whole action, or one for each of its dimensions."""
     value_clip: float = 0.2
     """Clip of the change in value, in the critic's own units."""
     huber_delta: float = 10.0
@@ -163,6 +165,25 @@ class SmaxConfig:
     """Scale the critic's global state to [0, 1]; false: positions and cooldowns in raw units."""
 
 
+@dataclass(frozen=True)
+class MabraxConfig:
+    """Settings of the robots that several agents move together (multi-agent MuJoCo on brax)."""
+
+    backend: Literal["positional", "generalized", "spring", "mjx"] = "positional"
+    """Physics of brax; returns under one do not compare with those under another."""
+    obsk: int | None = None
+    """How many joints away from its own an agent sees; not given: everything for humanoid, 1 for the others."""
+    maps: Literal["kinematic", "upstream"] = "kinematic"
+    """Who sees what: kinematic: by the robot's tree of joints; upstream: JaxMARL's tables, for its five tasks."""
+
+    def __post_init__(self) -> None:
+        require(self.obsk is None or self.obsk >= 0, f"obsk must be 0 or more, got {self.obsk}")
+        require(
+            self.obsk is None or self.maps == "kinematic",
+            f"mabrax.obsk {self.obsk} has no meaning under mabrax.maps upstream, whose tables are fixed; leave one out",
+        )
+
+
 PLACEMENTS = {"all": "*", "early": "fc*", "recurrent": "gru_*", "late": "after*"}
 """Names for groups of layers, beside the layers' own names."""
 
@@ -171,10 +192,10 @@ PLACEMENTS = {"all": "*", "early": "fc*", "recurrent": "gru_*", "late": "after*"
 class Config:
     """One training run."""
 
-    env: Literal["smax", "toy"] = "smax"
+    env: Literal["smax", "mabrax", "toy"] = "smax"
     """Family of environments."""
     task: str = ""
-    """Map or game; empty: 2s3z for smax, specialisation for toy."""
+    """Map, robot and split, or game; empty: 2s3z for smax, ant_4x2 for mabrax, specialisation for toy."""
     algo: Literal["mappo", "a2po", "sequential"] = "mappo"
     """Algorithm: all agents move at once (mappo); one after the other, each corrected for those before it (a2po);
     the same without the correction of advantages (sequential)."""
@@ -206,16 +227,21 @@ class Config:
     """What the clock means: bootstrap: play would have gone on; terminal: it is an end like any other."""
     reset_on_death: bool = False
     """Keep no memory for dead agents: their recurrent states are zero until the next episode."""
+    standardise: bool = False
+    """Standardise observations and states by their running mean and deviation, column by column; both stay as they
+    are once the trunk is frozen."""
     n_agents: int | None = None
     """Number of agents, in the toy games that leave it open."""
     actor: NetworkConfig = field(default_factory=NetworkConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     smax: SmaxConfig = field(default_factory=SmaxConfig)
+    mabrax: MabraxConfig = field(default_factory=MabraxConfig)
 
     def __post_init__(self) -> None:
         if not self.task:
-            object.__setattr__(self, "task", {"smax": "2s3z", "toy": "specialisation"}[self.env])
+            tasks = {"smax": "2s3z", "mabrax": "ant_4x2", "toy": "specialisation"}
+            object.__setattr__(self, "task", tasks[self.env])
         _positive(self, "seeds", "total_steps", "rank", "n_envs", "rollout_length", "evaluations", "eval_episodes")
         require(self.seed >= 0, f"seed must be 0 or more, got {self.seed}")
         require(self.alpha is None or self.alpha > 0, f"alpha must be positive, got {self.alpha}")

@@ -17,13 +17,20 @@ def _smax(config: Config) -> Env:
     return make_smax(config.task, config.smax, config.time_limit)
 
 
+def _mabrax(config: Config) -> Env:
+    from lorasa_jax.envs.mabrax import make_mabrax  # loads brax: seconds, and only when asked for
+
+    require(config.n_agents is None, f"n-agents is fixed by the split in mabrax; {config.task} says how many there are")
+    return make_mabrax(config.task, config.mabrax, config.time_limit)
+
+
 def _toy(config: Config) -> Env:
     from lorasa_jax.envs.toy import make_toy
 
     return make_toy(config.task, config.n_agents, config.time_limit)
 
 
-ENVS: dict[str, Callable[[Config], Env]] = {"smax": _smax, "toy": _toy}
+ENVS: dict[str, Callable[[Config], Env]] = {"smax": _smax, "mabrax": _mabrax, "toy": _toy}
 """Families of environments by name."""
 
 

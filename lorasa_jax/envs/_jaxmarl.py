@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import io
-import random
-import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from functools import cache
 from types import ModuleType
 
 from lorasa_jax.config import ConfigError
-
-STREAMS = ("stdout", "stderr", "__stdout__", "__stderr__")
+from lorasa_jax.envs._sealed import sealed
 
 
 @cache
@@ -24,36 +17,25 @@ def load_smax() -> ModuleType:
     Raises:
         ConfigError: JaxMARL is not installed.
     """
+    return _load("jaxmarl.environments.smax", "the SMAX battles need")
+
+
+@cache
+def load_mabrax_maps() -> ModuleType:
+    """Returns the module `jaxmarl.environments.mabrax.mappings`; the first call takes seconds.
+
+    Raises:
+        ConfigError: JaxMARL is not installed.
+    """
+    return _load("jaxmarl.environments.mabrax.mappings", "mabrax.maps upstream needs")
+
+
+def _load(module: str, who: str) -> ModuleType:
+    """Returns a module of JaxMARL."""
     try:
-        with _sealed():
-            from jaxmarl.environments import smax
+        with sealed():
+            return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name != "jaxmarl":
             raise
-        raise ConfigError("the SMAX battles need the package jaxmarl, which is not installed") from None
-    return smax
-
-
-@contextmanager
-def _sealed() -> Iterator[None]:
-    """Lets nothing out of the block: no output, no warning, no change to streams or filters.
-
-    JaxMARL prints while it is imported and, where brax is installed, ends with `sys.stdout` and
-    `sys.stderr` set to the interpreter's own streams: notebooks and captured output go silent.
-    """
-    # absl's log handler keeps the stderr it finds when it is first imported: not the sink below.
-    with suppress(ImportError):
-        importlib.import_module("absl.logging")
-    streams = {name: getattr(sys, name) for name in STREAMS}
-    draws = random.getstate()  # packages on the way draw from it
-    sink = io.StringIO()
-    try:
-        for name in STREAMS:
-            setattr(sys, name, sink)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, stream in streams.items():
-            setattr(sys, name, stream)
-        random.setstate(draws)
+        raise ConfigError(f"{who} the package jaxmarl, which is not installed") from None

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 EnvState = Any
+Action = Int[Array, " N"] | Float[Array, "N A"]
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,15 @@ class EnvSpec:
         n_agents: N.
         obs_dim: width of one agent's observation.
         state_dim: width of the global state.
-        n_actions: number of discrete actions of each agent.
+        n_actions: A: number of discrete actions of each agent; where actions are
+            continuous, of dimensions of the widest agent's action.
         episode_limit: no episode is longer than this many steps.
         team_reward: every agent is always paid the same, so one value per
             environment is enough.
+        continuous: an action is a vector in [-1, 1]^A, and `TimeStep.avail` says,
+            always the same, which of its dimensions an agent has.
+        obs_widths: how many leading columns of `TimeStep.obs` each agent owns, where
+            agents see unequally much; the columns behind are zeros. None: all own all.
     """
 
     name: str
@@ -38,6 +44,8 @@ class EnvSpec:
     n_actions: int
     episode_limit: int
     team_reward: bool
+    continuous: bool = False
+    obs_widths: tuple[int, ...] | None = None
 
 
 class TimeStep(NamedTuple):
@@ -45,9 +53,10 @@ class TimeStep(NamedTuple):
 
     Attributes:
         obs: one observation per agent.
-        state: the global state, scaled to about [-1, 1], for a centralised critic.
-        avail: the actions each agent may take now; at least one is true for every
-            agent, dead ones included.
+        state: the global state, for a centralised critic: scaled to about [-1, 1] where
+            its range is known, in the simulator's units where it is not (MABrax).
+        avail: the actions each agent may take now, or its dimensions of a continuous
+            action; at least one is true for every agent, dead ones included.
         alive: the agents that can still act.
         reward: what the last joint action earned; zero after a reset.
         terminated: the episode is over by itself.
@@ -73,13 +82,16 @@ class Env(NamedTuple):
         spec: what is fixed about it.
         reset: `reset(key) -> (state, timestep)`, a fresh start state.
         step: `step(key, state, action) -> (state, timestep)` with `action` an integer
-            per agent, [N]. It never resets: after the end of an episode the
+            per agent, [N], or a vector, [N, A]; dimensions that an agent does not have
+            are ignored. It never resets: after the end of an episode the
             time step still shows where it ended.
-        draw: `draw(states) -> frames`: one picture per state of an episode (states
-            stacked along a leading axis), or None where there is nothing to see.
+        draw: `draw(states) -> frames`: pictures of an episode (its states stacked along
+            a leading axis) in order, or None where there is nothing to see.
+        fps: pictures that should be shown per second.
     """
 
     spec: EnvSpec
     reset: Callable[[PRNGKeyArray], tuple[EnvState, TimeStep]]
-    step: Callable[[PRNGKeyArray, EnvState, Int[Array, " N"]], tuple[EnvState, TimeStep]]
+    step: Callable[[PRNGKeyArray, EnvState, Action], tuple[EnvState, TimeStep]]
     draw: Callable[[EnvState], list[Any]] | None = None
+    fps: float = 8.0
