@@ -11,6 +11,7 @@ first; L links, the trunk first; S columns of brax's observation.
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -177,7 +178,9 @@ def make_mabrax(task: str, config: MabraxConfig, time_limit: str) -> Env:
         """Returns pictures of an episode; the states are stacked along a leading axis."""
         from lorasa_jax.envs.mabrax_drawing import draw_robot  # Pillow is needed here only
 
-        return draw_robot(jax.device_get(states.physics.q), game.sys.mj_model, _movers(skeleton, maps), game.dt, task)
+        return draw_robot(
+            jax.device_get(states.physics.q), game.sys.mj_model, _movers(skeleton, maps), float(game.dt), task
+        )
 
     return Env(spec, reset, step, draw, fps=20.0)
 
@@ -393,15 +396,19 @@ def _load_brax() -> ModuleType:
 def _still() -> Iterator[None]:
     """Keeps in what reading a robot says: that brax is in maintenance only, and that its files are of an old kind.
 
-    MuJoCo would write the latter to the terminal and into a file in the working directory.
+    MuJoCo would write the latter to the terminal and into a file in the working directory. Its log
+    goes to the root logger, which gets a handler for good where it has none.
     """
     import mujoco
 
     before = mujoco.get_mju_user_warning()
     mujoco.set_mju_user_warning(lambda message: None)
+    log = logging.NullHandler()
+    logging.root.addHandler(log)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Brax System, piplines and environments", UserWarning)
             yield
     finally:
+        logging.root.removeHandler(log)
         mujoco.set_mju_user_warning(before)

@@ -79,7 +79,7 @@ def draw_robot(
         dt: seconds between two states.
         title: what to write at the top.
     """
-    stride = max(1, round(1 / (FPS * float(dt))))
+    stride = max(1, round(1 / (FPS * dt)))
     times = range(0, len(positions), stride)[:LONGEST]
     return [_frame(_parts(model, positions[t], movers), t, movers, title) for t in times]
 
