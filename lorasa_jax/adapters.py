@@ -54,7 +54,7 @@ def low_rank(rank: int, scale: float, where: Collection[str]) -> Adapter:
         K + scale L_i R_i,   L_i (in, r) = 0,   R_i (r, out) ~ U(-1/sqrt(r), 1/sqrt(r))
 
     and, where r >= min(in, out), so that a factored form would not be smaller, a
-    full-rank correction K + D_i with D_i (in, out) = 0 and scale 1. Biases and
+    full-rank correction K + D_i with D_i (in, out) = 0 and scale 1; so for a vector too. Biases and
     normalisations stay the trunk's. At the start only L (or D) has a gradient.
 
     Args:
@@ -67,9 +67,9 @@ def low_rank(rank: int, scale: float, where: Collection[str]) -> Adapter:
     """
 
     def correction(key: PRNGKeyArray, kernel: Array) -> dict[str, Array]:
-        n_in, n_out = kernel.shape
-        if rank >= min(n_in, n_out):
+        if kernel.ndim == 1 or rank >= min(kernel.shape):
             return {"full": jnp.zeros_like(kernel)}
+        n_in, n_out = kernel.shape
         bound = 1 / math.sqrt(rank)
         right = jax.random.uniform(key, (rank, n_out), kernel.dtype, -bound, bound)
         return {"left": jnp.zeros((n_in, rank), kernel.dtype), "right": right}

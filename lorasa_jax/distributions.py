@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 UNAVAILABLE = -1e10
@@ -15,17 +17,27 @@ UNAVAILABLE = -1e10
 class Distribution(NamedTuple):
     """A family of action distributions.
 
+    Log-probabilities come in R parts per action: one, or one per dimension.
+
     Attributes:
-        sample: `sample(key, logits) -> action`.
-        mode: `mode(logits) -> action`, the most probable one.
-        log_prob: `log_prob(logits, action)`.
-        entropy: `entropy(logits)`, in nats.
+        mask: `mask(output [..., P], avail [..., A]) -> params [..., P]`: what the other functions take.
+        sample: `sample(key, params) -> action`.
+        mode: `mode(params) -> action`, the most probable one.
+        log_prob: `log_prob(params, action) -> [..., R]`.
+        entropy: `entropy(params) -> [...]`, in nats.
+        parts: `parts(avail) -> [..., R]`: the parts that exist.
+        to_env: `to_env(action)`: what the environment is told.
+        log_std: start of the log-deviation that the network holds beside its outputs, or None.
     """
 
+    mask: Callable[[Array, Array], Array]
     sample: Callable[..., Array]
     mode: Callable[..., Array]
     log_prob: Callable[..., Array]
     entropy: Callable[..., Array]
+    parts: Callable[[Array], Array]
+    to_env: Callable[[Array], Array]
+    log_std: float | None = None
 
 
 def mask_logits(logits: Float[Array, "... A"], avail: Bool[Array, "... A"]) -> Float[Array, "... A"]:
@@ -33,8 +45,8 @@ def mask_logits(logits: Float[Array, "... A"], avail: Bool[Array, "... A"]) -> F
     return jnp.where(avail, logits, UNAVAILABLE)
 
 
-def _log_prob(logits: Float[Array, "... A"], action: Int[Array, "..."]) -> Float[Array, "..."]:
-    return jnp.take_along_axis(jax.nn.log_softmax(logits), action[..., None], axis=-1)[..., 0]
+def _log_prob(logits: Float[Array, "... A"], action: Int[Array, "..."]) -> Float[Array, "... 1"]:
+    return jnp.take_along_axis(jax.nn.log_softmax(logits), action[..., None], axis=-1)
 
 
 def _entropy(logits: Float[Array, "... A"]) -> Float[Array, "..."]:
@@ -51,4 +63,71 @@ def _mode(logits: Float[Array, "... A"]) -> Int[Array, "..."]:
     return jnp.argmax(logits, axis=-1)
 
 
-categorical = Distribution(sample=_sample, mode=_mode, log_prob=_log_prob, entropy=_entropy)
+def _whole(avail: Bool[Array, "... A"]) -> Bool[Array, "... 1"]:
+    """The one part of an action that is judged as a whole."""
+    return jnp.ones_like(avail[..., :1])
+
+
+categorical = Distribution(mask_logits, _sample, _mode, _log_prob, _entropy, _whole, to_env=lambda action: action)
+"""One of A actions."""
+
+
+def squashed_normal(per_dim: bool = False) -> Distribution:
+    """Returns a normal distribution over [..., A] squashed into (-1, 1) by tanh.
+
+    An action is kept as u, before it is squashed; a = tanh(u) is what the environment is told.
+
+        u ~ N(mean, std^2),   std = sigmoid(log_std) / 2
+        log pi(a) = sum_d  log N(u_d; mean_d, std_d) - log(1 - tanh(u_d)^2)
+
+    The network gives the means; log_std, [A], is a parameter beside it. A dimension that an
+    agent does not have contributes exactly nothing. The entropy has no closed form: its
+    integral is taken by Gauss-Hermite quadrature.
+
+    Args:
+        per_dim: log-probabilities come as one part per dimension, not as their sum.
+
+    Source: MAPPO's squashing as in Haarnoja et al. 2018 (SAC).
+    """
+    nodes, weights = np.polynomial.hermite_e.hermegauss(12)
+    weights = weights / weights.sum()
+
+    def mask(output: Float[Array, "... P"], avail: Bool[Array, "... A"]) -> Float[Array, "... P"]:
+        mean, log_std = jnp.split(output, 2, axis=-1)
+        return jnp.concatenate([jnp.where(avail, mean, 0.0), jnp.where(avail, log_std, UNAVAILABLE)], axis=-1)
+
+    def read(params: Float[Array, "... P"]) -> tuple[Array, Array, Array]:
+        mean, log_std = jnp.split(params, 2, axis=-1)
+        there = log_std > UNAVAILABLE / 2
+        return mean, 0.5 * jax.nn.sigmoid(jnp.where(there, log_std, 0.0)), there
+
+    def log_slope(u: Array) -> Array:
+        """log(1 - tanh(u)^2), where the square is close to 1 too."""
+        return 2 * (math.log(2) - u - jax.nn.softplus(-2 * u))
+
+    def sample(key: PRNGKeyArray, params: Float[Array, "... P"]) -> Float[Array, "... A"]:
+        mean, std, there = read(params)
+        return jnp.where(there, mean + std * jax.random.normal(key, mean.shape), 0.0)
+
+    def log_prob(params: Float[Array, "... P"], action: Float[Array, "... A"]) -> Float[Array, "... R"]:
+        mean, std, there = read(params)
+        normal = -0.5 * ((action - mean) / std) ** 2 - jnp.log(std) - 0.5 * math.log(2 * math.pi)
+        parts = jnp.where(there, normal - log_slope(action), 0.0)
+        return parts if per_dim else jnp.sum(parts, axis=-1, keepdims=True)
+
+    def entropy(params: Float[Array, "... P"]) -> Float[Array, "..."]:
+        mean, std, there = read(params)
+        expected = sum(float(w) * log_slope(mean + std * float(x)) for x, w in zip(nodes, weights, strict=True))
+        total: Any = jnp.log(std) + 0.5 * math.log(2 * math.pi * math.e) + expected
+        return jnp.sum(jnp.where(there, total, 0.0), axis=-1)
+
+    return Distribution(
+        mask=mask,
+        sample=sample,
+        mode=lambda params: read(params)[0],
+        log_prob=log_prob,
+        entropy=entropy,
+        parts=(lambda avail: avail) if per_dim else _whole,
+        to_env=jnp.tanh,
+        log_std=1.0,
+    )

@@ -16,7 +16,7 @@ from lorasa_jax.envs.base import Env
 from lorasa_jax.switching import should_switch
 from lorasa_jax.system import is_two_phase
 from lorasa_jax.trainer import Trainer, graft, make_trainer
-from lorasa_jax.types import Metrics, PolicyParams, PyTree, RolloutState, TrainState, Trajectory
+from lorasa_jax.types import Metrics, PyTree, RolloutState, TrainState, Trajectory, Weights
 
 SHARED, ADAPTERS = "shared", "adapters"
 """Names of the phases."""
@@ -184,11 +184,11 @@ class _Runner:
         return self._evaluate(weights, states, greedy)
 
     def random_play(self, states: TrainState) -> dict[str, np.ndarray]:
-        """Returns the evaluation of uniformly random play: with every weight zero all logits are equal."""
+        """Returns the evaluation of random play: with every weight zero all logits are equal, and all means zero."""
         weights = jax.tree.map(jnp.zeros_like, self.programs["shared weights"](states))
         return self._evaluate(weights, states, greedy=False)
 
-    def _evaluate(self, weights: PolicyParams, states: TrainState, greedy: bool) -> dict[str, np.ndarray]:
+    def _evaluate(self, weights: Weights, states: TrainState, greedy: bool) -> dict[str, np.ndarray]:
         flags = jnp.full(self.config.seeds, greedy)
         return _fetch(self.programs["evaluate"](weights, states.key, states.iteration, flags))
 

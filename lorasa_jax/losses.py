@@ -26,8 +26,9 @@ def normalise_advantages(advantage: Float[Array, "..."], mask: Bool[Array, "..."
 
 
 def policy_loss(
-    log_prob: Float[Array, "L B M"],
-    old_log_prob: Float[Array, "L B M"],
+    log_prob: Float[Array, "L B M R"],
+    old_log_prob: Float[Array, "L B M R"],
+    parts: Bool[Array, "L B M R"],
     entropy: Float[Array, "L B M"],
     advantage: Float[Array, "L B M"],
     preceding: Float[Array, "L B M"],
@@ -44,22 +45,25 @@ def policy_loss(
 
     With `pool` the number of masked samples of all block members on agent i's trunk, the
     trunk's gradient is that of their pooled mean. `preceding` is the probability ratio of the agents that moved
-    before; it is 1 where all move at once.
+    before; it is 1 where all move at once. Where an action is judged in several `parts`, by dimension, the minimum
+    above is taken for each and summed over those that exist.
 
     Source: PPO (Schulman et al. 2017); MAPPO (Yu et al. 2022); A2PO (Wang et al. 2023) for the preceding factor.
     """
     log_ratio = log_prob - old_log_prob
     ratio = jnp.exp(log_ratio)
-    joint = ratio * jnp.clip(preceding, 1 - clip_eps / 2, 1 + clip_eps / 2)
+    joint = ratio * jnp.clip(preceding, 1 - clip_eps / 2, 1 + clip_eps / 2)[..., None]
     clipped = jnp.clip(joint, 1 - clip_eps, 1 + clip_eps)
-    surrogate = jnp.minimum(joint * advantage, clipped * advantage)
+    worse = jnp.minimum(joint * advantage[..., None], clipped * advantage[..., None])
+    surrogate = jnp.sum(jnp.where(parts, worse, 0.0), axis=-1)
     # A reduction over time and environments: what remains is one number per agent.
     per_agent = jnp.sum(jnp.where(mask, surrogate + entropy_coef * entropy, 0.0), axis=(0, 1))
+    counts = mask[..., None] & parts
     info = {
         "policy_loss": -masked_mean(surrogate, mask),
         "entropy": masked_mean(entropy, mask),
-        "kl": masked_mean(ratio - 1 - log_ratio, mask),
-        "clip_fraction": masked_mean((jnp.abs(joint - 1) > clip_eps).astype(jnp.float32), mask),
+        "kl": masked_mean(jnp.sum(jnp.where(parts, ratio - 1 - log_ratio, 0.0), axis=-1), mask),
+        "clip_fraction": masked_mean((jnp.abs(joint - 1) > clip_eps).astype(jnp.float32), counts),
     }
     return -jnp.sum(per_agent / pool), info
 

@@ -78,6 +78,19 @@ class Linear(nn.Module):
         return lambda x: x @ kernel + bias + (x @ left) @ right
 
 
+class Vector(nn.Module):
+    """A vector of parameters that no input passes through."""
+
+    features: int
+    start: float
+
+    @nn.compact
+    def __call__(self) -> Float[Array, " F"]:
+        """Returns it."""
+        # Named as in `Linear`, so that what agents own adds to it in the same way.
+        return self.param("kernel", nn.initializers.constant(self.start), (self.features,))
+
+
 def gru_step(gates_x: Float[Array, "... H3"], gates_h: Float[Array, "... H3"], h: Float[Array, "... H"]) -> Array:
     """Returns the next recurrent state of a GRU from its two stacked products.
 
@@ -99,11 +112,14 @@ class Network(nn.Module):
         config: widths, depths, nonlinearity, normalisation.
         n_out: width of the output: logits, or a value.
         head_gain: orthogonal gain of the last layer.
+        log_std: where given, the output is followed by as many numbers that do not depend
+            on the input and start here.
     """
 
     config: NetworkConfig
     n_out: int
     head_gain: float
+    log_std: float | None = None
 
     @property
     def carry_width(self) -> int:
@@ -112,7 +128,11 @@ class Network(nn.Module):
 
     @nn.compact
     def __call__(
-        self, carry: Float[Array, "B H"], x: Float[Array, "L B D"], first: Bool[Array, "L B"]
+        self,
+        carry: Float[Array, "B H"],
+        x: Float[Array, "L B D"],
+        first: Bool[Array, "L B"],
+        valid: Bool[Array, " D"] | None = None,
     ) -> tuple[Float[Array, "L B H"], Float[Array, "L B O"]]:
         """Returns the recurrent state after every step, and the outputs.
 
@@ -120,12 +140,14 @@ class Network(nn.Module):
             carry: the recurrent state before the first step.
             x: inputs; L steps of B sequences.
             first: steps that open an episode: the state before them counts as zero.
+            valid: the columns of the input that mean something; the others are zero, and stay so.
         """
         length, batch = x.shape[:2]
         # All but the recurrence sees one flat batch: a single large product per layer.
         x = x.reshape(length * batch, -1)
         if self.config.input_norm:
-            x = self._norm("input_norm")(x)
+            x = self._norm("input_norm")(x, mask=valid)
+            x = x if valid is None else jnp.where(valid, x, 0.0)
         for i in range(self.config.layers):
             x = self._layer(f"fc{i + 1}", self.config.gain, x)
         if self.config.recurrent:
@@ -138,7 +160,11 @@ class Network(nn.Module):
         for i in range(self.config.layers_after):
             x = self._layer(f"after{i + 1}", self.config.gain_after, x)
         x = Linear(self.n_out, orthogonal(self.head_gain), name="head")(x.shape[-1])(x)
-        return carries, x.reshape(length, batch, self.n_out)
+        x = x.reshape(length, batch, self.n_out)
+        if self.log_std is not None:
+            log_std = Vector(self.n_out, self.log_std, name="log_std")()
+            x = jnp.concatenate([x, jnp.broadcast_to(log_std, x.shape)], axis=-1)
+        return carries, x
 
     def _norm(self, name: str) -> nn.LayerNorm:
         return nn.LayerNorm(epsilon=1e-5, name=name)

@@ -1,4 +1,4 @@
-"""Running statistics of the returns: the critic's units."""
+"""Running statistics: of the returns, which are the critic's units, and of what is seen."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from lorasa_jax.envs.base import EnvSpec
+from lorasa_jax.types import PyTree
 
 
 class ValueNormState(NamedTuple):
@@ -71,3 +74,70 @@ def running(beta: float = 0.99999, min_variance: float = 1e-2) -> ValueNorm:
 def raw() -> ValueNorm:
     """Returns the units of the reward, unchanged."""
     return ValueNorm(_init, lambda state, returns: state, lambda state, x: x, lambda state, x: x)
+
+
+class Moments(NamedTuple):
+    """How many samples there were of each column, their mean, and the sum of their squared deviations from it."""
+
+    samples: Float[Array, ""]
+    mean: Float[Array, "..."]
+    squares: Float[Array, "..."]
+
+
+class InputNorm(NamedTuple):
+    """What happens to inputs before anyone sees them, as a record of pure functions.
+
+    Attributes:
+        init: `init() -> stats`.
+        measure: `measure(obs [T, E, N, D], state [T, E, S]) -> stats` of one rollout.
+        update: `update(stats, stats of a rollout) -> stats` of both together.
+        apply: `apply(stats, obs [..., N, D], state [..., S]) -> (obs, state)`.
+    """
+
+    init: Callable[[], PyTree]
+    measure: Callable[[Array, Array], PyTree]
+    update: Callable[[PyTree, PyTree], PyTree]
+    apply: Callable[[PyTree, Array, Array], tuple[Array, Array]]
+
+
+def as_they_are() -> InputNorm:
+    """Returns inputs unchanged, without statistics."""
+    return InputNorm(
+        init=lambda: (),
+        measure=lambda obs, state: (),
+        update=lambda stats, new: (),
+        apply=lambda stats, obs, state: (obs, state),
+    )
+
+
+def standardised(spec: EnvSpec, limit: float = 10.0) -> InputNorm:
+    """Returns inputs of mean 0 and deviation 1 over all that was seen so far, held within +-`limit`.
+
+    Every column of every agent has statistics of its own, so columns that an agent does not
+    have, always zero, stay zero. Before the first update nothing changes.
+
+    Source: parallel update of mean and variance (Chan et al. 1979).
+    """
+
+    def nothing(*shape: int) -> Moments:
+        return Moments(jnp.zeros(()), jnp.zeros(shape), jnp.zeros(shape))
+
+    def of(x: Float[Array, "T E ..."]) -> Moments:
+        mean = x.mean(axis=(0, 1))
+        return Moments(jnp.float32(x.shape[0] * x.shape[1]), mean, ((x - mean) ** 2).sum(axis=(0, 1)))
+
+    def both(a: Moments, b: Moments) -> Moments:
+        samples, apart = a.samples + b.samples, b.mean - a.mean
+        share = b.samples / samples
+        return Moments(samples, a.mean + apart * share, a.squares + b.squares + apart**2 * a.samples * share)
+
+    def standard(moments: Moments, x: Array) -> Array:
+        deviation = jnp.sqrt(jnp.maximum(moments.squares / jnp.maximum(moments.samples, 1.0), 1e-6))
+        return jnp.where(moments.samples > 0, jnp.clip((x - moments.mean) / deviation, -limit, limit), x)
+
+    return InputNorm(
+        init=lambda: (nothing(spec.n_agents, spec.obs_dim), nothing(spec.state_dim)),
+        measure=lambda obs, state: (of(obs), of(state)),
+        update=lambda stats, new: (both(stats[0], new[0]), both(stats[1], new[1])),
+        apply=lambda stats, obs, state: (standard(stats[0], obs), standard(stats[1], state)),
+    )

@@ -43,10 +43,21 @@ class Policy(NamedTuple):
     unroll: Callable[..., tuple[Array, Array]]
 
 
-def make_policy(sharing: Sharing, network: Network, obs_dim: int) -> Policy:
-    """Returns the policy of a team whose every agent sees `obs_dim` numbers, its id apart."""
+def make_policy(sharing: Sharing, network: Network, obs_dim: int, obs_widths: tuple[int, ...] | None = None) -> Policy:
+    """Returns the policy of a team whose every agent sees `obs_dim` numbers, its id apart.
+
+    Args:
+        sharing: the scheme.
+        network: of one agent.
+        obs_dim: D.
+        obs_widths: the leading columns that mean something to each agent; None: all.
+    """
     n_agents = sharing.n_agents
     width = obs_dim + (n_agents if sharing.agent_id else 0)
+    columns = jnp.arange(width)
+    valid = None
+    if obs_widths is not None:
+        valid = (columns < jnp.array(obs_widths)[:, None]) | (columns >= obs_dim)
     groups = jnp.array(sharing.groups)
     everyone_apart = sharing.groups == tuple(range(n_agents))
 
@@ -95,12 +106,13 @@ def make_policy(sharing: Sharing, network: Network, obs_dim: int) -> Policy:
         own = params.agents if block is None else jax.tree.map(lambda leaf: leaf[block], params.agents)
         inputs = with_ids(obs, block) if sharing.agent_id else obs
 
-        def one_agent(trunk: dict, own: dict, carry: Array, x: Array, first: Array) -> tuple[Array, Array]:
-            carries_and_outputs: Any = network.apply(sharing.adapter.factored(trunk, own), carry, x, first)
+        def one_agent(trunk: dict, own: dict, carry: Array, x: Array, first: Array, valid: Any) -> tuple[Array, Array]:
+            carries_and_outputs: Any = network.apply(sharing.adapter.factored(trunk, own), carry, x, first, valid)
             return carries_and_outputs
 
-        axes = (axis, 0, 1, 2, 2 if first.ndim == 3 else None)
-        return jax.vmap(one_agent, in_axes=axes, out_axes=2)(trunks, own, carry, inputs, first)
+        means = valid if valid is None or block is None else valid[block]
+        axes = (axis, 0, 1, 2, 2 if first.ndim == 3 else None, 0)
+        return jax.vmap(one_agent, in_axes=axes, out_axes=2)(trunks, own, carry, inputs, first, means)
 
     return Policy(
         sharing=sharing,

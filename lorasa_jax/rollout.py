@@ -16,11 +16,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from lorasa_jax.distributions import mask_logits
 from lorasa_jax.envs.base import Env, TimeStep
 from lorasa_jax.losses import masked_mean
 from lorasa_jax.system import System
-from lorasa_jax.types import Metrics, PolicyParams, PyTree, RolloutState, Trajectory
+from lorasa_jax.types import Metrics, PolicyParams, PyTree, RolloutState, Trajectory, Weights
 
 STEPS_PER_START = 16
 """One start state per environment is drawn for every so many steps of a rollout."""
@@ -53,13 +52,13 @@ def _start_pool(env: Env, key: PRNGKeyArray, n_envs: int, length: int) -> tuple[
 
 
 def collect(
-    system: System, weights: PolicyParams, critic: PolicyParams, start: RolloutState, key: PRNGKeyArray
+    system: System, weights: Weights, critic: PolicyParams, start: RolloutState, key: PRNGKeyArray
 ) -> tuple[RolloutState, Trajectory, Metrics]:
     """Plays one rollout, and values it.
 
     Args:
         system: the parts.
-        weights: of `system.acting`.
+        weights: to play with.
         critic: of `system.critic`.
         start: where the environments stand.
         key: used for start states, actions and the environments' chance.
@@ -80,12 +79,11 @@ def collect(
     def step(carry: tuple, key: PRNGKeyArray) -> tuple[tuple, Any]:
         now, used = carry
         act_key, env_key = jax.random.split(key)
-        seen = now.timestep
-        first = system.actor_first(now.first, seen.alive)
-        carries, logits = system.acting.unroll(weights, now.actor_carry, seen.obs[None], first[None])
-        logits = mask_logits(logits[0], seen.avail)
-        action = system.dist.sample(act_key, logits)
-        env_state, timestep = jax.vmap(env.step)(jax.random.split(env_key, n_envs), now.env_state, action)
+        seen = _standardised(system, weights, now.timestep)
+        hidden, params = _decide(system, weights, now.actor_carry, seen, now.first)
+        action = system.dist.sample(act_key, params)
+        orders = system.dist.to_env(action)
+        env_state, timestep = jax.vmap(env.step)(jax.random.split(env_key, n_envs), now.env_state, orders)
 
         done = timestep.terminated | timestep.truncated
         episode_return = now.episode_return + timestep.reward.mean(axis=-1)
@@ -96,20 +94,22 @@ def collect(
             env_state=next_state,
             timestep=next_timestep,
             first=done,
-            actor_carry=carries[0],
+            actor_carry=hidden,
             critic_carry=now.critic_carry,
             episode_return=jnp.where(done, 0.0, episode_return),
             episode_length=jnp.where(done, 0, episode_length),
         )
         record = {
             "obs": seen.obs, "state": seen.state, "avail": seen.avail, "alive": seen.alive, "first": now.first,
-            "action": action, "log_prob": system.dist.log_prob(logits, action),
+            "action": action, "log_prob": system.dist.log_prob(params, action),
             "reward": timestep.reward, "terminated": timestep.terminated, "truncated": timestep.truncated,
         }  # fmt: skip
         ended = {"done": done, "won": timestep.won, "return": episode_return, "length": episode_length}
         # What the critic must see to value a step cut short by the clock.
-        final = (system.critic_view(timestep.obs, timestep.state), timestep.alive) if bootstrap else None
-        return (later, used + done), (record, ended, final)
+        shown = _standardised(system, weights, timestep)
+        final = (system.critic_view(shown.obs, shown.state), shown.alive) if bootstrap else None
+        raw = (now.timestep.obs, now.timestep.state) if config.standardise else None
+        return (later, used + done), (record, ended, final, raw)
 
     def play_chunk(carry: tuple, keys: Array) -> tuple[tuple, Any]:
         return_, records = jax.lax.scan(step, carry, keys)
@@ -117,9 +117,9 @@ def collect(
 
     keys = jax.random.split(play_key, (length // chunk, chunk))
     (later, _), (records, actor_carry) = jax.lax.scan(play_chunk, (start, jnp.zeros(n_envs, int)), keys)
-    record, ended, final = jax.tree.map(lambda leaf: jax.lax.collapse(leaf, 0, 2), records)
+    record, ended, final, raw = jax.tree.map(lambda leaf: jax.lax.collapse(leaf, 0, 2), records)
 
-    carries, value, next_value = _values(system, critic, start, later, record, final)
+    carries, value, next_value = _values(system, critic, start, later, weights, record, final)
     before = jnp.concatenate([start.critic_carry[None], carries[:-1]])
     trajectory = Trajectory(
         **record,
@@ -127,12 +127,34 @@ def collect(
         next_value=next_value,
         actor_carry=actor_carry,
         critic_carry=before[::chunk],
+        inputs=system.inputs.measure(*raw) if raw else (),
     )
     return later._replace(critic_carry=carries[-1]), trajectory, _episode_statistics(ended)
 
 
+def _standardised(system: System, weights: Weights, seen: TimeStep) -> TimeStep:
+    """What the networks see of a time step."""
+    obs, state = system.inputs.apply(weights.inputs, seen.obs, seen.state)
+    return seen._replace(obs=obs, state=state)
+
+
+def _decide(
+    system: System, weights: Weights, hidden: Float[Array, "E N H"], seen: TimeStep, first: Bool[Array, " E"]
+) -> tuple[Float[Array, "E N H"], Float[Array, "E N P"]]:
+    """The recurrent states after a step, and the parameters of the distributions of actions."""
+    opens = system.actor_first(first, seen.alive)
+    carries, output = system.acting.unroll(weights.actors, hidden, seen.obs[None], opens[None])
+    return carries[0], system.dist.mask(output[0], seen.avail)
+
+
 def _values(
-    system: System, params: PolicyParams, start: RolloutState, later: RolloutState, record: dict, final: Any
+    system: System,
+    params: PolicyParams,
+    start: RolloutState,
+    later: RolloutState,
+    weights: Weights,
+    record: dict,
+    final: Any,
 ) -> tuple[Array, Array, Array]:
     """The critic's states [T, E, V, H], its values and those of the states that followed [T, E, V]."""
     view, first = (
@@ -147,7 +169,7 @@ def _values(
         _, next_value = system.critic.unroll(params, hidden, view[None], first[None])
         return carries, value[..., 0], next_value.reshape(value.shape)[..., 0]
     # Without time limits a step is followed by the next one, or by nothing that counts.
-    seen = later.timestep
+    seen = _standardised(system, weights, later.timestep)
     first = system.critic_first(later.first, seen.alive)
     _, last = system.critic.unroll(params, carries[-1], system.critic_view(seen.obs, seen.state)[None], first[None])
     return carries, value[..., 0], jnp.concatenate([value[1:], last])[..., 0]
@@ -168,17 +190,17 @@ def _episode_statistics(ended: dict[str, Array]) -> Metrics:
     }
 
 
-def record_episode(system: System, weights: PolicyParams, key: PRNGKeyArray) -> PyTree:
+def record_episode(system: System, weights: Weights, key: PRNGKeyArray) -> PyTree:
     """Returns the environment's states along one greedy episode, start and end included, [steps + 1, ...]."""
     env = system.env
     reset_key, play_key = jax.random.split(key)
 
     @jax.jit
     def step(t: Array, env_state: PyTree, seen: TimeStep, hidden: Array) -> tuple[PyTree, TimeStep, Array]:
-        first = system.actor_first(t == 0, seen.alive)
-        carries, logits = system.acting.unroll(weights, hidden, seen.obs[None, None], first[None, None])
-        action = system.dist.mode(mask_logits(logits[0, 0], seen.avail))
-        return *env.step(jax.random.fold_in(play_key, t), env_state, action), carries[0]
+        one = jax.tree.map(lambda leaf: leaf[None], _standardised(system, weights, seen))
+        hidden, params = _decide(system, weights, hidden, one, (t == 0)[None])
+        orders = system.dist.to_env(system.dist.mode(params)[0])
+        return *env.step(jax.random.fold_in(play_key, t), env_state, orders), hidden
 
     env_state, seen = jax.jit(env.reset)(reset_key)
     hidden, states = system.acting.initial_carry(1), [env_state]
@@ -189,7 +211,7 @@ def record_episode(system: System, weights: PolicyParams, key: PRNGKeyArray) -> 
 
 
 def evaluate(
-    system: System, weights: PolicyParams, key: PRNGKeyArray, greedy: Bool[Array, ""] | bool
+    system: System, weights: Weights, key: PRNGKeyArray, greedy: Bool[Array, ""] | bool
 ) -> dict[str, Float[Array, ""]]:
     """Returns `return`, `win_rate` and `length`, means over whole episodes from fresh starts.
 
@@ -197,7 +219,7 @@ def evaluate(
 
     Args:
         system: the parts; `config.eval_episodes` episodes are played.
-        weights: of `system.acting`.
+        weights: to play with.
         key: used for start states, actions and the environment's chance.
         greedy: take the most probable action; otherwise sample.
     """
@@ -213,14 +235,14 @@ def evaluate(
     def step(carry: tuple) -> tuple:
         t, env_state, seen, hidden, over, (total, won, length) = carry
         act_key, env_key = jax.random.split(jax.random.fold_in(play_key, t))
-        first = system.actor_first(jnp.full(episodes, t == 0), seen.alive)
-        carries, logits = system.acting.unroll(weights, hidden, seen.obs[None], first[None])
-        logits = mask_logits(logits[0], seen.avail)
-        action = jnp.where(greedy, system.dist.mode(logits), system.dist.sample(act_key, logits))
-        env_state, seen = jax.vmap(env.step)(jax.random.split(env_key, episodes), env_state, action)
+        seen = _standardised(system, weights, seen)
+        hidden, params = _decide(system, weights, hidden, seen, jnp.full(episodes, t == 0))
+        action = jnp.where(greedy, system.dist.mode(params), system.dist.sample(act_key, params))
+        orders = system.dist.to_env(action)
+        env_state, seen = jax.vmap(env.step)(jax.random.split(env_key, episodes), env_state, orders)
         counts = ~over
         tally = (total + counts * seen.reward.mean(axis=-1), won + counts * seen.won, length + counts)
-        return t + 1, env_state, seen, carries[0], over | seen.terminated | seen.truncated, tally
+        return t + 1, env_state, seen, hidden, over | seen.terminated | seen.truncated, tally
 
     start = (
         0,

@@ -52,7 +52,8 @@ def own_trunks(n_agents: int, agent_id: bool = False) -> Sharing:
 
 def lorasa(n_agents: int, config: Config) -> Sharing:
     """Returns one trunk with the id, and low-rank adapters for every agent (arXiv 2502.05573)."""
-    adapter = low_rank(config.rank, config.adapter_scale, config.adapted_layers)
+    # Where there is a deviation of the actions, it is always the agent's own.
+    adapter = low_rank(config.rank, config.adapter_scale, (*config.adapted_layers, "log_std"))
     return replace(one_trunk(n_agents, agent_id=True), adapter=adapter, two_phase=True)
 
 

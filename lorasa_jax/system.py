@@ -15,7 +15,7 @@ from lorasa_jax.config import Config, require
 from lorasa_jax.distributions import Distribution
 from lorasa_jax.envs.base import Env
 from lorasa_jax.networks import Network
-from lorasa_jax.normalize import ValueNorm
+from lorasa_jax.normalize import InputNorm, ValueNorm
 from lorasa_jax.optim import Optimizer, slotted_adam
 from lorasa_jax.policy import Policy, make_policy
 from lorasa_jax.schedules import SCHEDULES, Scheduler
@@ -41,6 +41,7 @@ class System(NamedTuple):
         critic_first: the same for the critic's, [..., V].
         dist: the actors' distribution.
         value_norm: the critic's units.
+        inputs: how observations and states are standardised before anyone sees them.
         optimizer: of actors and critic.
         train: the parts of the actor's parameters that are trained, by field name.
         schedule: `schedule(key, score [N]) -> Schedule`: who moves in which stage of an update.
@@ -57,6 +58,7 @@ class System(NamedTuple):
     critic_first: Callable[[Array, Array], Array]
     dist: Distribution
     value_norm: ValueNorm
+    inputs: InputNorm
     optimizer: Optimizer
     train: tuple[str, ...]
     schedule: Scheduler
@@ -87,8 +89,12 @@ def make_system(config: Config, env: Env, *, adapting: bool = False) -> System:
     )
     scheme = SCHEMES[config.sharing](spec.n_agents, config)
     sharing: Sharing = trunks_only(scheme) if scheme.two_phase and not adapting else scheme
-    network = Network(config.actor, spec.n_actions, head_gain=0.01)
-    critic_dim = spec.obs_dim if scope == "own" else spec.state_dim
+    dist = distributions.categorical
+    if spec.continuous:
+        dist = distributions.squashed_normal(per_dim=config.ppo.ratio == "per_dim")
+    network = Network(config.actor, spec.n_actions, head_gain=0.01, log_std=dist.log_std)
+    critic_network = Network(config.critic, 1, head_gain=1.0)
+    seen_by_critic = (spec.obs_dim, spec.obs_widths) if scope == "own" else (spec.state_dim, None)
 
     def critic_view(obs: Array, state: Array) -> Array:
         if scope == "own":
@@ -103,8 +109,8 @@ def make_system(config: Config, env: Env, *, adapting: bool = False) -> System:
     def critic_first(first: Array, alive: Array) -> Array:
         return first[..., None] if scope == "team" else actor_first(first, alive)
 
-    actor = make_policy(sharing, network, spec.obs_dim)
-    acting = make_policy(merged(scheme), network, spec.obs_dim)
+    actor = make_policy(sharing, network, spec.obs_dim, spec.obs_widths)
+    acting = make_policy(merged(scheme), network, spec.obs_dim, spec.obs_widths)
 
     def weights(params: PolicyParams) -> PolicyParams:
         full = actor.merge(params)
@@ -119,12 +125,13 @@ def make_system(config: Config, env: Env, *, adapting: bool = False) -> System:
         actor=actor,
         acting=acting,
         weights=weights,
-        critic=make_policy(critic_sharing(scope, spec.n_agents), Network(config.critic, 1, head_gain=1.0), critic_dim),
+        critic=make_policy(critic_sharing(scope, spec.n_agents), critic_network, *seen_by_critic),
         critic_view=critic_view,
         actor_first=actor_first,
         critic_first=critic_first,
-        dist=distributions.categorical,
+        dist=dist,
         value_norm=normalize.running() if config.ppo.value_norm else normalize.raw(),
+        inputs=normalize.standardised(spec) if config.standardise else normalize.as_they_are(),
         optimizer=slotted_adam(config.ppo.max_grad_norm, config.ppo.adam_eps),
         train=_trained_parts(sharing),
         schedule=SCHEDULES[config.algo](spec.n_agents, config.ppo, scope == "team"),

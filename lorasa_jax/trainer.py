@@ -15,7 +15,7 @@ from lorasa_jax.envs.base import Env
 from lorasa_jax.rollout import collect, evaluate, initial_state
 from lorasa_jax.sharing import count
 from lorasa_jax.system import System, init_optimizer, is_two_phase, make_system
-from lorasa_jax.types import Learner, Metrics, PolicyParams, RolloutState, TrainState, Trajectory
+from lorasa_jax.types import Learner, Metrics, PolicyParams, RolloutState, TrainState, Trajectory, Weights
 from lorasa_jax.update import run_schedule
 
 # What a run's key is used for; most of them once in every iteration.
@@ -28,7 +28,7 @@ class Trainer(NamedTuple):
     Attributes:
         system: the parts they are made of.
         init: `init(key) -> TrainState`.
-        weights: `weights(state) -> PolicyParams` to play with.
+        weights: `weights(state) -> Weights` to play with.
         collect: `collect(weights, critic, rollout, key, iteration) -> (rollout, trajectory, metrics)`.
         update: `update(state, rollout, trajectory) -> (state, metrics)`.
         step: `step(state) -> (state, metrics)`, one iteration: the three above, one after the other.
@@ -38,7 +38,7 @@ class Trainer(NamedTuple):
 
     system: System
     init: Callable[[PRNGKeyArray], TrainState]
-    weights: Callable[[TrainState], PolicyParams]
+    weights: Callable[[TrainState], Weights]
     collect: Callable[..., tuple[RolloutState, Trajectory, Metrics]]
     update: Callable[[TrainState, RolloutState, Trajectory], tuple[TrainState, Metrics]]
     step: Callable[[TrainState], tuple[TrainState, Metrics]]
@@ -61,6 +61,7 @@ def make_trainer(config: Config, env: Env, *, adapting: bool = False) -> Trainer
             actor_opt={},
             critic_opt=system.optimizer.init(critic.shared),
             value_norm=system.value_norm.init(),
+            inputs=system.inputs.init(),
         )
         return TrainState(
             learner=init_optimizer(system, learner),
@@ -69,11 +70,11 @@ def make_trainer(config: Config, env: Env, *, adapting: bool = False) -> Trainer
             iteration=jnp.zeros((), int),
         )
 
-    def weights(state: TrainState) -> PolicyParams:
-        return system.weights(state.learner.actor)
+    def weights(state: TrainState) -> Weights:
+        return Weights(system.weights(state.learner.actor), state.learner.inputs)
 
     def collect_(
-        weights: PolicyParams, critic: PolicyParams, rollout: RolloutState, key: PRNGKeyArray, iteration: Array
+        weights: Weights, critic: PolicyParams, rollout: RolloutState, key: PRNGKeyArray, iteration: Array
     ) -> tuple[RolloutState, Trajectory, Metrics]:
         return collect(system, weights, critic, rollout, _key(key, _COLLECT, iteration))
 
@@ -81,6 +82,8 @@ def make_trainer(config: Config, env: Env, *, adapting: bool = False) -> Trainer
         lr_scale = 1.0 - state.iteration / config.iterations if config.ppo.anneal_lr else jnp.ones(())
         key = _key(state.key, _UPDATE, state.iteration)
         learner, metrics = run_schedule(system, state.learner, trajectory, lr_scale, key)
+        if "shared" in system.train:  # a frozen trunk keeps the inputs it knows
+            learner = learner._replace(inputs=system.inputs.update(learner.inputs, trajectory.inputs))
         state = state._replace(learner=learner, rollout=rollout, iteration=state.iteration + 1)
         return state, {**metrics, "lr": config.ppo.lr * lr_scale}
 
@@ -91,9 +94,7 @@ def make_trainer(config: Config, env: Env, *, adapting: bool = False) -> Trainer
         state, metrics = update(state, rollout, trajectory)
         return state, {**episodes, **metrics}
 
-    def evaluate_(
-        weights: PolicyParams, key: PRNGKeyArray, iteration: Array, greedy: Bool[Array, ""] | bool
-    ) -> Metrics:
+    def evaluate_(weights: Weights, key: PRNGKeyArray, iteration: Array, greedy: Bool[Array, ""] | bool) -> Metrics:
         return evaluate(system, weights, _key(key, _EVALUATE, iteration), greedy)
 
     return Trainer(system, init, weights, collect_, update, step, evaluate_)

@@ -43,11 +43,11 @@ class Trajectory(NamedTuple):
     Attributes:
         obs: what each agent saw before it acted.
         state: the global state at the same moment, shared by the team.
-        avail: the actions each agent could take.
+        avail: the actions each agent could take, or the dimensions of its action.
         alive: agents that were alive *before* they acted.
         first: the step opens an episode, so recurrent states start from zero there.
-        action: the action taken.
-        log_prob: its log-probability under the policy that took it.
+        action: the action taken, before any squashing.
+        log_prob: its log-probability under the policy that took it, in R parts: one, or one per dimension.
         value: the critic's output, in its own (normalised) units.
         next_value: the critic's output for the state that followed, before any reset;
             normalised units as well.
@@ -56,6 +56,7 @@ class Trajectory(NamedTuple):
         truncated: the clock ended it: the value of what would have followed counts.
         actor_carry: the actors' recurrent states at the start of each chunk, [C, E, N, H].
         critic_carry: the critic's, [C, E, V, H].
+        inputs: statistics of what was seen, as it was before it was standardised.
     """
 
     obs: Float[Array, "T E N D"]
@@ -63,8 +64,8 @@ class Trajectory(NamedTuple):
     avail: Bool[Array, "T E N A"]
     alive: Bool[Array, "T E N"]
     first: Bool[Array, "T E"]
-    action: Int[Array, "T E N"]
-    log_prob: Float[Array, "T E N"]
+    action: Int[Array, "T E N"] | Float[Array, "T E N A"]
+    log_prob: Float[Array, "T E N R"]
     value: Float[Array, "T E V"]
     next_value: Float[Array, "T E V"]
     reward: Float[Array, "T E N"]
@@ -72,6 +73,7 @@ class Trajectory(NamedTuple):
     truncated: Bool[Array, "T E"]
     actor_carry: Float[Array, "C E N H"]
     critic_carry: Float[Array, "C E V H"]
+    inputs: PyTree = ()
 
 
 class Schedule(NamedTuple):
@@ -117,13 +119,21 @@ class RolloutState(NamedTuple):
 
 
 class Learner(NamedTuple):
-    """All that an update changes: parameters, optimiser states, value statistics."""
+    """All that an update changes: parameters, optimiser states, statistics of values and of inputs."""
 
     actor: PolicyParams
     critic: PolicyParams
     actor_opt: PyTree
     critic_opt: PyTree
     value_norm: PyTree
+    inputs: PyTree = ()
+
+
+class Weights(NamedTuple):
+    """What it takes to play: every agent's full weights, and the statistics by which inputs are standardised."""
+
+    actors: PolicyParams
+    inputs: PyTree = ()
 
 
 class TrainState(NamedTuple):

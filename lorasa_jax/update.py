@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from lorasa_jax.advantages import traced_gae
-from lorasa_jax.distributions import mask_logits
 from lorasa_jax.losses import masked_mean, normalise_advantages, policy_loss, value_loss
 from lorasa_jax.system import System
 from lorasa_jax.types import Learner, Metrics, PolicyParams, PyTree, Schedule, Trajectory
@@ -29,8 +28,8 @@ class Batch(NamedTuple):
     mask: Bool[Array, "L B M"]
     actor_first: Bool[Array, "L B M"]
     critic_first: Bool[Array, "L B V"]
-    action: Int[Array, "L B M"]
-    log_prob: Float[Array, "L B M"]
+    action: Int[Array, "L B M"] | Float[Array, "L B M A"]
+    log_prob: Float[Array, "L B M R"]
     advantage: Float[Array, "L B M"]
     preceding: Float[Array, "L B M"]
     value: Float[Array, "L B V"]
@@ -50,12 +49,12 @@ class Progress(NamedTuple):
 
     Attributes:
         learner: as it is now.
-        log_prob: of the actions taken, under the policies as they are now, [T, E, N].
+        log_prob: of the actions taken, under the policies as they are now.
         moved: agents that use a parameter that has been trained in this update, [N].
     """
 
     learner: Learner
-    log_prob: Float[Array, "T E N"]
+    log_prob: Float[Array, "T E N R"]
     moved: Bool[Array, " N"]
 
 
@@ -86,7 +85,7 @@ def run_schedule(
         if everyone:
             block, ratio, advantage = None, jnp.ones_like(reward[..., :1]), plain
         else:
-            block, ratio = row.block, _preceding_ratio(progress, trajectory.log_prob, mask, row.block)
+            block, ratio = row.block, _preceding_ratio(system, progress, trajectory, mask, row.block)
             advantage = advantages(jnp.where(row.trace, ratio, 1.0))
         target = units.normalise(value_norm, advantage + value)
         batch = _batch(system, trajectory, mask, advantage, target, ratio, block)
@@ -106,12 +105,15 @@ def run_schedule(
 
 
 def _preceding_ratio(
-    progress: Progress, old: Float[Array, "T E N"], mask: Bool[Array, "T E N"], block: Int[Array, " M"]
+    system: System, progress: Progress, trajectory: Trajectory, mask: Bool[Array, "T E N"], block: Int[Array, " M"]
 ) -> Float[Array, "T E 1"]:
     """By how much the joint action has become more probable through agents outside the block."""
+    parts = system.dist.parts(trajectory.avail)
+    change = jnp.where(parts, progress.log_prob - trajectory.log_prob, -jnp.inf)
+    # The mean ratio over an action's parts.
+    change = jax.nn.logsumexp(change, axis=-1) - jnp.log(parts.sum(axis=-1))
     others = progress.moved.at[block].set(False)
-    change = jnp.where(mask & others, progress.log_prob - old, 0.0)
-    return jnp.exp(jnp.sum(change, axis=2, keepdims=True))
+    return jnp.exp(jnp.sum(jnp.where(mask & others, change, 0.0), axis=2, keepdims=True))
 
 
 def _look_again(system: System, progress: Progress, trajectory: Trajectory, block: Int[Array, " M"]) -> Progress:
@@ -133,7 +135,7 @@ def _look_again(system: System, progress: Progress, trajectory: Trajectory, bloc
 
 def _log_prob_now(
     system: System, params: PolicyParams, trajectory: Trajectory, block: Int[Array, " M"] | None
-) -> Float[Array, "T E M"]:
+) -> Float[Array, "T E M R"]:
     """The log-probabilities of what was done, each chunk from the recurrent state it began in."""
 
     def pick(x: Array) -> Array:
@@ -145,7 +147,7 @@ def _log_prob_now(
     obs, first = pick(trajectory.obs), pick(system.actor_first(trajectory.first, trajectory.alive))
     unroll = jax.vmap(lambda *inputs: system.actor.unroll(params, *inputs, block)[1])
     logits = jax.lax.collapse(unroll(pick(trajectory.actor_carry), chunks(obs), chunks(first)), 0, 2)
-    return system.dist.log_prob(mask_logits(logits, pick(trajectory.avail)), pick(trajectory.action))
+    return system.dist.log_prob(system.dist.mask(logits, pick(trajectory.avail)), pick(trajectory.action))
 
 
 def _batch(
@@ -269,7 +271,7 @@ def _update_actor(
     lr_scale: Float[Array, ""],
 ) -> tuple[Learner, Metrics]:
     """One gradient step of the block's actors."""
-    sharing, ppo = system.actor.sharing, system.config.ppo
+    sharing, ppo, dist = system.actor.sharing, system.config.ppo, system.dist
     members = jnp.arange(sharing.n_agents) if block is None else block
     advantage = batch.advantage
     if ppo.advantage_norm == "minibatch":
@@ -283,11 +285,11 @@ def _update_actor(
     def loss(trained: dict[str, PyTree]) -> tuple[Array, Metrics]:
         params = learner.actor._replace(**trained)
         _, logits = system.actor.unroll(params, batch.actor_carry, batch.obs, batch.actor_first, block)
-        logits = mask_logits(logits, batch.avail)
-        log_prob = system.dist.log_prob(logits, batch.action)
-        entropy = system.dist.entropy(logits)
+        logits = dist.mask(logits, batch.avail)
+        log_prob, entropy = dist.log_prob(logits, batch.action), dist.entropy(logits)
+        parts, judged = dist.parts(batch.avail), (log_prob, batch.log_prob)
         return policy_loss(
-            log_prob, batch.log_prob, entropy, advantage, batch.preceding, batch.mask, pool, clip_eps, ppo.entropy_coef
+            *judged, parts, entropy, advantage, batch.preceding, batch.mask, pool, clip_eps, ppo.entropy_coef
         )  # fmt: skip
 
     grads, info = jax.grad(loss, has_aux=True)({part: getattr(learner.actor, part) for part in system.train})

@@ -103,16 +103,23 @@ def random_trajectory(system: System, seed: int = 0) -> Trajectory:
         return rng.random((length, n_envs, *shape)) < p
 
     ended, by_clock = coin(p=0.3), coin(p=0.5)
-    avail = coin(n, spec.n_actions, p=0.7)
+    obs, avail = noise(length, n, spec.obs_dim), coin(n, spec.n_actions, p=0.7)
     avail[..., 0] |= ~avail.any(axis=-1)
+    action = jnp.asarray(np.argmax(avail * rng.random(avail.shape), axis=-1))
+    if spec.continuous:  # agent i lacks the last i dimensions
+        avail = np.broadcast_to(np.arange(spec.n_actions) < spec.n_actions - np.arange(n)[:, None], avail.shape)
+        action = jnp.where(avail, noise(length, n, spec.n_actions), 0.0)
+    if spec.obs_widths:
+        obs = jnp.where(jnp.arange(spec.obs_dim) < jnp.array(spec.obs_widths)[:, None], obs, 0.0)
+    parts = system.dist.parts(jnp.asarray(avail))
     return Trajectory(
-        obs=noise(length, n, spec.obs_dim),
+        obs=obs,
         state=noise(length, spec.state_dim),
         avail=jnp.asarray(avail),
         alive=jnp.asarray(coin(n, p=0.7)),
         first=jnp.asarray(coin(p=0.3)),
-        action=jnp.asarray(np.argmax(avail * rng.random(avail.shape), axis=-1)),
-        log_prob=-jnp.abs(noise(length, n)),
+        action=action,
+        log_prob=jnp.where(parts, -jnp.abs(noise(length, n, parts.shape[-1])), 0.0),
         value=noise(length, n_values),
         next_value=noise(length, n_values),
         reward=jnp.repeat(noise(length, 1), n, axis=-1) if spec.team_reward else noise(length, n),

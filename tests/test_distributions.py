@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lorasa_jax.distributions import categorical, mask_logits
+from lorasa_jax.distributions import categorical, mask_logits, squashed_normal
 
 ROWS, ACTIONS = 200, 4
 RNG = np.random.default_rng(0)
@@ -23,7 +23,7 @@ def probabilities() -> np.ndarray:
 
 
 def log_probs() -> np.ndarray:
-    return np.stack([categorical.log_prob(MASKED, jnp.full(ROWS, a)) for a in range(ACTIONS)], axis=-1)
+    return np.concatenate([categorical.log_prob(MASKED, jnp.full(ROWS, a)) for a in range(ACTIONS)], axis=-1)
 
 
 def test_probabilities_are_those_among_what_is_available_and_exactly_zero_elsewhere():
@@ -67,3 +67,75 @@ def test_samples_are_as_frequent_as_likely_and_always_available():
     frequency = np.stack([(actions == a).mean(axis=0) for a in range(ACTIONS)], axis=-1)
     np.testing.assert_allclose(frequency, p, atol=4 * 0.5 / np.sqrt(draws))
     assert not frequency[p == 0].any()
+
+
+# ---------------------------------------------------------------- squashed normal
+
+NORMAL, BY_DIM = squashed_normal(), squashed_normal(per_dim=True)
+THERE = jnp.array([[True, True, True], [True, True, False]])
+OUTPUT = jnp.asarray(np.random.default_rng(1).normal(size=(2, 6)), jnp.float32)
+PARAMS = NORMAL.mask(OUTPUT, THERE)
+GRID = np.linspace(-6, 6, 40_001)  # of u; tanh(6) is 1 up to 1e-5
+
+
+def density(row: int, dim: int) -> np.ndarray:
+    """Of a = tanh(u) at every u of the grid, from the textbook."""
+    mean = np.float64(OUTPUT[row, dim])
+    std = 0.5 / (1 + np.exp(-np.float64(OUTPUT[row, 3 + dim])))
+    normal = np.exp(-0.5 * ((GRID - mean) / std) ** 2) / (std * np.sqrt(2 * np.pi))
+    return normal / (1 - np.tanh(GRID) ** 2)
+
+
+def test_a_squashed_density_is_the_normals_over_the_slope_and_integrates_to_one():
+    u = jnp.broadcast_to(jnp.asarray(GRID, jnp.float32)[:, None, None], (GRID.size, 2, 3))
+    p = np.exp(np.asarray(BY_DIM.log_prob(PARAMS[None], u), np.float64))
+    for row, dim in [(0, 0), (0, 2), (1, 1)]:
+        np.testing.assert_allclose(p[:, row, dim], density(row, dim), rtol=2e-3, atol=1e-6)
+        assert np.trapezoid(p[:, row, dim], np.tanh(GRID)) == pytest.approx(1, abs=1e-3)
+
+
+def test_the_entropy_is_the_integral_of_minus_p_log_p():
+    expected = np.zeros(2)
+    for row, dim in [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]:
+        p = density(row, dim)
+        expected[row] -= np.trapezoid(p * np.log(np.maximum(p, 1e-300)), np.tanh(GRID))
+    np.testing.assert_allclose(NORMAL.entropy(PARAMS), expected, atol=1e-3)
+
+
+def test_samples_are_the_normals_and_what_the_environment_hears_stays_in_range():
+    draws = np.asarray(NORMAL.sample(jax.random.key(0), jnp.broadcast_to(PARAMS, (20_000, 2, 6))))
+    std = 0.5 / (1 + np.exp(-np.asarray(OUTPUT[0, 3:])))
+    np.testing.assert_allclose(draws[:, 0].mean(axis=0), OUTPUT[0, :3], atol=0.02)
+    np.testing.assert_allclose(draws[:, 0].std(axis=0), std, rtol=0.03)
+    np.testing.assert_array_equal(NORMAL.mode(PARAMS)[0], OUTPUT[0, :3])
+    np.testing.assert_array_equal(NORMAL.to_env(jnp.array([-1e9, 0.0, 1e9])), [-1, 0, 1])
+
+
+def test_parts_by_dimension_add_up_to_the_whole():
+    u = NORMAL.sample(jax.random.key(0), PARAMS)
+    np.testing.assert_allclose(BY_DIM.log_prob(PARAMS, u).sum(-1, keepdims=True), NORMAL.log_prob(PARAMS, u), rtol=1e-6)
+    np.testing.assert_array_equal(BY_DIM.parts(THERE), THERE)
+    assert NORMAL.parts(THERE).shape == categorical.parts(THERE).shape == (2, 1)
+
+
+def test_a_dimension_that_is_not_there_contributes_exactly_nothing():
+    """Not to what is drawn, its probability or its entropy, and no gradient flows to it; whatever the network says."""
+    wild = OUTPUT.at[1, 2].set(1e4).at[1, 5].set(-1e4)
+    for dist in (NORMAL, BY_DIM):
+        u = dist.sample(jax.random.key(0), PARAMS)
+        assert u[1, 2] == 0 and dist.mode(PARAMS)[1, 2] == 0
+
+        def judged(output, dist=dist, u=u):
+            params = dist.mask(output, THERE)
+            return jnp.sum(dist.log_prob(params, u)) + jnp.sum(dist.entropy(params))
+
+        assert judged(OUTPUT) == judged(wild)
+        gradient = np.asarray(jax.grad(judged)(wild))
+        assert np.isfinite(gradient).all() and gradient[1, 2] == gradient[1, 5] == 0
+        assert gradient[:, :2].all() and gradient[:, 3:5].all()
+
+
+def test_far_out_log_probabilities_are_finite():
+    params = NORMAL.mask(jnp.array([[50.0, -50.0, 0.0, -20.0, 20.0, 0.0]]), jnp.ones((1, 3), bool))
+    u = NORMAL.sample(jax.random.key(0), params)
+    assert np.isfinite(NORMAL.log_prob(params, u)).all() and np.isfinite(NORMAL.entropy(params)).all()

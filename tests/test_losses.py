@@ -22,8 +22,9 @@ def samples(seed: int = 0) -> dict:
 
 def evaluate(x: dict, pool=None, clip_eps=EPS):
     pool = np.full(SHAPE[-1], x["mask"].sum(), np.float32) if pool is None else pool
-    names = ("log_prob", "old_log_prob", "entropy", "advantage", "preceding", "mask")
-    return policy_loss(*(jnp.asarray(x[name]) for name in names), jnp.asarray(pool), clip_eps, COEF)
+    judged = (jnp.asarray(x[name])[..., None] for name in ("log_prob", "old_log_prob"))
+    rest = (jnp.asarray(x[name]) for name in ("entropy", "advantage", "preceding", "mask"))
+    return policy_loss(*judged, jnp.ones((*x["mask"].shape, 1), bool), *rest, jnp.asarray(pool), clip_eps, COEF)
 
 
 def objective(x: dict) -> np.ndarray:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorasa_jax import normalize
+from lorasa_jax.envs.base import EnvSpec
 
 BETA = 0.9
 
@@ -68,3 +69,43 @@ def test_raw_units_never_change():
     assert state == norm.init()
     np.testing.assert_array_equal(norm.normalise(state, x), x)
     np.testing.assert_array_equal(norm.denormalise(state, x), x)
+
+
+# ---------------------------------------------------------------- inputs
+
+SPEC = EnvSpec("any", n_agents=2, obs_dim=3, state_dim=2, n_actions=1, episode_limit=1, team_reward=True)
+
+
+def seen(rows: int, seed: int) -> tuple[jnp.ndarray, jnp.ndarray]:
+    """Observations whose last column the second agent does not have, and states."""
+    rng = np.random.default_rng(seed)
+    obs = rng.normal(3.0, 5.0, (rows, 4, 2, 3)) * np.array([[1, 1, 1], [1, 1, 0]])
+    return jnp.asarray(obs, jnp.float32), jnp.asarray(rng.normal(-1e3, 1.0, (rows, 4, 2)), jnp.float32)
+
+
+def test_inputs_of_several_rollouts_have_mean_0_and_deviation_1_together_in_every_column():
+    norm = normalize.standardised(SPEC)
+    parts = [seen(rows, rows) for rows in (1, 7, 20)]
+    stats = norm.init()
+    for part in parts:
+        stats = norm.update(stats, norm.measure(*part))
+    everything = [jnp.concatenate(column) for column in zip(*parts, strict=True)]
+    for x, column in zip(norm.apply(stats, *everything), everything, strict=True):
+        there = np.asarray(column).std(axis=(0, 1)) > 0
+        np.testing.assert_allclose(np.asarray(x).mean(axis=(0, 1)), 0, atol=1e-3)
+        np.testing.assert_allclose(np.asarray(x).std(axis=(0, 1))[there], 1, atol=1e-3)
+        assert not np.asarray(x)[..., ~there].any()
+
+
+def test_inputs_are_as_they_are_before_the_first_rollout_and_held_within_limits_after_it():
+    norm, (obs, state) = normalize.standardised(SPEC, limit=2.0), seen(5, 0)
+    for x, same in zip(norm.apply(norm.init(), obs, state), (obs, state), strict=True):
+        np.testing.assert_array_equal(x, same)
+    far, _ = norm.apply(norm.update(norm.init(), norm.measure(obs, state)), obs + 1e3, state)
+    assert np.abs(far).max() == 2.0
+
+
+def test_unstandardised_inputs_have_no_statistics():
+    norm, (obs, state) = normalize.as_they_are(), seen(2, 0)
+    assert norm.update(norm.init(), norm.measure(obs, state)) == ()
+    assert norm.apply((), obs, state) == (obs, state)

@@ -18,6 +18,7 @@ from lorasa_jax.distributions import categorical, mask_logits
 from lorasa_jax.envs.toy import ceilings, make_toy
 from lorasa_jax.rollout import STEPS_PER_START, collect, evaluate, initial_state, record_episode, select
 from lorasa_jax.system import make_system
+from lorasa_jax.types import Weights
 
 ENVS, LENGTH, CHUNK = 4, 2 * STEPS_PER_START, 8
 
@@ -36,7 +37,7 @@ def play(name: str) -> SimpleNamespace:
     config = small_config(sharing="lorasa", recurrent=True, **size, **SETTINGS[name])
     system = make_system(config, make_diary(), adapting=True)
     actor, critic = random_params(system.actor, 1), random_params(system.critic, 2)
-    weights, program = system.weights(actor), jax.jit(partial(collect, system))
+    weights, program = Weights(system.weights(actor)), jax.jit(partial(collect, system))
     start = jax.jit(partial(initial_state, system))(KEY)
     middle, one, statistics_one = program(weights, critic, start, jax.random.key(1))
     end, two, statistics_two = program(weights, critic, middle, jax.random.key(2))
@@ -135,7 +136,7 @@ def test_every_episode_is_played_as_if_it_were_the_only_one(name):
     obs, alive, inside = windows(s, s.obs), windows(s, s.alive), within(s)
     first = ~alive if system.config.reset_on_death else np.zeros_like(alive)
     _, logits = jax.jit(system.acting.unroll)(
-        play(name).weights, system.acting.initial_carry(obs.shape[1]), obs, jnp.asarray(first)
+        play(name).weights.actors, system.acting.initial_carry(obs.shape[1]), obs, jnp.asarray(first)
     )
     alone = log_prob(logits, windows(s, s.avail), windows(s, s.action))
     assert_close(alone[inside], windows(s, s.log_prob)[inside])
@@ -227,7 +228,7 @@ def test_evaluation_plays_every_environment_once(played):
 def test_greedy_evaluation_takes_the_likeliest_action_and_sampling_draws():
     env = make_toy("specialisation", 3)
     system = make_system(small_config(eval_episodes=512), env)
-    indifferent = jax.tree.map(jnp.zeros_like, random_params(system.acting))
+    indifferent = Weights(jax.tree.map(jnp.zeros_like, random_params(system.acting)))
     program = jax.jit(partial(evaluate, system))
     known = ceilings("specialisation", 3)
     # Every logit is equal: all take action 0, or any.
@@ -236,6 +237,24 @@ def test_greedy_evaluation_takes_the_likeliest_action_and_sampling_draws():
     sampled = [program(indifferent, jax.random.key(seed), False)["return"].item() for seed in range(2)]
     assert sampled[0] != sampled[1]
     assert sampled == pytest.approx([known.chance] * 2, abs=0.03)
+
+
+def test_what_is_standardised_is_what_the_networks_see_and_what_is_written_down():
+    system = make_system(small_config(standardise=True), make_diary())
+    weights, critic = Weights(system.acting.init(KEY), system.inputs.init()), random_params(system.critic, 2)
+    program, start = jax.jit(partial(collect, system)), initial_state(system, KEY)
+    raw = program(weights, critic, start, KEY)[1]  # without statistics nothing changes
+    stats = system.inputs.update(weights.inputs, raw.inputs)
+    _, same, _ = program(weights._replace(inputs=system.inputs.update(stats, raw.inputs)), critic, start, KEY)
+    _, seen, _ = program(weights._replace(inputs=stats), critic, start, KEY)
+    assert_close((seen.obs[0], seen.state[0]), system.inputs.apply(stats, raw.obs[0], raw.state[0]))
+    assert_close((same.obs[0], same.state[0]), (seen.obs[0], seen.state[0]), atol=1e-4)
+    assert_close((raw.state.mean((0, 1)), raw.obs.mean((0, 1))), (raw.inputs[1].mean, raw.inputs[0].mean))
+    # Statistics are of what the environment showed, whatever the networks saw of it.
+    assert_close(seen.inputs[1].mean[0], start.timestep.state[:, 0].mean(), atol=2.0)
+    _, logits = system.acting.unroll(weights.actors, start.actor_carry, seen.obs[:1], seen.first[:1])
+    logits = system.dist.mask(logits, seen.avail[:1])
+    assert_close(system.dist.log_prob(logits, seen.action[:1]), seen.log_prob[:1])
 
 
 @both

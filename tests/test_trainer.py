@@ -36,6 +36,18 @@ def run():
     return states
 
 
+@pytest.mark.parametrize("adapting", [False, True])
+def test_statistics_of_inputs_grow_with_the_trunk_and_freeze_with_it(adapting):
+    config = small_config(sharing="lorasa", standardise=True)
+    trainer = make_trainer(config, make_diary(), adapting=adapting)
+    before, t = jax.jit(trainer.init)(KEY), random_trajectory(trainer.system)
+    measured = trainer.system.inputs.measure(t.obs, t.state)
+    after, _ = jax.jit(trainer.update)(before, before.rollout, t._replace(inputs=measured))
+    expected = before.learner.inputs if adapting else measured
+    assert_close(after.learner.inputs, expected, atol=1e-5)
+    assert_same(trainer.weights(after).inputs, after.learner.inputs)
+
+
 def test_grafting_keeps_everything_but_what_agents_own_to_the_bit(run):
     before, after = run[2], run[3]
     assert_same(after.learner.actor.shared, before.learner.actor.shared)

@@ -24,6 +24,7 @@ from helpers import (
 
 from lorasa_jax import update
 from lorasa_jax.distributions import mask_logits
+from lorasa_jax.envs.base import Env, EnvSpec
 from lorasa_jax.sharing import SCHEMES
 from lorasa_jax.system import System, init_optimizer, make_system
 from lorasa_jax.types import Learner, PolicyParams, Schedule, Trajectory
@@ -154,11 +155,11 @@ def test_a_pass_meets_every_agent_of_every_environment_once(monkeypatch):
     config = small_config(ppo={"minibatches": 4})
     system = make_system(config, make_diary(N))
     t = random_trajectory(system)
-    number = jnp.broadcast_to(coded(config.n_envs, N).astype(np.float32), t.log_prob.shape)
+    number = jnp.broadcast_to(coded(config.n_envs, N, 1).astype(np.float32), t.log_prob.shape)
     batch = batched(system, t._replace(log_prob=number), t.value)
 
     def count(system, learner, part, block, *_):
-        met = jax.nn.one_hot(part.log_prob.astype(int), config.n_envs * N).sum(axis=(0, 1, 2))
+        met = jax.nn.one_hot(part.log_prob[..., 0].astype(int), config.n_envs * N).sum(axis=(0, 1, 2))
         return learner._replace(value_norm=learner.value_norm + met), {}
 
     monkeypatch.setattr(update, "_update_actor", count)
@@ -212,12 +213,12 @@ class Plain:
         def log_probs(actor):
             _, logits = system.actor.unroll(actor, t.actor_carry[0], t.obs, t.first)
             log_p = jax.nn.log_softmax(mask_logits(logits, t.avail))
-            return log_p, jnp.take_along_axis(log_p, t.action[..., None], -1)[..., 0]
+            return log_p, jnp.take_along_axis(log_p, t.action[..., None], -1)
 
         def policy(trained, actor, advantage, weight, clip_eps, factor):
             log_p, log_prob = log_probs(actor._replace(**{self.part: trained}))
             entropy = -jnp.where(t.avail, jnp.exp(log_p) * log_p, 0.0).sum(-1)
-            ratio = jnp.exp(log_prob - t.log_prob) * factor
+            ratio = jnp.exp(log_prob - t.log_prob)[..., 0] * factor
             surrogate = jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip_eps, 1 + clip_eps) * advantage)
             return -jnp.sum(weight * (surrogate + ppo.entropy_coef * entropy))
 
@@ -263,7 +264,7 @@ class Plain:
         actor, critic, moved = learner.actor, learner.critic, set()
         for s, block in enumerate(np.asarray(schedule.block).tolist()):
             before = sorted(moved - set(block)) if len(block) < N else []
-            change = np.asarray(self.log_prob(actor)) - np.asarray(t.log_prob)
+            change = (np.asarray(self.log_prob(actor)) - np.asarray(t.log_prob))[..., 0]
             rho = np.exp(np.where(alive[..., before], change[..., before], 0.0).sum(-1))
             eps = float(schedule.clip_eps[s])
             factor = np.clip(rho, 1 - eps / 2, 1 + eps / 2)[..., None]
@@ -412,8 +413,8 @@ def test_looking_again_at_the_block_alone_is_exact_where_no_one_else_uses_what_i
     changed = before._replace(learner=run.before._replace(actor=actor))
     after = jax.jit(partial(update._look_again, run.system))(changed, run.t, block)
     assert_close(after.log_prob, everyone(actor), atol=1e-6)
-    assert_same(after.log_prob[..., :2], before.log_prob[..., :2])
-    assert bool(jnp.any(after.log_prob[..., 2] != before.log_prob[..., 2]))
+    assert_same(after.log_prob[:, :, :2], before.log_prob[:, :, :2])
+    assert bool(jnp.any(after.log_prob[:, :, 2] != before.log_prob[:, :, 2]))
     np.testing.assert_array_equal(after.moved, [False, False, True])
 
 
@@ -476,6 +477,92 @@ def test_chunks_with_stored_carries_measure_what_the_whole_rollout_does(replayed
     assert in_chunks["actor_grad_norm"] != pytest.approx(at_once["actor_grad_norm"].item(), rel=1e-4)
 
 
+# ---------------------------------------------------------------- continuous actions, unequal agents
+
+WIDTHS, ACTIONS = (5, 3), (3, 2)
+BODY = EnvSpec("body", 2, 5, 4, 3, 10, team_reward=True, continuous=True, obs_widths=WIDTHS)
+
+
+def nowhere(spec: EnvSpec) -> Env:
+    """What is needed to make a system; nobody plays."""
+    return Env(spec, reset=lambda key: None, step=lambda key, state, action: None)
+
+
+@cache
+def padded(ratio: str, algo: str) -> SimpleNamespace:
+    """A team of two unequal agents with a network each, one update of it, and what it was made from."""
+    ppo = {"ratio": ratio, "lr": 0.02, "epochs": 2, "entropy_coef": 0.1, "max_grad_norm": 0.05, "adam_eps": 1e-3}
+    config = small_config(sharing="nps", algo=algo, critic={"scope": "team"}, recurrent=True, ppo=ppo)
+    system = make_system(config, nowhere(BODY))
+    t = random_trajectory(system)
+    t = t._replace(alive=jnp.ones_like(t.alive))
+    before = make_learner(system)
+    after, info = jax.jit(partial(update.run_schedule, system))(before, t, jnp.ones(()), KEY)
+    return SimpleNamespace(config=config, system=system, t=t, before=before, after=after, info=info)
+
+
+def alone(params, i: int):
+    """Agent i's network without the rows and columns that only fill up."""
+    own = row_of(params.shared, i)
+    cut = {
+        "input_norm": lambda leaf: leaf[: WIDTHS[i]],
+        "fc1": lambda leaf: leaf[: WIDTHS[i]] if leaf.ndim == 2 else leaf,
+        "head": lambda leaf: leaf[..., : ACTIONS[i]],
+        "log_std": lambda leaf: leaf[: ACTIONS[i]],
+    }
+    own = {name: jax.tree.map(cut.get(name, lambda leaf: leaf), layer) for name, layer in own.items()}
+    return PolicyParams(jax.tree.map(lambda leaf: leaf[None], own), {})
+
+
+@pytest.mark.parametrize("ratio", ["joint", "per_dim"])
+def test_a_padded_team_moves_as_its_members_would_without_padding(ratio):
+    run = padded(ratio, "mappo")
+    for i in range(2):
+        spec = replace(BODY, n_agents=1, obs_dim=WIDTHS[i], n_actions=ACTIONS[i], obs_widths=None)
+        system = make_system(run.config, nowhere(spec))
+
+        def mine(x, i=i):
+            return x[:, :, i : i + 1]
+
+        t = run.t._replace(
+            obs=mine(run.t.obs)[..., : WIDTHS[i]],
+            avail=mine(run.t.avail)[..., : ACTIONS[i]],
+            alive=mine(run.t.alive),
+            action=mine(run.t.action)[..., : ACTIONS[i]],
+            log_prob=mine(run.t.log_prob)[..., : ACTIONS[i] if ratio == "per_dim" else 1],
+            reward=mine(run.t.reward),
+            actor_carry=mine(run.t.actor_carry),
+        )
+        before = init_optimizer(system, run.before._replace(actor=alone(run.before.actor, i)))
+        after, _ = jax.jit(partial(update.run_schedule, system))(before, t, jnp.ones(()), KEY)
+        assert_close(alone(run.after.actor, i), after.actor, atol=1e-5)
+        assert all(differs(after.actor, before.actor))
+
+
+@pytest.mark.parametrize("algo", ["mappo", "a2po"])
+def test_what_only_fills_up_never_moves(algo):
+    run = padded("joint", algo)
+    old, new = (row_of(learner.actor.shared, 1) for learner in (run.before, run.after))
+    assert_same(new["fc1"]["kernel"][WIDTHS[1] :], old["fc1"]["kernel"][WIDTHS[1] :])
+    assert_same(new["head"]["kernel"][:, ACTIONS[1] :], old["head"]["kernel"][:, ACTIONS[1] :])
+    assert_same(new["log_std"]["kernel"][ACTIONS[1] :], old["log_std"]["kernel"][ACTIONS[1] :])
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((run.after, run.info)))
+
+
+@pytest.mark.parametrize("ratio", ["joint", "per_dim"])
+def test_the_preceding_ratio_is_that_of_the_action_or_the_mean_over_its_dimensions(ratio):
+    run = padded(ratio, "mappo")
+    now = np.asarray(random_trajectory(run.system, 1).log_prob)
+    progress = update.Progress(run.before, jnp.asarray(now), jnp.array([True, True]))
+    mask = jnp.asarray(random_trajectory(run.system, 1).alive)
+    for block, other in ((0, 1), (1, 0)):
+        measured = update._preceding_ratio(run.system, progress, run.t, mask, jnp.array([block]))
+        ratios = np.exp(now - np.asarray(run.t.log_prob))[:, :, other]
+        parts = ACTIONS[other] if ratio == "per_dim" else 1
+        expected = np.where(np.asarray(mask)[..., other], ratios[..., :parts].mean(-1), 1.0)
+        np.testing.assert_allclose(measured[..., 0], expected, rtol=1e-5)
+
+
 # ---------------------------------------------------------------- options
 
 
@@ -487,7 +574,7 @@ def test_only_samples_that_count_are_normalised_to_mean_0_and_deviation_1(monkey
     learner, t = make_learner(system), random_trajectory(system)
     batch = batched(system, t, 7.0 + 3.0 * t.value)
 
-    def show(log_prob, old_log_prob, entropy, advantage, preceding, mask, pool, clip_eps, entropy_coef):
+    def show(log_prob, old_log_prob, parts, entropy, advantage, preceding, mask, pool, clip_eps, entropy_coef):
         return jnp.sum(log_prob), {"advantage": advantage, "mask": mask}
 
     monkeypatch.setattr(update, "policy_loss", show)
