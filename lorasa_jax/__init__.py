@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lorasa_jax.config import Config as Config
     from lorasa_jax.config import ConfigError as ConfigError
     from lorasa_jax.config import CriticConfig as CriticConfig
+    from lorasa_jax.config import MabraxConfig as MabraxConfig
     from lorasa_jax.config import NetworkConfig as NetworkConfig
     from lorasa_jax.config import PPOConfig as PPOConfig
     from lorasa_jax.config import SmaxConfig as SmaxConfig
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "adapters": ("NOTHING", "Adapter", "low_rank"),
-    "config": ("Config", "ConfigError", "CriticConfig", "NetworkConfig", "PPOConfig", "SmaxConfig"),
+    "config": ("Config", "ConfigError", "CriticConfig", "MabraxConfig", "NetworkConfig", "PPOConfig", "SmaxConfig"),
     "envs": ("ENVS", "Env", "EnvSpec", "TimeStep", "make_env"),
     "loop": ("Report", "Result", "run"),
     "policy": ("Policy", "make_policy"),

@@ -192,10 +192,11 @@ PLACEMENTS = {"all": "*", "early": "fc*", "recurrent": "gru_*", "late": "after*"
 class Config:
     """One training run."""
 
-    env: Literal["smax", "mabrax", "toy"] = "smax"
+    env: Literal["smax", "mabrax", "jaxmarl", "toy"] = "smax"
     """Family of environments."""
     task: str = ""
-    """Map, robot and split, or game; empty: 2s3z for smax, ant_4x2 for mabrax, specialisation for toy."""
+    """Map, robot and split, or game; empty: 2s3z for smax, ant_4x2 for mabrax, MPE_simple_spread_v3 for jaxmarl,
+    specialisation for toy."""
     algo: Literal["mappo", "a2po", "sequential"] = "mappo"
     """Algorithm: all agents move at once (mappo); one after the other, each corrected for those before it (a2po);
     the same without the correction of advantages (sequential)."""
@@ -240,7 +241,12 @@ class Config:
 
     def __post_init__(self) -> None:
         if not self.task:
-            tasks = {"smax": "2s3z", "mabrax": "ant_4x2", "toy": "specialisation"}
+            tasks = {
+                "smax": "2s3z",
+                "mabrax": "ant_4x2",
+                "jaxmarl": "MPE_simple_spread_v3",
+                "toy": "specialisation",
+            }
             object.__setattr__(self, "task", tasks[self.env])
         _positive(self, "seeds", "total_steps", "rank", "n_envs", "rollout_length", "evaluations", "eval_episodes")
         require(self.seed >= 0, f"seed must be 0 or more, got {self.seed}")

@@ -54,7 +54,8 @@ def test_what_cannot_work_is_refused_in_one_line(make, message):
 
 
 def test_tasks_have_defaults():
-    assert [Config(env=env).task for env in ("smax", "toy")] == ["2s3z", "specialisation"]
+    tasks = [Config(env=env).task for env in ("smax", "mabrax", "jaxmarl", "toy")]
+    assert tasks == ["2s3z", "ant_4x2", "MPE_simple_spread_v3", "specialisation"]
     assert Config(env="toy", task="own_number").task == "own_number"
 
 

@@ -24,13 +24,20 @@ def _mabrax(config: Config) -> Env:
     return make_mabrax(config.task, config.mabrax, config.time_limit)
 
 
+def _any_jaxmarl(config: Config) -> Env:
+    from lorasa_jax.envs.jaxmarl import make_jaxmarl
+
+    require(config.n_agents is None, f"n-agents is fixed by the game in jaxmarl; {config.task} says how many play")
+    return make_jaxmarl(config.task, config.time_limit)
+
+
 def _toy(config: Config) -> Env:
     from lorasa_jax.envs.toy import make_toy
 
     return make_toy(config.task, config.n_agents, config.time_limit)
 
 
-ENVS: dict[str, Callable[[Config], Env]] = {"smax": _smax, "mabrax": _mabrax, "toy": _toy}
+ENVS: dict[str, Callable[[Config], Env]] = {"smax": _smax, "mabrax": _mabrax, "jaxmarl": _any_jaxmarl, "toy": _toy}
 """Families of environments by name."""
 
 

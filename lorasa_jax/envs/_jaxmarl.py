@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 from lorasa_jax.config import ConfigError
 from lorasa_jax.envs._sealed import sealed
@@ -28,6 +29,29 @@ def load_mabrax_maps() -> ModuleType:
         ConfigError: JaxMARL is not installed.
     """
     return _load("jaxmarl.environments.mabrax.mappings", "mabrax.maps upstream needs")
+
+
+@cache
+def load_jaxmarl() -> ModuleType:
+    """Returns the package `jaxmarl`; the first call takes seconds.
+
+    Raises:
+        ConfigError: JaxMARL is not installed.
+    """
+    return _load("jaxmarl", "these environments need")
+
+
+def make_game(name: str) -> Any:
+    """Returns one of JaxMARL's registered environments.
+
+    Raises:
+        ConfigError: it needs a package that is not installed.
+    """
+    try:
+        with sealed():
+            return load_jaxmarl().make(name)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"{name} cannot be made: {str(error).splitlines()[0]}") from None
 
 
 def _load(module: str, who: str) -> ModuleType:

@@ -1,0 +1,135 @@
+"""Any environment of JaxMARL whose agents choose among discrete actions: particle worlds, Overcooked, and others.
+
+What the protocol asks and JaxMARL does not say is filled in with what is always safe:
+agents are paid individually, nothing is ever won, the global state is what all observe.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from lorasa_jax.config import nearest, require
+from lorasa_jax.envs._jaxmarl import load_jaxmarl, make_game
+from lorasa_jax.envs.base import Env, EnvSpec, EnvState, TimeStep
+
+LONGEST = 1000
+"""Steps after which an episode is cut where the game has no clock of its own."""
+
+
+class JaxmarlState(NamedTuple):
+    """A game's own state, and the steps of the running episode so far."""
+
+    game: Any
+    steps: Int[Array, ""]
+
+
+def make_jaxmarl(task: str, time_limit: str) -> Env:
+    """Returns an environment of JaxMARL.
+
+    An episode that ends when the game's `max_steps` have been played is taken to have
+    ended by the clock.
+
+    Args:
+        task: a name registered with JaxMARL, such as `MPE_simple_spread_v3`.
+        time_limit: `bootstrap`: running out of time truncates; `terminal`: it terminates.
+
+    Raises:
+        ConfigError: there is no such environment, or its actions or observations are of another kind.
+    """
+    names = load_jaxmarl().registered_envs
+    require(
+        task in names,
+        f"unknown JaxMARL environment {task!r}{nearest(task, names)}; environments: {', '.join(names)}",
+    )
+    game = make_game(task)
+    agents = tuple(game.agents)
+    spaces = [game.action_space(agent) for agent in agents]
+    require(
+        all(hasattr(space, "n") for space in spaces),
+        f"{task} has actions that are not discrete; --env jaxmarl takes discrete ones only (robots: --env mabrax)",
+    )
+    counts = [int(space.n) for space in spaces]
+    shown = jax.eval_shape(game.reset, jax.random.key(0))[0]
+    require(
+        all(isinstance(shown.get(agent), jax.ShapeDtypeStruct) for agent in agents),
+        f"the agents of {task} do not each observe one array, which --env jaxmarl needs",
+    )
+    widths = [int(np.prod(shown[agent].shape)) for agent in agents]
+    clock = getattr(game, "max_steps", None)
+    owned = np.arange(max(counts)) < np.array(counts)[:, None]
+    spec = EnvSpec(
+        name=task,
+        n_agents=len(agents),
+        obs_dim=max(widths),
+        state_dim=sum(widths),
+        n_actions=max(counts),
+        # Some games compare their clock before they count the step.
+        episode_limit=LONGEST if clock is None else int(clock) + 1,
+        team_reward=False,
+        obs_widths=tuple(widths) if len(set(widths)) > 1 else None,
+    )
+
+    legal = getattr(game, "get_legal_moves", game.get_avail_actions)  # Hanabi's has a name of its own
+
+    def available(state: Any, alive: Bool[Array, " N"]) -> Bool[Array, "N A"]:
+        """Returns the actions each agent may take: the game's word where it has one, within the agent's own."""
+        try:
+            rows = legal(state)
+        except NotImplementedError:
+            return jnp.asarray(owned)
+        said = jnp.stack([jnp.pad(rows[agent], (0, spec.n_actions - rows[agent].size)) for agent in agents])
+        said = said.astype(bool) & owned
+        # The dead must choose something too.
+        return jnp.where((alive & said.any(axis=-1))[:, None], said, owned)
+
+    def show(
+        state: JaxmarlState,
+        obs: dict[str, Array],
+        reward: Float[Array, " N"],
+        done: Bool[Array, " N"],
+        over: Bool[Array, ""],
+    ) -> TimeStep:
+        """Returns what the game looks like to us."""
+        rows = [obs[agent].reshape(-1).astype(jnp.float32) for agent in agents]
+        cut = state.steps >= spec.episode_limit
+        timeout = cut | (over & (state.steps >= (LONGEST if clock is None else clock)))
+        terminal = time_limit == "terminal"
+        alive = ~done | over  # agents that are done before the others are out of the game
+        return TimeStep(
+            obs=jnp.stack([jnp.pad(row, (0, spec.obs_dim - row.size)) for row in rows]),
+            state=jnp.concatenate(rows),
+            avail=available(state.game, alive),
+            alive=alive,
+            reward=reward,
+            terminated=(over | cut) if terminal else over & ~timeout,
+            truncated=jnp.zeros((), bool) if terminal else timeout,
+            won=jnp.zeros((), bool),
+        )
+
+    def reset(key: PRNGKeyArray) -> tuple[EnvState, TimeStep]:
+        """Returns a fresh game."""
+        obs, fresh = game.reset(key)
+        state = JaxmarlState(_firm(fresh), jnp.zeros((), jnp.int32))
+        n = spec.n_agents
+        return state, show(state, obs, jnp.zeros(n), jnp.zeros(n, bool), jnp.zeros((), bool))
+
+    def step(key: PRNGKeyArray, state: EnvState, action: Int[Array, " N"]) -> tuple[EnvState, TimeStep]:
+        """Returns the game one step later."""
+        orders = {agent: action[i] for i, agent in enumerate(agents)}
+        obs, after, reward, done, _ = game.step_env(key, state.game, orders)
+        paid = jnp.stack([jnp.asarray(reward[agent], jnp.float32).reshape(()) for agent in agents])
+        out = jnp.stack([jnp.asarray(done[agent], bool).reshape(()) for agent in agents])
+        later = JaxmarlState(_firm(after), state.steps + 1)
+        return later, show(later, obs, paid, out, jnp.asarray(done["__all__"], bool))
+
+    return Env(spec, reset, step)
+
+
+def _firm(state: Any) -> Any:
+    """Returns the state as arrays without weak types, for which whoever jits `step` would compile it twice."""
+    return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.asarray(leaf).dtype), state)

@@ -1,0 +1,157 @@
+"""Environments of JaxMARL at large: the same games, the two kinds of end, and agents that are not alike."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lorasa_jax.config import Config, ConfigError
+from lorasa_jax.envs import make_env
+from lorasa_jax.envs._jaxmarl import make_game
+from lorasa_jax.envs.base import Env, TimeStep
+from lorasa_jax.envs.jaxmarl import LONGEST, make_jaxmarl
+
+KEY = jax.random.key(5)
+SPREAD, SPEAKER, RIDDLE = "MPE_simple_spread_v3", "MPE_simple_speaker_listener_v4", "switch_riddle"
+
+
+@cache
+def world(task: str, limit: str = "bootstrap") -> Env:
+    return make_jaxmarl(task, limit)
+
+
+@cache
+def stepper(task: str, limit: str = "bootstrap") -> Any:
+    return jax.jit(world(task, limit).step)
+
+
+def drawn(key: Any, avail: Any) -> Any:
+    return jax.random.categorical(key, jnp.where(avail, 0.0, -jnp.inf))
+
+
+def play(task: str, limit: str = "bootstrap") -> tuple[list[TimeStep], list[Any], list[Any]]:
+    """One episode of random available actions: what was seen, the states, the actions."""
+    env, step = world(task, limit), stepper(task, limit)
+    state, shown = env.reset(KEY)
+    seen, states, actions = [shown], [state], []
+    for t in range(LONGEST + 1):
+        key_action, key_step = jax.random.split(jax.random.fold_in(KEY, t))
+        actions.append((key_step, drawn(key_action, shown.avail)))
+        state, shown = step(key_step, state, actions[-1][1])
+        seen.append(shown), states.append(state)
+        if shown.terminated | shown.truncated:
+            break
+    return seen, states, actions
+
+
+@pytest.mark.parametrize("task", [SPREAD, SPEAKER])
+def test_the_game_is_upstreams(task):
+    game = make_game(task)
+    seen, _, actions = play(task)
+    obs, state = game.reset(KEY)
+    for now, (key, action) in zip(seen[1:], actions, strict=True):
+        obs, state, reward, done, _ = game.step_env(key, state, {a: action[i] for i, a in enumerate(game.agents)})
+        for i, agent in enumerate(game.agents):
+            np.testing.assert_allclose(now.obs[i, : obs[agent].size], obs[agent], rtol=1e-6, atol=1e-6)
+            assert not now.obs[i, obs[agent].size :].any()
+            np.testing.assert_allclose(now.reward[i], reward[agent], rtol=1e-5)
+        np.testing.assert_allclose(now.state, np.concatenate([obs[a] for a in game.agents]), rtol=1e-6, atol=1e-6)
+        assert bool(now.truncated) == bool(done["__all__"]) and not now.terminated and not now.won
+
+
+def test_agents_may_be_unlike():
+    env = world(SPEAKER)
+    assert (env.spec.obs_dim, env.spec.obs_widths, env.spec.n_actions, env.spec.state_dim) == (11, (3, 11), 5, 14)
+    shown = env.reset(KEY)[1]
+    np.testing.assert_array_equal(shown.avail, [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    assert world(SPREAD).spec.obs_widths is None
+    assert not env.spec.team_reward and not world(SPREAD).spec.team_reward
+
+
+def test_agents_are_paid_each_for_itself():
+    """Agents that bump into one another pay for it by themselves."""
+    env = world(SPREAD)
+    state, _ = env.reset(KEY)
+    places = jnp.zeros_like(state.game.p_pos).at[0].set(jnp.array([3.0, 0.0]))
+    _, shown = stepper(SPREAD)(KEY, state._replace(game=state.game.replace(p_pos=places)), jnp.zeros(3, jnp.int32))
+    assert shown.reward[0] > shown.reward[1] == shown.reward[2]
+
+
+@pytest.mark.parametrize("limit", ["bootstrap", "terminal"])
+def test_the_clock_ends_an_episode_in_the_way_asked_for(limit):
+    seen = play(SPREAD, limit)[0]
+    assert len(seen) - 1 == 26 == world(SPREAD).spec.episode_limit  # 25 and one: the game asks before it counts
+    assert bool(seen[-1].truncated) == (limit == "bootstrap") and bool(seen[-1].terminated) == (limit == "terminal")
+    assert all(now.alive.all() for now in seen)
+
+
+def test_an_end_of_the_games_own_is_told_from_the_clock():
+    env, step = world(RIDDLE), stepper(RIDDLE)
+    game = make_game(RIDDLE)
+    state, _ = env.reset(KEY)
+    nothing, tell = (jnp.full(env.spec.n_agents, game.game_actions[word]) for word in ("NOTHING", "TELL"))
+    _, shown = step(KEY, state, tell)
+    assert shown.terminated and not shown.truncated and (shown.reward == shown.reward[0]).all()
+    for t in range(game.max_steps):
+        assert not shown.truncated, t
+        state, shown = step(jax.random.fold_in(KEY, t), state, nothing)
+    assert shown.truncated and not shown.terminated
+
+
+def test_a_game_without_a_clock_is_cut():
+    env = world("hanabi")
+    assert env.spec.episode_limit == LONGEST
+    seen, states, _ = play("hanabi")
+    assert seen[-1].terminated and not seen[-1].truncated
+    # The game says who may do what: whoever is not to move can only wait.
+    assert sorted((now.avail.sum(axis=-1) > 1).sum() for now in seen[:-1])[-1] == 1
+    late = states[0]._replace(steps=jnp.asarray(LONGEST - 1, jnp.int32))
+    shown = stepper("hanabi")(KEY, late, drawn(KEY, seen[0].avail))[1]
+    assert shown.truncated and not shown.terminated
+
+
+@pytest.mark.parametrize("task", [SPREAD, SPEAKER, "MPE_simple_adversary_v3", "overcooked", "HeuristicEnemySMAX"])
+def test_arrays_have_the_shapes_of_the_spec(task):
+    env = world(task)
+    spec, n = env.spec, env.spec.n_agents
+    expected = TimeStep(
+        obs=((n, spec.obs_dim), "float32"),
+        state=((spec.state_dim,), "float32"),
+        avail=((n, spec.n_actions), "bool"),
+        alive=((n,), "bool"),
+        reward=((n,), "float32"),
+        terminated=((), "bool"),
+        truncated=((), "bool"),
+        won=((), "bool"),
+    )
+    reset = jax.eval_shape(env.reset, KEY)
+    step = jax.eval_shape(env.step, KEY, reset[0], jax.ShapeDtypeStruct((n,), "int32"))
+    for _, shown in (reset, step):
+        assert TimeStep(*((leaf.shape, str(leaf.dtype)) for leaf in shown)) == expected
+    for before, after in zip(jax.tree.leaves(reset), jax.tree.leaves(step), strict=True):
+        assert (before.shape, before.dtype, before.weak_type) == (after.shape, after.dtype, after.weak_type)
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        ("MPE_simple_spred_v3", "unknown JaxMARL environment 'MPE_simple_spred_v3' (did you mean 'MPE_simple_spread"),
+        ("hopper_3x1", "hopper_3x1 has actions that are not discrete; --env jaxmarl takes discrete ones only (robots"),
+        ("MPE_simple_world_comm_v3", "MPE_simple_world_comm_v3 has actions that are not discrete"),
+        ("JaxRobotarium_rware", "JaxRobotarium_rware cannot be made: "),
+    ],
+)
+def test_what_does_not_fit_is_said_in_one_line(task, said):
+    with pytest.raises(ConfigError) as error:
+        make_env(Config(env="jaxmarl", task=task))
+    assert str(error.value).startswith(said) and "\n" not in str(error.value)
+
+
+def test_making_a_game_prints_nothing(capfd):
+    make_game("hopper_3x1")
+    assert capfd.readouterr() == ("", "")
