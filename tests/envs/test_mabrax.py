@@ -374,6 +374,17 @@ def test_arrays_have_the_shapes_of_the_spec(task):
     assert jax.eval_shape(robot(task)[0].reset, KEY).obs.shape == (spec.state_dim,)
 
 
+@pytest.mark.parametrize("backend", ["generalized", "mjx"])
+def test_every_physics_keeps_the_shape_of_its_state(backend):
+    """Else no loop could carry it. The other two are played below."""
+    env = make_mabrax("hopper_3x1", MabraxConfig(backend=backend), "bootstrap")
+    before = jax.eval_shape(env.reset, KEY)
+    after = jax.eval_shape(env.step, KEY, before[0], jax.ShapeDtypeStruct((3, 1), "float32"))
+    assert jax.tree.structure(before) == jax.tree.structure(after)
+    for one, other in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        assert (one.shape, one.dtype, one.weak_type) == (other.shape, other.dtype, other.weak_type)
+
+
 # brax's physics
 
 
@@ -448,7 +459,7 @@ def test_a_whole_episode_ends_with_the_clock_and_not_before():
     """The half-cheetah cannot fail; brax's own wrapper says when its time is up."""
     _, reset, step = played("halfcheetah_2x3")
     (state, _), theirs = reset(KEY)
-    theirs.info["steps"] = jnp.asarray(998.0)
+    theirs.info["steps"] = jnp.full_like(theirs.info["steps"], 998)
     state = state._replace(steps=jnp.asarray(998, jnp.int32))
     ends = []
     for _ in range(2):
