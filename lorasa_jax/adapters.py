@@ -31,11 +31,13 @@ class Adapter(NamedTuple):
         factored: `factored(trunk, own) -> variables`, the collections that the network is
             applied with: `params`, and `delta` for low-rank corrections.
         merge: `merge(trunk, own) -> params`, the agent's full weights.
+        rest: `rest(trunk) -> trunk` without what no agent uses any more.
     """
 
     init: Callable[[PRNGKeyArray, PyTree], PyTree]
     factored: Callable[[PyTree, PyTree], dict[str, PyTree]]
     merge: Callable[[PyTree, PyTree], PyTree]
+    rest: Callable[[PyTree], PyTree] = lambda trunk: trunk
 
 
 NOTHING = Adapter(
@@ -102,3 +104,25 @@ def low_rank(rank: int, scale: float, where: Collection[str]) -> Adapter:
         )
 
     return Adapter(init=init, factored=factored, merge=merge)
+
+
+def own_layers(where: Collection[str]) -> Adapter:
+    """Returns whole layers of an agent's own in place of the trunk's.
+
+    They start as the trunk's do, equal for all agents.
+
+    Args:
+        where: names of the layers.
+
+    Source: multi-task learning with a head per task (Caruana 1997).
+    """
+
+    def replace(trunk: PyTree, own: PyTree) -> PyTree:
+        return {**trunk, **own}
+
+    return Adapter(
+        init=lambda key, trunk: {name: layer for name, layer in trunk.items() if name in where},
+        factored=lambda trunk, own: {"params": replace(trunk, own)},
+        merge=replace,
+        rest=lambda trunk: {name: layer for name, layer in trunk.items() if name not in where},
+    )

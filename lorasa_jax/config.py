@@ -88,6 +88,15 @@ class CriticConfig(NetworkConfig):
     """`team`: one value per environment from the global state. `agent`: one per agent, from the global state and the
     agent's id. `own`: one per agent from what it observes itself (IPPO). `auto`: team where all agents move at once
     and are paid the same, else agent."""
+    separate: bool = False
+    """A critic's network for every agent, instead of one for all; not with scope team."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            not (self.separate and self.scope == "team"),
+            "critic.separate gives every agent a critic, and critic.scope team has one value for all; use agent or own",
+        )
 
 
 @dataclass(frozen=True)
@@ -200,7 +209,7 @@ class Config:
     algo: Literal["mappo", "a2po", "sequential"] = "mappo"
     """Algorithm: all agents move at once (mappo); one after the other, each corrected for those before it (a2po);
     the same without the correction of advantages (sequential)."""
-    sharing: Literal["ps", "ps_id", "nps", "lorasa"] = "lorasa"
+    sharing: Literal["ps", "ps_id", "nps", "mtl", "lorasa"] = "lorasa"
     """Who shares parameters with whom."""
     seed: int = 0
     """First seed."""

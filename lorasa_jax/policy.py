@@ -68,7 +68,8 @@ def make_policy(sharing: Sharing, network: Network, obs_dim: int, obs_widths: tu
     def init(key: PRNGKeyArray) -> PolicyParams:
         trunk_key, own_key = jax.random.split(key)
         shared = jax.vmap(init_trunk)(jax.random.split(trunk_key, sharing.n_trunks))
-        return graft(own_key, PolicyParams(shared, {}))
+        params = graft(own_key, PolicyParams(shared, {}))
+        return params._replace(shared=sharing.adapter.rest(params.shared))
 
     def graft(key: PRNGKeyArray, params: PolicyParams) -> PolicyParams:
         trunks = jax.tree.map(lambda leaf: leaf[groups], params.shared)

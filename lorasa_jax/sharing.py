@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import jax
 
-from lorasa_jax.adapters import NOTHING, Adapter, low_rank
+from lorasa_jax.adapters import NOTHING, Adapter, low_rank, own_layers
 from lorasa_jax.config import Config
 from lorasa_jax.types import PyTree
 
@@ -57,10 +57,16 @@ def lorasa(n_agents: int, config: Config) -> Sharing:
     return replace(one_trunk(n_agents, agent_id=True), adapter=adapter, two_phase=True)
 
 
+def own_heads(n_agents: int) -> Sharing:
+    """Returns one trunk, and on it a last layer for every agent; both are trained from the start."""
+    return replace(one_trunk(n_agents, agent_id=False), adapter=own_layers(("head", "log_std")))
+
+
 SCHEMES: dict[str, Callable[[int, Config], Sharing]] = {
     "ps": lambda n, config: one_trunk(n, agent_id=False),
     "ps_id": lambda n, config: one_trunk(n, agent_id=True),
     "nps": lambda n, config: own_trunks(n),
+    "mtl": lambda n, config: own_heads(n),
     "lorasa": lorasa,
 }
 """Sharing schemes by name: functions of the number of agents and the configuration."""
@@ -83,6 +89,8 @@ def count(tree: PyTree) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def critic_sharing(scope: str, n_agents: int) -> Sharing:
-    """Returns the scheme of the critic: one network, estimating one value or one per agent."""
-    return one_trunk(1, agent_id=False) if scope == "team" else one_trunk(n_agents, agent_id=True)
+def critic_sharing(scope: str, n_agents: int, separate: bool = False) -> Sharing:
+    """Returns the scheme of the critic: one network, estimating one value or one per agent; or a network per agent."""
+    if scope == "team":
+        return one_trunk(1, agent_id=False)
+    return own_trunks(n_agents) if separate else one_trunk(n_agents, agent_id=True)

@@ -81,7 +81,8 @@ def make_system(config: Config, env: Env, *, adapting: bool = False) -> System:
     spec = env.spec
     scope = config.critic.scope
     if scope == "auto":
-        scope = "team" if spec.team_reward and config.algo == "mappo" else "agent"
+        together = spec.team_reward and config.algo == "mappo" and not config.critic.separate
+        scope = "team" if together else "agent"
     require(
         spec.team_reward or scope != "team",
         f"{spec.name} pays each agent by itself, and one value for the team cannot tell whose it is; "
@@ -125,7 +126,9 @@ def make_system(config: Config, env: Env, *, adapting: bool = False) -> System:
         actor=actor,
         acting=acting,
         weights=weights,
-        critic=make_policy(critic_sharing(scope, spec.n_agents), critic_network, *seen_by_critic),
+        critic=make_policy(
+            critic_sharing(scope, spec.n_agents, config.critic.separate), critic_network, *seen_by_critic
+        ),
         critic_view=critic_view,
         actor_first=actor_first,
         critic_first=critic_first,

@@ -317,18 +317,23 @@ def _update_critic(
     system: System, learner: Learner, batch: Batch, block: Array | None, lr_scale: Float[Array, ""]
 ) -> tuple[Learner, Metrics]:
     """One gradient step of the critic, on the block's values where agents have values of their own."""
-    ppo = system.config.ppo
-    valued = block if system.critic.sharing.n_agents > 1 else None
+    ppo, sharing = system.config.ppo, system.critic.sharing
+    valued = block if sharing.n_agents > 1 else None
+    # Where every agent has a critic of its own, each follows the mean over its own values.
+    apart = batch.value.shape[-1] if sharing.n_trunks > 1 else 1
 
     def loss(shared: PyTree) -> tuple[Array, Metrics]:
         params = learner.critic._replace(shared=shared)
         _, value = system.critic.unroll(params, batch.critic_carry, batch.view, batch.critic_first, valued)
         total, info = value_loss(value[..., 0], batch.value, batch.target, ppo.value_clip, ppo.huber_delta)
-        return ppo.value_coef * total, info
+        return apart * ppo.value_coef * total, info
 
     grads, info = jax.grad(loss, has_aux=True)(learner.critic.shared)
+    moved = None
+    if block is not None and sharing.n_trunks > 1:
+        moved = jnp.zeros(sharing.n_trunks, bool).at[block].set(True)
     shared, state, norm = system.optimizer.apply(
-        learner.critic.shared, learner.critic_opt, grads, ppo.critic_lr * lr_scale
+        learner.critic.shared, learner.critic_opt, grads, ppo.critic_lr * lr_scale, moved
     )
     learner = learner._replace(critic=learner.critic._replace(shared=shared), critic_opt=state)
     return learner, {**info, "critic_grad_norm": jnp.mean(norm)}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import KEY, assert_close, assert_same, random_like
 
-from lorasa_jax.adapters import NOTHING, low_rank
+from lorasa_jax.adapters import NOTHING, low_rank, own_layers
 from lorasa_jax.config import PLACEMENTS, Config, NetworkConfig
 from lorasa_jax.networks import Network
 from lorasa_jax.sharing import count
@@ -127,3 +127,22 @@ def test_nothing_changes_nothing(trunk):
     assert NOTHING.init(KEY, trunk) == {}
     assert_same(NOTHING.merge(trunk, {}), trunk)
     assert_same(NOTHING.factored(trunk, {}), {"params": trunk})
+
+
+def test_own_layers_stand_in_place_of_the_trunks(trunk, apply):
+    adapter = own_layers(("head", "log_std"))
+    own = adapter.init(KEY, trunk)
+    rest = adapter.rest(trunk)
+    assert set(own) == {"head"} and set(rest) | {"head"} == set(trunk) and "head" not in rest
+    assert_same(apply(adapter.factored(rest, own)), apply({"params": trunk}))
+    other = random_like(own, seed=3)
+    assert_same(adapter.merge(rest, other), {**trunk, **other})
+    assert_same(apply(adapter.factored(rest, other)), apply({"params": {**trunk, **other}}))
+
+
+def test_a_vector_gets_a_vector_of_its_own():
+    adapter, trunk = low_rank(2, 0.5, ("log_std",)), {"log_std": {"kernel": jnp.ones(3)}}
+    own = adapter.init(KEY, trunk)
+    assert_same(own, {"log_std": {"full": jnp.zeros(3)}})
+    moved = adapter.merge(trunk, {"log_std": {"full": jnp.arange(3.0)}})
+    assert_same(moved, {"log_std": {"kernel": 1 + jnp.arange(3.0)}})

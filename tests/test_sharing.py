@@ -15,6 +15,7 @@ KNOWN = {  # trunks, whether agents own something, whether they see their id, wh
     "ps": (1, False, False, False),
     "ps_id": (1, False, True, False),
     "nps": (N, False, False, False),
+    "mtl": (1, True, False, False),
     "lorasa": (1, True, True, True),
 }
 
@@ -59,6 +60,12 @@ def test_merged_weights_stand_alone(scheme):
 def test_the_critic_is_one_network(scope, values, agent_id):
     sharing = critic_sharing(scope, N)
     assert (sharing.n_agents, sharing.n_trunks, sharing.agent_id) == (values, 1, agent_id)
+
+
+@pytest.mark.parametrize("scope", ["agent", "own"])
+def test_separate_critics_are_a_network_per_agent(scope):
+    sharing = critic_sharing(scope, N, separate=True)
+    assert (sharing.n_agents, sharing.n_trunks, sharing.agent_id) == (N, N, False)
 
 
 def test_count_is_of_scalars_in_arrays_and_in_shapes():

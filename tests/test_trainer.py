@@ -154,7 +154,14 @@ def test_parameters_are_counted_by_hand(scheme):
     width = env.spec.obs_dim + (n if scheme in ("ps_id", "lorasa") else 0)
     kernels, trunk = network(width, env.spec.n_actions)
     own = sum(rank * (i + o) if rank < min(i, o) else i * o for i, o in kernels)
-    shared, per_agent = {"ps": (trunk, 0), "ps_id": (trunk, 0), "nps": (0, trunk), "lorasa": (trunk, own)}[scheme]
+    head = kernels[-1][0] * kernels[-1][1] + kernels[-1][1]
+    shared, per_agent = {
+        "ps": (trunk, 0),
+        "ps_id": (trunk, 0),
+        "nps": (0, trunk),
+        "mtl": (trunk - head, head),
+        "lorasa": (trunk, own),
+    }[scheme]
     critic, alone = network(env.spec.state_dim, 1)[1], n * network(env.spec.obs_dim, env.spec.n_actions)[1]
     assert count_params(make_trainer(config, env, adapting=scheme == "lorasa")) == {
         "shared": shared,

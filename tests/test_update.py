@@ -207,16 +207,17 @@ class Plain:
 
     def __init__(self, system: System, t: Trajectory):
         ppo = system.config.ppo
-        self.system, self.t, self.part = system, t, system.train[0]  # "shared" or "agents"
-        self.slot_of = np.array(system.actor.sharing.groups) if self.part == "shared" else np.arange(N)
+        self.system, self.t = system, t
+        slots = {"shared": np.array(system.actor.sharing.groups), "agents": np.arange(N)}
+        self.slot_of = {part: slots[part] for part in system.train}
 
         def log_probs(actor):
             _, logits = system.actor.unroll(actor, t.actor_carry[0], t.obs, t.first)
             log_p = jax.nn.log_softmax(mask_logits(logits, t.avail))
             return log_p, jnp.take_along_axis(log_p, t.action[..., None], -1)
 
-        def policy(trained, actor, advantage, weight, clip_eps, factor):
-            log_p, log_prob = log_probs(actor._replace(**{self.part: trained}))
+        def policy(actor, advantage, weight, clip_eps, factor):
+            log_p, log_prob = log_probs(actor)
             entropy = -jnp.where(t.avail, jnp.exp(log_p) * log_p, 0.0).sum(-1)
             ratio = jnp.exp(log_prob - t.log_prob)[..., 0] * factor
             surrogate = jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip_eps, 1 + clip_eps) * advantage)
@@ -250,7 +251,7 @@ class Plain:
         return advantage, value
 
     def update(self, learner: Learner, schedule: Schedule) -> Learner:
-        learner, ppo, part, slot_of = jax.tree.map(np.asarray, learner), self.system.config.ppo, self.part, self.slot_of
+        learner, ppo = jax.tree.map(np.asarray, learner), self.system.config.ppo
         t, alive = self.t, np.asarray(self.t.alive)
         nobody = np.ones(alive.shape[:2])
         norm = learner.value_norm
@@ -259,7 +260,11 @@ class Plain:
         batch = returns.mean(), (returns**2).mean(), 1.0
         new_norm = type(norm)(*(beta * old + (1 - beta) * new for old, new in zip(norm, batch, strict=True)))
         mean, deviation = moments(*new_norm)
-        actors = [Adam(ppo.lr, ppo.adam_eps, ppo.max_grad_norm) for _ in range(slot_of.max() + 1)]
+        actors = {
+            (part, slot): Adam(ppo.lr, ppo.adam_eps, ppo.max_grad_norm)
+            for part, slot_of in self.slot_of.items()
+            for slot in slot_of
+        }
         critics = Adam(ppo.critic_lr, ppo.adam_eps, ppo.max_grad_norm)
         actor, critic, moved = learner.actor, learner.critic, set()
         for s, block in enumerate(np.asarray(schedule.block).tolist()):
@@ -276,16 +281,18 @@ class Plain:
             valued /= valued.sum()
             for acting, criticised in zip(schedule.train_actor[s], schedule.train_critic[s], strict=True):
                 now = actor
-                for slot in sorted(set(slot_of[block])) if acting else []:
-                    samples = mine & np.isin(np.arange(N), [i for i in block if slot_of[i] == slot])
-                    weight = samples / samples.sum()
-                    grads = self.policy_gradient(getattr(now, part), now, advantage, weight, eps, factor)
-                    new = actors[slot].step(row_of(getattr(actor, part), slot), row_of(jax.device_get(grads), slot))
-                    actor = actor._replace(**{part: with_row(getattr(actor, part), slot, new)})
+                for part, slot_of in self.slot_of.items() if acting else []:
+                    for slot in sorted(set(slot_of[block])):
+                        samples = mine & np.isin(np.arange(N), [i for i in block if slot_of[i] == slot])
+                        grads = self.policy_gradient(now, advantage, samples / samples.sum(), eps, factor)
+                        grads = row_of(jax.device_get(getattr(grads, part)), slot)
+                        new = actors[part, slot].step(row_of(getattr(actor, part), slot), grads)
+                        actor = actor._replace(**{part: with_row(getattr(actor, part), slot, new)})
                 if criticised:
                     gradient = self.value_gradient(critic.shared, target, valued)
                     critic = critic._replace(shared=critics.step(critic.shared, gradient))
-            moved |= {i for i in range(N) if slot_of[i] in slot_of[block]}
+            for slot_of in self.slot_of.values():
+                moved |= {i for i in range(N) if slot_of[i] in slot_of[block]}
         return learner._replace(actor=actor, critic=critic, value_norm=new_norm)
 
 
@@ -332,7 +339,13 @@ every_variant = pytest.mark.parametrize("variant", VARIANTS)
 
 @fast_and_slow(
     [("lorasa", variant) for variant in VARIANTS]
-    + [("ps", "everyone at once"), ("ps", "a2po by epochs"), ("nps", "everyone at once"), ("nps", "two of three")]
+    + [
+        ("mtl", "in pairs"),
+        ("ps", "everyone at once"),
+        ("ps", "a2po by epochs"),
+        ("nps", "everyone at once"),
+        ("nps", "two of three"),
+    ]
 )
 def test_an_update_is_a_plain_gradient_step_of_each_slots_own_mean(scheme, variant):
     """Of all samples on a trunk, for the trunk; of an agent's own samples, for what the agent owns."""
@@ -561,6 +574,24 @@ def test_the_preceding_ratio_is_that_of_the_action_or_the_mean_over_its_dimensio
         parts = ACTIONS[other] if ratio == "per_dim" else 1
         expected = np.where(np.asarray(mask)[..., other], ratios[..., :parts].mean(-1), 1.0)
         np.testing.assert_allclose(measured[..., 0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("algo", ["mappo", "a2po"])
+def test_separate_critics_each_learn_their_own_agents_values(algo):
+    config = small_config(algo=algo, critic={"scope": "agent", "separate": True}, ppo={"epochs": 2, "adam_eps": 1e-3})
+    system = make_system(config, make_diary(N))
+    if algo == "a2po":
+        system = system._replace(schedule=two_of_three)
+    before, t = make_learner(system), random_trajectory(system)
+    program = jax.jit(partial(update.run_schedule, system))
+    after, _ = program(before, t, jnp.ones(()), KEY)
+    untouched = [] if algo == "mappo" else [1]
+    for i in range(N):
+        pair = [row_of((x.critic.shared, x.critic_opt), i) for x in (after, before)]
+        assert_same(*pair) if i in untouched else differs(*pair)
+    # What agent 2 was paid concerns its own critic alone (and, by their common units, the scale of all).
+    other, _ = program(before, t._replace(value=t.value.at[..., 2].add(0.1)), jnp.ones(()), KEY)
+    assert any(differs(row_of(other.critic.shared, 2), row_of(after.critic.shared, 2)))
 
 
 # ---------------------------------------------------------------- options
