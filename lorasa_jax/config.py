@@ -201,8 +201,8 @@ PLACEMENTS = {"all": "*", "early": "fc*", "recurrent": "gru_*", "late": "after*"
 class Config:
     """One training run."""
 
-    env: Literal["smax", "mabrax", "jaxmarl", "toy"] = "smax"
-    """Family of environments."""
+    env: Literal["smax", "mabrax", "jaxmarl", "toy", "own"] = "smax"
+    """Family of environments; own: one that was made in Python, and is given to `lorasa_jax.run`."""
     task: str = ""
     """Map, robot and split, or game; empty: 2s3z for smax, ant_4x2 for mabrax, MPE_simple_spread_v3 for jaxmarl,
     specialisation for toy."""
@@ -255,6 +255,7 @@ class Config:
                 "mabrax": "ant_4x2",
                 "jaxmarl": "MPE_simple_spread_v3",
                 "toy": "specialisation",
+                "own": "own",
             }
             object.__setattr__(self, "task", tasks[self.env])
         _positive(self, "seeds", "total_steps", "rank", "n_envs", "rollout_length", "evaluations", "eval_episodes")

@@ -47,4 +47,5 @@ def make_env(config: Config) -> Env:
     Raises:
         ConfigError: the task is unknown, or a setting does not fit it.
     """
+    require(config.env in ENVS, "an environment of your own is made in Python and given to lorasa_jax.run(config, env)")
     return ENVS[config.env](config)

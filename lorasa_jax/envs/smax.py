@@ -6,6 +6,7 @@ end of a battle told from the end of time.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import jax
@@ -18,10 +19,30 @@ from lorasa_jax.envs.base import Env, EnvSpec, EnvState, TimeStep
 
 TIME_LIMITS = ("bootstrap", "terminal")
 
+OWN_MAPS = {
+    "1c3s5z": ("csssZZZZZ", "csssZZZZZ"),
+    "MMM2_without_medivacs": ("MM" + 7 * "m", "MMM" + 8 * "m"),
+}
+"""Battles of SMAC that JaxMARL does not have: our units and theirs, by the letters of their types."""
+
+COLOSSUS = {
+    "names": "colossus",
+    "shorthands": "c",
+    "velocities": 3.15,
+    "attacks": 20.0,
+    "attack_ranges": 7.0,
+    "sight_ranges": 10.0,
+    "radiuses": 1.0,
+    "health": 350.0,
+    "weapon_cooldowns": 1.07,
+}
+"""A seventh unit type, for the maps that have one. Its two beams hit one target, not a line of them; it gets no bonus
+against light units, and no shield that grows back."""
+
 
 def scenario_names() -> tuple[str, ...]:
-    """Returns the names of all maps, those registered with JaxMARL by the user included."""
-    return tuple(load_smax().smax_env.MAP_NAME_TO_SCENARIO)
+    """Returns the names of all maps: JaxMARL's, those that the user registered with it, and ours."""
+    return *load_smax().smax_env.MAP_NAME_TO_SCENARIO, *OWN_MAPS
 
 
 def make_smax(task: str, config: SmaxConfig, time_limit: str) -> Env:
@@ -43,7 +64,7 @@ def make_smax(task: str, config: SmaxConfig, time_limit: str) -> Env:
     )
     smax = load_smax()
     game = smax.HeuristicEnemySMAX(
-        scenario=smax.map_name_to_scenario(task),
+        **_battle(task),
         attack_mode=config.attack_mode,
         see_enemy_actions=config.see_enemy_actions,
         walls_cause_death=config.walls_cause_death,
@@ -100,6 +121,23 @@ def make_smax(task: str, config: SmaxConfig, time_limit: str) -> Env:
         return draw_battle(jax.device_get(states.state), game, task)
 
     return Env(spec, reset, step, draw)
+
+
+def _battle(task: str) -> dict[str, Any]:
+    """Returns who fights on a map, and the tables of unit types where the game's own do not have them all."""
+    smax = load_smax()
+    if task not in OWN_MAPS:
+        return {"scenario": smax.map_name_to_scenario(task)}
+    ours, theirs = OWN_MAPS[task]
+    known = {name: p.default for name, p in inspect.signature(smax.SMAX.__init__).parameters.items()}
+    tables = {}
+    if COLOSSUS["shorthands"] in ours + theirs:
+        for column, value in COLOSSUS.items():
+            rows = known[f"unit_type_{column}"]
+            tables[f"unit_type_{column}"] = [*rows, value] if isinstance(value, str) else jnp.append(rows, value)
+    letters = tables.get("unit_type_shorthands", known["unit_type_shorthands"])
+    types = jnp.array([letters.index(letter) for letter in ours + theirs], jnp.uint8)
+    return {"scenario": smax.smax_env.Scenario(types, len(ours), len(theirs), False, False), **tables}
 
 
 def _type_bits(game: Any, kind: UInt8[Array, " U"]) -> Float[Array, "U K"]:

@@ -136,6 +136,26 @@ def test_all_maps_are_there():
     assert set(MAPS) <= set(scenario_names())
 
 
+def test_a_colossus_is_a_seventh_type_in_its_own_map_alone():
+    env = battle("1c3s5z")
+    assert (env.spec.n_agents, env.spec.n_actions, env.spec.obs_dim) == (9, 14, 14 * 17 + 11)
+    state, seen = jax.jit(env.reset)(KEY)
+    kinds = np.asarray(state.state.unit_types)
+    np.testing.assert_array_equal(kinds, [6, 2, 2, 2, 3, 3, 3, 3, 3] * 2)
+    np.testing.assert_array_equal(state.state.unit_health[:2], [350, 160])
+    check_shapes(env)
+    ((_, seen, _),) = play("1c3s5z")
+    check_play(seen)
+    assert battle("3s5z").spec.obs_dim == 13 * 15 + 10
+
+
+def test_mmm2_comes_without_its_medivacs():
+    env = battle("MMM2_without_medivacs")
+    assert (env.spec.n_agents, env.spec.n_actions) == (9, 5 + 11)
+    state, _ = jax.eval_shape(env.reset, KEY)
+    assert state.state.unit_types.shape == (20,)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", MAPS)
 def test_every_map_can_be_played(task):
