@@ -95,8 +95,8 @@ def test_reports_say_who_is_active_and_how_far(finished):
     rows = [(r.phase, (r.env_steps // batch).tolist(), r.active.tolist()) for r in finished.reports]
     assert rows == [
         (SHARED, [1, 1], [True, True]),
-        (SHARED, [2, 2], [False, True]),
-        (SHARED, [3, 3], [False, True]),
+        (SHARED, [1, 2], [False, True]),
+        (SHARED, [1, 3], [False, True]),
         (ADAPTERS, [2, 4], [True, True]),
         (ADAPTERS, [3, 5], [True, True]),
         (ADAPTERS, [4, 5], [True, False]),
