@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lorasa_jax.config import ConfigError
 
-from cli import RunConfig, fail, parse
+from cli import CHECKPOINTS, RunConfig, fail, parse
 
 if TYPE_CHECKING:
-    from lorasa_jax.loop import Report, Result
+    from lorasa_jax.checkpoint import Saver
+    from lorasa_jax.envs import Env
+    from lorasa_jax.loop import Diverged, Report, Result, RunState
 
     from display import Display
     from record import Record
@@ -26,7 +31,7 @@ class Reporter:
 
     def __init__(self, display: Display, record: Record, track: Any):
         self.display, self.record, self.track = display, record, track
-        self.began = time.perf_counter()
+        self.began = time.perf_counter() - record.wall_seconds
 
     def status(self, text: str) -> None:
         """Takes what happens now."""
@@ -38,6 +43,55 @@ class Reporter:
         clock = {"steps_per_second": speed, "wall_seconds": time.perf_counter() - self.began}
         for row in self.record.add(report, clock):
             self.track(row)
+
+
+class Stop:
+    """Holds the first Ctrl-C or SIGTERM back until the run stands between two iterations; the next one acts at once.
+
+    Attributes:
+        signal: the one that came.
+    """
+
+    DEFAULTS: ClassVar[dict[int, Any]] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+
+    def __init__(self) -> None:
+        self.signal = 0
+        # What is ignored, as in a job in the background of a script, stays ignored.
+        self._found = {s: signal.getsignal(s) for s in self.DEFAULTS if signal.getsignal(s) != signal.SIG_IGN}
+
+    def __enter__(self) -> Stop:
+        for number in self._found:
+            signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Lets signals act as before."""
+        for number, handler in self._found.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: object) -> None:
+        self.signal = number
+        for each in self._found:
+            signal.signal(each, self.DEFAULTS[each])
+        # Not print, which may be in the middle of something else.
+        os.write(2, b"\nstopping after this iteration; once more: at once\n")
+
+
+class Keeper:
+    """Offers a run's states to the saver, and stops the run where it was asked to."""
+
+    def __init__(self, saver: Saver, stop: Stop):
+        self.saver, self.stop = saver, stop
+
+    def __call__(self, state: RunState) -> None:
+        """Takes a state between two iterations."""
+        self.saver(state)
+        if self.stop.signal:
+            self.saver.take(state)
+            raise KeyboardInterrupt
 
 
 def summarise(config: RunConfig, result: Result, wall_seconds: float) -> dict[str, Any]:
@@ -92,15 +146,16 @@ def draw_episode(config: RunConfig, result: Result, path: Path) -> None:
 
 
 def train(config: RunConfig, began: float) -> None:
-    """Runs the configuration and fills its run directory."""
+    """Runs the configuration, from its beginning or from a checkpoint, and fills its run directory."""
     import jax
 
+    from lorasa_jax.checkpoint import Saver
     from lorasa_jax.envs import make_env
     from lorasa_jax.loop import Diverged, run
     from lorasa_jax.trainer import make_trainer
 
     from display import Display, make_tracker
-    from record import Record, write_json
+    from record import write_json
 
     if config.cache:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lorasa_jax"
@@ -109,13 +164,13 @@ def train(config: RunConfig, began: float) -> None:
     make_trainer(config, env)  # what does not fit the environment is said before anything is written
     directory = config.directory
     track = make_tracker(config.track, directory, dataclasses.asdict(config))
+    record, start = open_record(config, env)
+    began -= record.wall_seconds
+    saver = Saver(directory / CHECKPOINTS, config, config.save_every, complain)
     try:
-        record = Record(directory, config)
-    except OSError as error:
-        fail(f"{directory} cannot be made: {error.strerror}; name another directory with --out")
-    try:
-        with Display(config) as display:
-            result = run(config, env, Reporter(display, record, track))
+        with closing(record), closing(saver), Stop() as stop, Display(config) as display:
+            result = run(config, env, Reporter(display, record, track), start=start, save=Keeper(saver, stop))
+            stop.release()
             summary = summarise(config, result, time.perf_counter() - began)
             write_json(directory / "summary.json", summary)
             display.status("drawing")
@@ -125,26 +180,91 @@ def train(config: RunConfig, began: float) -> None:
     except KeyboardInterrupt:
         record.draw_curve()
         steps = record.rows[-1]["env_steps"] if record.rows else 0
-        print(f"stopped after {steps:,} steps; what was measured so far is in {directory}", file=sys.stderr)
-        raise SystemExit(130) from None
+        complain(f"stopped after {steps:,} steps; what was measured so far is in {directory}")
+        complain(f"go on with: python {sys.argv[0]} --resume {directory}")
+        raise SystemExit(128 + (stop.signal or signal.SIGINT)) from None
     except Diverged as error:
-        fail(f"the run diverged: {error}; what was measured until then is in {directory}")
-    finally:
-        record.close()
+        write_json(directory / "diverged.json", describe(error, record.rows))
+        kept = f"the last checkpoint before is {saver.newest()}" if saver.newest() else "there is no checkpoint"
+        fail(f"the run diverged: {error}; what was measured until then is in {directory}; {kept}")
+    print_result(config, result, summary)
+
+
+def open_record(config: RunConfig, env: Env) -> tuple[Record, RunState | None]:
+    """Returns the record of a new run, or of one that goes on, and the state that it goes on from.
+
+    A run that was stopped before its first checkpoint begins anew.
+    """
+    from lorasa_jax.checkpoint import complete, drop_after, load
+
+    from record import Record
+
+    directory = config.directory
+    try:
+        record = Record(directory, config)
+    except OSError as error:
+        fail(f"{directory} cannot be made: {error.strerror}; name another directory with --out")
+    path = None
+    if config.resume is not None:
+        for note in record.notes():
+            complain(f"note: {note}")
+        path = config.resume if config.resume != directory else next(reversed(complete(directory / CHECKPOINTS)), None)
+    if path is None:
+        record.begin()
+        return record, None
+    start = load(path, config, env)
+    drop_after(path)
+    record.go_on(start.rows)
+    return record, start
+
+
+def complain(text: str) -> None:
+    """Prints one line to stderr."""
+    print(text, file=sys.stderr)
+
+
+def describe(error: Diverged, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns what is known about a quantity that is no longer finite."""
+    last = next((row for row in reversed(rows) if row["seed"] == error.seed), None)
+    return {
+        "quantity": error.quantity,
+        "value": str(error.value),
+        "seed": error.seed,
+        "iteration": error.iteration,
+        "phase": error.phase,
+        "last_finite": last,
+    }
+
+
+def print_result(config: RunConfig, result: Result, summary: dict[str, Any]) -> None:
+    """Says how the run ended, and what it left."""
     for play, final in result.final.items():
         returns, wins = spread(summary, play, "return", ".3f"), spread(summary, play, "win_rate", ".1%")
         print(f"{play:8} return {returns}   win rate {wins}")
         if config.seeds > 1:
             print(f"{'':8} win rate by seed: {'  '.join(f'{rate:.1%}' for rate in final['win_rate'])}")
-    print(f"{', '.join(sorted(path.name for path in directory.iterdir()))} are in {directory}")
+    names = sorted(path.name for path in config.directory.iterdir() if not path.name.startswith("."))
+    print(f"{', '.join(names)} are in {config.directory}")
+
+
+def is_done(config: RunConfig) -> bool:
+    """Says whether a run that should go on has spent its budget and left its summary."""
+    try:
+        summary = json.loads((config.directory / "summary.json").read_text())
+    except FileNotFoundError:
+        return False
+    return config.resume == config.directory and summary["env_steps"] == config.iterations * config.steps_per_iteration
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     began = time.perf_counter()
     config = parse(RunConfig, sys.argv[1:] if argv is None else argv)
-    if config.directory.exists():
-        fail(f"{config.directory} exists already; name another directory with --out, or remove it")
+    if config.resume is not None and is_done(config):
+        print(f"nothing is left to do: {config.directory} has all of its {config.total_steps:,} steps")
+        return
+    if config.resume is None and config.directory.exists():
+        fail(f"{config.directory} exists already; name another directory with --out, remove it, or go on with --resume")
     if sys.stdout.isatty():
         print("loading", end="\r", flush=True)
     try:
