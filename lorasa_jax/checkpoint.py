@@ -8,7 +8,7 @@ A checkpoint is a directory `checkpoints/ROWS` of the run, named by the rows of 
 `train`        everything else: critic, optimisers, value statistics, environments, keys
 `meta`         JSON: the configuration, what the loop knows besides, and of every array its
                shape, type and SHA-256
-`files.json`   SHA-256 of every file of the above
+`files.json`   SHA-256 of every file of the above, and of this list itself
 =============  ==========================================================================
 
 The arrays are written by orbax. It reads flipped bits and other types without a word, hence
@@ -143,7 +143,8 @@ def write(directory: Path, snapshot: Snapshot) -> Path:
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             checkpointer.save(unfinished, args=ocp.args.Composite(**args))
-        (unfinished / _FILES).write_text(json.dumps(_digests(unfinished)))
+        files = _digests(unfinished)
+        (unfinished / _FILES).write_text(json.dumps({"sha256": _digest_of(files), "files": files}))
         unfinished.rename(path)
         for older in complete(directory)[:-KEEP]:
             _remove(older)
@@ -328,18 +329,28 @@ def _restore(path: Path, item: str) -> Any:
     """What orbax reads, from files that are as they were written."""
     import orbax.checkpoint as ocp
 
-    try:
-        digests = json.loads((path / _FILES).read_text())
-        ours = {name: digest for name, digest in digests.items() if name.startswith(f"{item}/") or "/" not in name}
-        wrong = next((name for name, digest in ours.items() if _digest(path / name) != digest), None)
-    except (OSError, ValueError, AttributeError):
-        wrong = _FILES
+    wrong = next((name for name, digest in _files(path, item).items() if _digest(path / name) != digest), None)
     if wrong is not None:
         what = "is damaged" if (path / wrong).exists() else "is missing"
         raise ConfigError(f"{wrong} of checkpoint {path} {what}{_elsewhere(path)}")
     how = ocp.args.JsonRestore() if item == _META else ocp.args.StandardRestore()
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         return checkpointer.restore(path.absolute(), args=ocp.args.Composite(**{item: how}))[item]
+
+
+def _files(path: Path, item: str) -> dict[str, str]:
+    """The digests of the files that reading an item takes: its own, and those beside the items."""
+    try:
+        listed = json.loads((path / _FILES).read_text())
+        whole = listed["sha256"] == _digest_of(listed["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        whole = False
+    require(whole, f"{_FILES} of checkpoint {path} is damaged or missing{_elsewhere(path)}")
+    return {name: digest for name, digest in listed["files"].items() if name.startswith(f"{item}/") or "/" not in name}
+
+
+def _digest_of(files: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:
