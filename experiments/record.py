@@ -12,6 +12,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -118,11 +119,11 @@ class Record:
             for name, before, after in changed_settings({p: then[p] for p in parts}, {p: now[p] for p in parts}):
                 yield f"{name} is {after} now and was {before}, so the last bits of the numbers may differ"
 
-    def go_on(self, rows: int) -> None:
-        """Keeps the first rows of what was measured, and drops what came after; a run that goes on measures it again.
+    def require_rows(self, rows: int) -> list[str]:
+        """Returns the first rows of what was measured, as they stand in the file.
 
         Raises:
-            ConfigError: there are fewer rows.
+            ConfigError: there are fewer.
         """
         self._metrics.seek(0)
         lines = [line for line in self._metrics if line.endswith("\n")]
@@ -131,9 +132,14 @@ class Record:
             f"{self._metrics.name} has only {len(lines)} of the {rows} rows before the checkpoint; "
             "put the whole file back, or go on from an older checkpoint",
         )
-        self.rows = [json.loads(line) for line in lines[:rows]]
+        return lines[:rows]
+
+    def go_on(self, rows: int) -> None:
+        """Keeps the first rows, and drops those that a run that goes on will measure again."""
+        lines = self.require_rows(rows)
+        self.rows = [json.loads(line) for line in lines]
         self._metrics.seek(0, os.SEEK_END)
-        self._metrics.truncate(sum(len(line.encode()) for line in lines[:rows]))
+        self._metrics.truncate(sum(len(line.encode()) for line in lines))
         for name in ("summary.json", "diverged.json"):
             (self.directory / name).unlink(missing_ok=True)
         self._write_config()
@@ -172,7 +178,8 @@ class Record:
 
     def close(self) -> None:
         """Closes the metrics file."""
-        self._metrics.close()
+        with suppress(OSError):  # what a full disk did not take was said when it did not
+            self._metrics.close()
 
     def draw_curve(self) -> None:
         """Draws return and win rate of all seeds over environment steps."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
+import shlex
 import signal
 import sys
 import time
@@ -149,13 +151,11 @@ def train(config: RunConfig, began: float) -> None:
     """Runs the configuration, from its beginning or from a checkpoint, and fills its run directory."""
     import jax
 
-    from lorasa_jax.checkpoint import Saver
     from lorasa_jax.envs import make_env
-    from lorasa_jax.loop import Diverged, run
     from lorasa_jax.trainer import make_trainer
 
-    from display import Display, make_tracker
-    from record import write_json
+    from display import make_tracker
+    from record import Record
 
     if config.cache:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lorasa_jax"
@@ -164,11 +164,50 @@ def train(config: RunConfig, began: float) -> None:
     make_trainer(config, env)  # what does not fit the environment is said before anything is written
     directory = config.directory
     track = make_tracker(config.track, directory, dataclasses.asdict(config))
-    record, start = open_record(config, env)
-    began -= record.wall_seconds
+    try:
+        record = Record(directory, config)
+    except OSError as error:
+        fail(f"{directory} cannot be made: {error.strerror}; name another directory with --out")
+    with closing(record):
+        start = find_start(config, env, record)
+        fill(config, env, record, track, start, began - record.wall_seconds)
+
+
+def find_start(config: RunConfig, env: Env, record: Record) -> RunState | None:
+    """Returns the state that a run goes on from, and readies its record; None: from the beginning.
+
+    A run that was stopped before its first checkpoint begins anew.
+    """
+    from lorasa_jax.checkpoint import complete, drop_after, load
+
+    path = None
+    if config.resume is not None:
+        for note in record.notes():
+            complain(f"note: {note}")
+        newest = next(reversed(complete(config.directory / CHECKPOINTS)), None)
+        path = newest if config.resume == config.directory else config.resume
+    if path is None:
+        record.begin()
+        return None
+    start = load(path, config, env)
+    record.require_rows(start.rows)
+    drop_after(path)
+    record.go_on(start.rows)
+    return start
+
+
+def fill(config: RunConfig, env: Env, record: Record, track: Any, start: RunState | None, began: float) -> None:
+    """Runs what is left of a run, and says how it ended."""
+    from lorasa_jax.checkpoint import Saver
+    from lorasa_jax.loop import Diverged, run
+
+    from display import Display
+    from record import write_json
+
+    directory = config.directory
     saver = Saver(directory / CHECKPOINTS, config, config.save_every, complain)
     try:
-        with closing(record), closing(saver), Stop() as stop, Display(config) as display:
+        with closing(saver), Stop() as stop, Display(config) as display:
             result = run(config, env, Reporter(display, record, track), start=start, save=Keeper(saver, stop))
             stop.release()
             summary = summarise(config, result, time.perf_counter() - began)
@@ -181,41 +220,22 @@ def train(config: RunConfig, began: float) -> None:
         record.draw_curve()
         steps = record.rows[-1]["env_steps"] if record.rows else 0
         complain(f"stopped after {steps:,} steps; what was measured so far is in {directory}")
-        complain(f"go on with: python {sys.argv[0]} --resume {directory}")
+        complain(f"go on with: {again(directory)}")
         raise SystemExit(128 + (stop.signal or signal.SIGINT)) from None
     except Diverged as error:
         write_json(directory / "diverged.json", describe(error, record.rows))
         kept = f"the last checkpoint before is {saver.newest()}" if saver.newest() else "there is no checkpoint"
         fail(f"the run diverged: {error}; what was measured until then is in {directory}; {kept}")
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        fail(f"no space is left in {directory}; make some, and go on with: {again(directory)}")
     print_result(config, result, summary)
 
 
-def open_record(config: RunConfig, env: Env) -> tuple[Record, RunState | None]:
-    """Returns the record of a new run, or of one that goes on, and the state that it goes on from.
-
-    A run that was stopped before its first checkpoint begins anew.
-    """
-    from lorasa_jax.checkpoint import complete, drop_after, load
-
-    from record import Record
-
-    directory = config.directory
-    try:
-        record = Record(directory, config)
-    except OSError as error:
-        fail(f"{directory} cannot be made: {error.strerror}; name another directory with --out")
-    path = None
-    if config.resume is not None:
-        for note in record.notes():
-            complain(f"note: {note}")
-        path = config.resume if config.resume != directory else next(reversed(complete(directory / CHECKPOINTS)), None)
-    if path is None:
-        record.begin()
-        return record, None
-    start = load(path, config, env)
-    drop_after(path)
-    record.go_on(start.rows)
-    return record, start
+def again(directory: Path) -> str:
+    """Returns the command that goes on with a run."""
+    return shlex.join(["python", sys.argv[0], "--resume", str(directory)])
 
 
 def complain(text: str) -> None:
