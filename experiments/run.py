@@ -15,7 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lorasa_jax.config import ConfigError
+from lorasa_jax.config import ConfigError, require
 
 from cli import CHECKPOINTS, RunConfig, fail, parse
 
@@ -186,6 +186,12 @@ def find_start(config: RunConfig, env: Env, record: Record) -> RunState | None:
             complain(f"note: {note}")
         newest = next(reversed(complete(config.directory / CHECKPOINTS)), None)
         path = newest if config.resume == config.directory else config.resume
+        require(
+            path is not None or not (config.directory / "summary.json").exists(),
+            f"{config.directory} holds a finished run, but no checkpoint to go on from",
+        )
+        if path is None:
+            complain(f"note: {config.directory} has no checkpoint yet, so the run begins anew")
     if path is None:
         record.begin()
         return None
@@ -291,6 +297,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         train(config, began)
     except ConfigError as error:
         fail(error)
+    except KeyboardInterrupt:  # before the run has begun
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 if __name__ == "__main__":

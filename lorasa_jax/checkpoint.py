@@ -36,7 +36,8 @@ import numpy as np
 
 from lorasa_jax.config import Config, ConfigError, changed_settings, require
 from lorasa_jax.envs.base import Env
-from lorasa_jax.loop import ADAPTERS, RunState, is_finished, over_seeds
+from lorasa_jax.loop import ADAPTERS, RunState, is_finished
+from lorasa_jax.programs import over_seeds
 from lorasa_jax.system import is_two_phase
 from lorasa_jax.trainer import graft, make_trainer
 from lorasa_jax.types import PyTree, TrainState

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -14,6 +13,7 @@ from jaxtyping import Array, Bool
 
 from lorasa_jax.config import Config
 from lorasa_jax.envs.base import Env
+from lorasa_jax.programs import Programs, over_seeds
 from lorasa_jax.switching import should_switch
 from lorasa_jax.system import is_two_phase
 from lorasa_jax.trainer import Trainer, graft, make_trainer
@@ -141,56 +141,10 @@ class Result(NamedTuple):
     train_seconds: float
 
 
-def over_seeds(function: Callable, n_seeds: int) -> Callable:
-    """Returns the function mapped over a leading seed axis; a single seed pays nothing for it."""
-    if n_seeds > 1:
-        return jax.vmap(function)
-
-    def single(*args: PyTree) -> PyTree:
-        return jax.tree.map(lambda leaf: leaf[None], function(*jax.tree.map(lambda leaf: leaf[0], args)))
-
-    return single
-
-
-class _Programs:
-    """The compiled programs of a run. What is not needed yet is compiled while the run goes on.
-
-    Attributes:
-        waited: seconds the run stood still for tracing and compilation, those of earlier parts included.
-    """
-
-    def __init__(self, n_seeds: int, listener: Listener, waited: float = 0.0):
-        self._n_seeds, self._listener, self.waited = n_seeds, listener, waited
-        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="compile")
-        self._jobs: dict[str, Future] = {}
-
-    def submit(self, name: str, function: Callable, *shapes: PyTree, donate: tuple[int, ...] = ()) -> PyTree:
-        """Starts compiling a function of one seed for all seeds; returns the shapes of what it gives."""
-        began = time.perf_counter()
-        traced = jax.jit(over_seeds(function, self._n_seeds), donate_argnums=donate).trace(*shapes)
-        self.waited += time.perf_counter() - began
-        self._jobs[name] = self._pool.submit(lambda: traced.lower().compile())
-        return traced.out_info
-
-    def __getitem__(self, name: str) -> Callable:
-        """Returns a compiled program, when it is ready."""
-        job = self._jobs[name]
-        if not job.done():
-            self._listener.status(f"compiling {name}")
-            began = time.perf_counter()
-            wait([job])
-            self.waited += time.perf_counter() - began
-        return job.result()
-
-    def close(self) -> None:
-        """Gives up what has not begun to compile."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-
 class _Clock:
     """Seconds of training: those of earlier parts of the run, and since the start, without waiting for compilations."""
 
-    def __init__(self, programs: _Programs, earlier: float):
+    def __init__(self, programs: Programs, earlier: float):
         self._programs, self._earlier = programs, earlier
         self.start()
 
@@ -213,7 +167,7 @@ class _Runner:
         if self.two_phase:
             self.trainers[ADAPTERS] = make_trainer(config, env, adapting=True)
         self.keys = jnp.stack([jax.random.key(config.seed + k) for k in range(config.seeds)])
-        self.programs = _Programs(config.seeds, listener, start.compile_seconds if start else 0.0)
+        self.programs = Programs(config.seeds, listener.status, start.compile_seconds if start else 0.0)
         self.clock = _Clock(self.programs, start.train_seconds if start else 0.0)
         self._compile(start)
 

@@ -12,7 +12,8 @@ import pytest
 from helpers import assert_close, assert_same, two_phases
 
 from lorasa_jax import checkpoint, loop
-from lorasa_jax.loop import ADAPTERS, SHARED, Diverged, Listener, over_seeds, run
+from lorasa_jax.loop import ADAPTERS, SHARED, Diverged, Listener, run
+from lorasa_jax.programs import over_seeds
 from lorasa_jax.types import TrainState
 
 ITERATIONS, SWITCHES, SEED = 5, (1, 3), 7
@@ -161,7 +162,7 @@ def test_a_run_that_goes_on_leaves_its_start_as_it_was(monkeypatch):
 
 
 def test_a_run_that_diverges_says_when_what_and_for_which_seed(monkeypatch):
-    get = loop._Programs.__getitem__
+    get = loop.Programs.__getitem__
     calls = []
 
     def spoil(programs, name):
@@ -177,7 +178,7 @@ def test_a_run_that_diverges_says_when_what_and_for_which_seed(monkeypatch):
 
         return collect
 
-    monkeypatch.setattr(loop._Programs, "__getitem__", spoil)
+    monkeypatch.setattr(loop.Programs, "__getitem__", spoil)
     monkeypatch.setattr(loop, "should_switch", lambda *args: False)
     batch = make_config().steps_per_iteration
     message = rf"policy_loss became nan for seed {SEED + 1}, in iteration 2 \({2 * batch} steps, phase shared\)"

@@ -185,8 +185,15 @@ def test_a_second_ctrl_c_stops_at_once_and_the_run_can_still_go_on(
         interrupt(patch, after=3, signals=(signal.SIGINT, signal.SIGINT))
         assert stopped([*TINY, "--out", str(out)]) == 130
     assert not (out / "checkpoints").exists()
+    capsys.readouterr()
     resume(out)
+    assert "has no checkpoint yet, so the run begins anew" in capsys.readouterr().err
     assert outcome(out) == outcome(directory)
+    shutil.rmtree(out / "checkpoints")
+    before = (out / "metrics.jsonl").read_bytes()
+    assert stopped(["--resume", str(out), "--total-steps", "1024"]) == 2
+    assert "holds a finished run, but no checkpoint to go on from" in capsys.readouterr().err
+    assert (out / "metrics.jsonl").read_bytes() == before
 
 
 def test_a_finished_run_has_nothing_left_to_do(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -309,38 +316,48 @@ def test_a_record_that_finds_no_space_stops_the_run_in_one_line(
     assert message.count("\n") == 1
 
 
-RUN = Path(run.__file__)
+def unfinished(checkpoints: Path) -> set[tuple[str, int]]:
+    """What is being written, or was when its run was killed."""
+    entries = os.scandir(checkpoints) if checkpoints.is_dir() else ()
+    return {(entry.name, entry.inode()) for entry in entries if "unfinished" in entry.name}
+
+
+def kill(process: subprocess.Popen, checkpoints: Path, rng: random.Random) -> bool:
+    """Kills a run: at some moment of its start, or about when it saves. Says whether that tore a checkpoint."""
+    before = unfinished(checkpoints)
+    if rng.random() < 0.25:
+        time.sleep(rng.uniform(0, 10))
+    else:
+        while process.poll() is None and unfinished(checkpoints) <= before:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 3))
+    process.kill()
+    process.wait()
+    return not unfinished(checkpoints) <= before
 
 
 @pytest.mark.slow
 def test_a_run_survives_being_killed_at_any_moment(tmp_path: Path) -> None:
     """In the middle of saving too, which is what this run does most of its time."""
-    rng = random.Random(0)
-    out, whole = tmp_path / "out", tmp_path / "whole"
+    rng, out, whole = random.Random(0), tmp_path / "out", tmp_path / "whole"
     argv = [*TINY, "--switch-step", "auto", "--total-steps", "2560", "--save-every", "0"]
-    command = [sys.executable, str(RUN)]
+    command = [sys.executable, str(Path(run.__file__))]
     subprocess.run([*command, *argv, "--out", str(whole)], check=True, capture_output=True)
-    began = time.monotonic()
-    subprocess.run([*command, "--resume", str(whole / "checkpoints" / "72")], capture_output=True)
-    startup = time.monotonic() - began
-    kills = 0
-    todo = [*argv, "--out", str(out)]
-    while kills < 20:
-        process = subprocess.Popen([*command, *todo], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-        try:
-            process.wait(startup * rng.uniform(0.2, 1.2))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            kills += 1
-        _, said = process.communicate()
-        assert "error" not in said
-        if (out / "config.json").exists():
-            todo = ["--resume", str(out)]
-        elif out.exists():
-            shutil.rmtree(out)
-        if (out / "summary.json").exists():  # it got through: take some of it back, and kill it again
-            (out / "summary.json").unlink()
-            todo = ["--resume", str(checkpoint.complete(out / "checkpoints")[0])]
+    todo, torn, moments = [*argv, "--out", str(out)], 0, set()
+    for _ in range(20):
+        with subprocess.Popen(
+            [*command, *todo], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        ) as process:
+            torn += kill(process, out / "checkpoints", rng)
+            assert process.stderr is not None
+            assert "rror" not in process.stderr.read()
+        if not (out / "config.json").exists():
+            shutil.rmtree(out, ignore_errors=True)
+            continue
+        todo = ["--resume", str(out)]
+        moments |= {path.name for path in checkpoint.complete(out / "checkpoints")}
+    assert torn > 2
+    assert len(moments) > 5
     subprocess.run([*command, *todo], check=True, capture_output=True)
     assert outcome(out) == outcome(whole)
 
@@ -353,6 +370,7 @@ def test_a_battle_goes_on_as_if_it_never_had_stopped(
     argv = [
         "--env", "smax", "--task", "3m", "--sharing", sharing, "--n-envs", "4", "--rollout-length", "20",
         "--total-steps", "480", "--switch-step", "240", "--evaluations", "2", "--eval-episodes", "4", "--gif", "False",
+        "--ppo.chunk-length", "10",
     ]  # fmt: skip
     whole, out = tmp_path / "whole", tmp_path / "out"
     run.main([*argv, "--out", str(whole)])
