@@ -13,7 +13,6 @@ from helpers import assert_close, assert_same, two_phases
 
 from lorasa_jax import checkpoint, loop
 from lorasa_jax.loop import ADAPTERS, SHARED, Diverged, Listener, run
-from lorasa_jax.programs import over_seeds
 from lorasa_jax.types import TrainState
 
 ITERATIONS, SWITCHES, SEED = 5, (1, 3), 7
@@ -186,15 +185,6 @@ def test_a_run_that_diverges_says_when_what_and_for_which_seed(monkeypatch):
         run(make_config(), two_phases().env)
     error = caught.value
     assert (error.quantity, error.seed, error.iteration, error.phase) == ("policy_loss", SEED + 1, 2, SHARED)
-
-
-def test_mapping_over_seeds_adds_an_axis_also_for_one():
-    def function(x, y):
-        return {"sum": (x + y).sum()}
-
-    for n in (1, 3):
-        x = jnp.arange(2.0 * n).reshape(n, 2)
-        assert_same(over_seeds(function, n)(x, x), {"sum": 2 * np.asarray(x).sum(axis=1)})
 
 
 def test_listeners_are_known_by_what_they_can_do():

@@ -328,9 +328,11 @@ def kill(process: subprocess.Popen, checkpoints: Path, rng: random.Random) -> bo
     if rng.random() < 0.25:
         time.sleep(rng.uniform(0, 10))
     else:
-        while process.poll() is None and unfinished(checkpoints) <= before:
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, 3))
+        seen, enough = set(before), len(before) + rng.randint(1, 8)
+        while process.poll() is None and len(seen) < enough:
+            seen |= unfinished(checkpoints)
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.1))
     process.kill()
     process.wait()
     return not unfinished(checkpoints) <= before
@@ -340,7 +342,7 @@ def kill(process: subprocess.Popen, checkpoints: Path, rng: random.Random) -> bo
 def test_a_run_survives_being_killed_at_any_moment(tmp_path: Path) -> None:
     """In the middle of saving too, which is what this run does most of its time."""
     rng, out, whole = random.Random(0), tmp_path / "out", tmp_path / "whole"
-    argv = [*TINY, "--switch-step", "auto", "--total-steps", "2560", "--save-every", "0"]
+    argv = [*TINY, "--switch-step", "auto", "--total-steps", "5120", "--save-every", "0"]
     command = [sys.executable, str(Path(run.__file__))]
     subprocess.run([*command, *argv, "--out", str(whole)], check=True, capture_output=True)
     todo, torn, moments = [*argv, "--out", str(out)], 0, set()
