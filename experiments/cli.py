@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,13 @@ from typing import Any, Literal, NoReturn, TypeVar
 import tyro
 import yaml
 
-from lorasa_jax.config import Config, ConfigError, nearest, require
+from lorasa_jax.config import Config, ConfigError, changed_settings, nearest, require
 
 PRESETS = Path(__file__).parent / "configs"
+CHECKPOINTS = "checkpoints"
+"""Where a run directory keeps them."""
+FREE = ("gif", "track", "cache", "save-every", "resume", "total-steps")
+"""Flags that may differ when a run goes on. Whether its budget may is found out with its checkpoint."""
 C = TypeVar("C", bound=Config)
 
 
@@ -33,10 +38,20 @@ class RunConfig(Config):
     """Send metrics to a tracker as well."""
     cache: bool = True
     """Keep compiled programs in the user's cache directory, so that the next run starts at once."""
+    save_every: float = 60.0
+    """Seconds between two checkpoints, at least; 0: one after every iteration."""
+    resume: Path | None = None
+    """Go on with the run in this directory (or from a checkpoint, DIR/checkpoints/N). Settings are its own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.save_every >= 0, f"save-every must be 0 or more, got {self.save_every}")
 
     @property
     def directory(self) -> Path:
         """The run directory."""
+        if self.resume is not None:
+            return _run_of(self.resume)
         return self.out or Path("runs") / f"{self.env}-{self.task}-{self.algo}-{self.sharing}-seed{self.seed}"
 
 
@@ -48,9 +63,12 @@ def parse(config_type: type[C], argv: Sequence[str]) -> C:
     selectors = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     selectors.add_argument("--env", default=Config.env)
     selectors.add_argument("--preset", default=RunConfig.preset)
+    selectors.add_argument("--resume", type=Path, nargs="?")
     flags = (tyro.conf.FlagConversionOff,)
     try:
         chosen, _ = selectors.parse_known_args(argv)
+        if chosen.resume is not None:
+            return _parse_resumed(config_type, chosen.resume, argv)
         # A wrong --env is left to the full parser, which knows the right ones.
         if not (PRESETS / chosen.env).is_dir():
             return tyro.cli(config_type, args=argv, config=flags)
@@ -59,6 +77,32 @@ def parse(config_type: type[C], argv: Sequence[str]) -> C:
         return tyro.cli(config_type, args=argv, default=defaults, config=flags)
     except ConfigError as error:
         fail(error)
+
+
+def _parse_resumed(config_type: type[C], resume: Path, argv: Sequence[str]) -> C:
+    """Returns the settings of the run in a directory, with those flags that it may go on with."""
+    path = _run_of(resume) / "config.json"
+    require(path.is_file(), f"there is no run to go on with in {path.parent}: it has no config.json")
+    kept = read_config(config_type, path)
+    config = tyro.cli(config_type, args=argv, default=kept, config=(tyro.conf.FlagConversionOff,))
+    for name, before, after in changed_settings(dataclasses.asdict(kept), dataclasses.asdict(config)):
+        require(name in FREE, f"--{name} cannot change when a run goes on: it is {before} in {path}, not {after}")
+    return config
+
+
+def read_config(config_type: type[C], path: Path) -> C:
+    """Returns the configuration that a run wrote to its `config.json`."""
+    try:
+        settings = json.loads(path.read_text())
+    except ValueError:
+        raise ConfigError(f"{path} is no valid JSON; a run writes it whole, so it was changed since") from None
+    require(isinstance(settings, dict), f"{path} must hold settings by name")
+    return tyro.cli(config_type, args=[*_flags(config_type, settings, path)], config=(tyro.conf.FlagConversionOff,))
+
+
+def _run_of(resume: Path) -> Path:
+    """The run directory of what `--resume` names."""
+    return resume.parent.parent if resume.parent.name == CHECKPOINTS else resume
 
 
 def fail(error: Exception | str) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import importlib.metadata
 import json
 import math
@@ -10,13 +11,15 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lorasa_jax.config import Config
+from lorasa_jax.config import Config, ConfigError, changed_settings, require
 from lorasa_jax.loop import Report
 
 PACKAGES = ("lorasa-jax", "jax", "jaxlib", "flax", "optax", "chex", "jaxmarl", "brax", "mujoco", "numpy")
@@ -24,7 +27,7 @@ PACKAGES = ("lorasa-jax", "jax", "jaxlib", "flax", "optax", "chex", "jaxmarl", "
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
     """Leaves the file whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished = path.with_name(f".{path.name}.unfinished")
     unfinished.write_text(json.dumps(_plain(data), indent=2) + "\n")
     unfinished.replace(path)
 
@@ -81,16 +84,77 @@ class Record:
     """Writes a run directory as the run goes on.
 
     `metrics.jsonl` has one row per seed and iteration; a row is on disk before the next
-    iteration's is made.
+    iteration's is made. One process at a time writes a directory.
     """
 
     def __init__(self, directory: Path, config: Config):
         self.directory, self.config = directory, config
-        directory.mkdir(parents=True, exist_ok=True)
-        write_json(directory / "config.json", dataclasses.asdict(config))
-        write_json(directory / "versions.json", versions())
-        self._metrics = (directory / "metrics.jsonl").open("w")
         self.rows: list[dict[str, Any]] = []
+        directory.mkdir(parents=True, exist_ok=True)
+        self._metrics = (directory / "metrics.jsonl").open("a+")
+        try:
+            fcntl.flock(self._metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise ConfigError(f"another process is writing {directory}; wait for it, or stop it") from None
+
+    def begin(self) -> None:
+        """Says what is run, and with what; nothing has been measured yet."""
+        self._metrics.truncate(0)
+        self._write_config()
+        write_json(self.directory / "versions.json", versions())
+
+    def notes(self) -> Iterator[str]:
+        """Yields what someone who goes on with this run should know of it."""
+        diverged, made_with = self.directory / "diverged.json", self.directory / "versions.json"
+        if diverged.exists():
+            found = json.loads(diverged.read_text())
+            yield (
+                f"this run diverged in iteration {found['iteration']} ({found['quantity']} became {found['value']} "
+                f"for seed {found['seed']}), and will again if nothing else has changed"
+            )
+        if made_with.exists():
+            then, now = json.loads(made_with.read_text()), versions()
+            parts = ("packages", "python", "cpus", "devices")
+            for name, before, after in changed_settings({p: then[p] for p in parts}, {p: now[p] for p in parts}):
+                yield f"{name} is {after} now and was {before}, so the last bits of the numbers may differ"
+
+    def require_rows(self, rows: int) -> list[str]:
+        """Returns the first rows of what was measured, as they stand in the file.
+
+        Raises:
+            ConfigError: there are fewer.
+        """
+        self._metrics.seek(0)
+        lines = [line for line in self._metrics if line.endswith("\n")]
+        require(
+            len(lines) >= rows,
+            f"{self._metrics.name} has only {len(lines)} of the {rows} rows before the checkpoint; "
+            "put the whole file back, or go on from an older checkpoint",
+        )
+        return lines[:rows]
+
+    def go_on(self, rows: int) -> None:
+        """Keeps the first rows, and drops those that a run that goes on will measure again."""
+        lines = self.require_rows(rows)
+        self.rows = [json.loads(line) for line in lines]
+        self._metrics.seek(0, os.SEEK_END)
+        self._metrics.truncate(sum(len(line.encode()) for line in lines))
+        for name in ("summary.json", "diverged.json"):
+            (self.directory / name).unlink(missing_ok=True)
+        self._write_config()
+        before = json.loads((self.directory / "versions.json").read_text())
+        write_json(self.directory / "versions.json", {**before, "resumed": [*before.get("resumed", []), versions()]})
+
+    def _write_config(self) -> None:
+        settings = dataclasses.asdict(self.config)
+        settings.pop("resume", None)  # how a command began says nothing about the run
+        write_json(self.directory / "config.json", settings)
+
+    @property
+    def wall_seconds(self) -> float:
+        """Seconds of the commands behind the rows so far."""
+        return self.rows[-1]["wall_seconds"] if self.rows else 0.0
 
     def add(self, report: Report, clock: dict[str, float | None]) -> list[dict[str, Any]]:
         """Writes one iteration; returns its rows."""
@@ -114,7 +178,8 @@ class Record:
 
     def close(self) -> None:
         """Closes the metrics file."""
-        self._metrics.close()
+        with suppress(OSError):  # what a full disk did not take was said when it did not
+            self._metrics.close()
 
     def draw_curve(self) -> None:
         """Draws return and win rate of all seeds over environment steps."""

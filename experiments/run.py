@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import json
 import os
+import shlex
+import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from lorasa_jax.config import ConfigError
+from lorasa_jax.config import ConfigError, require
 
-from cli import RunConfig, fail, parse
+from cli import CHECKPOINTS, RunConfig, fail, parse
 
 if TYPE_CHECKING:
-    from lorasa_jax.loop import Report, Result
+    from lorasa_jax.checkpoint import Saver
+    from lorasa_jax.envs import Env
+    from lorasa_jax.loop import Diverged, Report, Result, RunState
 
     from display import Display
     from record import Record
@@ -26,7 +33,7 @@ class Reporter:
 
     def __init__(self, display: Display, record: Record, track: Any):
         self.display, self.record, self.track = display, record, track
-        self.began = time.perf_counter()
+        self.began = time.perf_counter() - record.wall_seconds
 
     def status(self, text: str) -> None:
         """Takes what happens now."""
@@ -38,6 +45,55 @@ class Reporter:
         clock = {"steps_per_second": speed, "wall_seconds": time.perf_counter() - self.began}
         for row in self.record.add(report, clock):
             self.track(row)
+
+
+class Stop:
+    """Holds the first Ctrl-C or SIGTERM back until the run stands between two iterations; the next one acts at once.
+
+    Attributes:
+        signal: the one that came.
+    """
+
+    DEFAULTS: ClassVar[dict[int, Any]] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+
+    def __init__(self) -> None:
+        self.signal = 0
+        # What is ignored, as in a job in the background of a script, stays ignored.
+        self._found = {s: signal.getsignal(s) for s in self.DEFAULTS if signal.getsignal(s) != signal.SIG_IGN}
+
+    def __enter__(self) -> Stop:
+        for number in self._found:
+            signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Lets signals act as before."""
+        for number, handler in self._found.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: object) -> None:
+        self.signal = number
+        for each in self._found:
+            signal.signal(each, self.DEFAULTS[each])
+        # Not print, which may be in the middle of something else.
+        os.write(2, b"\nstopping after this iteration; once more: at once\n")
+
+
+class Keeper:
+    """Offers a run's states to the saver, and stops the run where it was asked to."""
+
+    def __init__(self, saver: Saver, stop: Stop):
+        self.saver, self.stop = saver, stop
+
+    def __call__(self, state: RunState) -> None:
+        """Takes a state between two iterations."""
+        self.saver(state)
+        if self.stop.signal:
+            self.saver.take(state)
+            raise KeyboardInterrupt
 
 
 def summarise(config: RunConfig, result: Result, wall_seconds: float) -> dict[str, Any]:
@@ -92,15 +148,14 @@ def draw_episode(config: RunConfig, result: Result, path: Path) -> None:
 
 
 def train(config: RunConfig, began: float) -> None:
-    """Runs the configuration and fills its run directory."""
+    """Runs the configuration, from its beginning or from a checkpoint, and fills its run directory."""
     import jax
 
     from lorasa_jax.envs import make_env
-    from lorasa_jax.loop import Diverged, run
     from lorasa_jax.trainer import make_trainer
 
-    from display import Display, make_tracker
-    from record import Record, write_json
+    from display import make_tracker
+    from record import Record
 
     if config.cache:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lorasa_jax"
@@ -113,9 +168,54 @@ def train(config: RunConfig, began: float) -> None:
         record = Record(directory, config)
     except OSError as error:
         fail(f"{directory} cannot be made: {error.strerror}; name another directory with --out")
+    with closing(record):
+        start = find_start(config, env, record)
+        fill(config, env, record, track, start, began - record.wall_seconds)
+
+
+def find_start(config: RunConfig, env: Env, record: Record) -> RunState | None:
+    """Returns the state that a run goes on from, and readies its record; None: from the beginning.
+
+    A run that was stopped before its first checkpoint begins anew.
+    """
+    from lorasa_jax.checkpoint import complete, drop_after, load
+
+    path = None
+    if config.resume is not None:
+        for note in record.notes():
+            complain(f"note: {note}")
+        newest = next(reversed(complete(config.directory / CHECKPOINTS)), None)
+        path = newest if config.resume == config.directory else config.resume
+        require(
+            path is not None or not (config.directory / "summary.json").exists(),
+            f"{config.directory} holds a finished run, but no checkpoint to go on from",
+        )
+        if path is None:
+            complain(f"note: {config.directory} has no checkpoint yet, so the run begins anew")
+    if path is None:
+        record.begin()
+        return None
+    start = load(path, config, env)
+    record.require_rows(start.rows)
+    drop_after(path)
+    record.go_on(start.rows)
+    return start
+
+
+def fill(config: RunConfig, env: Env, record: Record, track: Any, start: RunState | None, began: float) -> None:
+    """Runs what is left of a run, and says how it ended."""
+    from lorasa_jax.checkpoint import Saver
+    from lorasa_jax.loop import Diverged, run
+
+    from display import Display
+    from record import write_json
+
+    directory = config.directory
+    saver = Saver(directory / CHECKPOINTS, config, config.save_every, complain)
     try:
-        with Display(config) as display:
-            result = run(config, env, Reporter(display, record, track))
+        with closing(saver), Stop() as stop, Display(config) as display:
+            result = run(config, env, Reporter(display, record, track), start=start, save=Keeper(saver, stop))
+            stop.release()
             summary = summarise(config, result, time.perf_counter() - began)
             write_json(directory / "summary.json", summary)
             display.status("drawing")
@@ -125,32 +225,80 @@ def train(config: RunConfig, began: float) -> None:
     except KeyboardInterrupt:
         record.draw_curve()
         steps = record.rows[-1]["env_steps"] if record.rows else 0
-        print(f"stopped after {steps:,} steps; what was measured so far is in {directory}", file=sys.stderr)
-        raise SystemExit(130) from None
+        complain(f"stopped after {steps:,} steps; what was measured so far is in {directory}")
+        complain(f"go on with: {again(directory)}")
+        raise SystemExit(128 + (stop.signal or signal.SIGINT)) from None
     except Diverged as error:
-        fail(f"the run diverged: {error}; what was measured until then is in {directory}")
-    finally:
-        record.close()
+        write_json(directory / "diverged.json", describe(error, record.rows))
+        kept = f"the last checkpoint before is {saver.newest()}" if saver.newest() else "there is no checkpoint"
+        fail(f"the run diverged: {error}; what was measured until then is in {directory}; {kept}")
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        fail(f"no space is left in {directory}; make some, and go on with: {again(directory)}")
+    print_result(config, result, summary)
+
+
+def again(directory: Path) -> str:
+    """Returns the command that goes on with a run."""
+    return shlex.join(["python", sys.argv[0], "--resume", str(directory)])
+
+
+def complain(text: str) -> None:
+    """Prints one line to stderr."""
+    print(text, file=sys.stderr)
+
+
+def describe(error: Diverged, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns what is known about a quantity that is no longer finite."""
+    last = next((row for row in reversed(rows) if row["seed"] == error.seed), None)
+    return {
+        "quantity": error.quantity,
+        "value": str(error.value),
+        "seed": error.seed,
+        "iteration": error.iteration,
+        "phase": error.phase,
+        "last_finite": last,
+    }
+
+
+def print_result(config: RunConfig, result: Result, summary: dict[str, Any]) -> None:
+    """Says how the run ended, and what it left."""
     for play, final in result.final.items():
         returns, wins = spread(summary, play, "return", ".3f"), spread(summary, play, "win_rate", ".1%")
         print(f"{play:8} return {returns}   win rate {wins}")
         if config.seeds > 1:
             print(f"{'':8} win rate by seed: {'  '.join(f'{rate:.1%}' for rate in final['win_rate'])}")
-    print(f"{', '.join(sorted(path.name for path in directory.iterdir()))} are in {directory}")
+    names = sorted(path.name for path in config.directory.iterdir() if not path.name.startswith("."))
+    print(f"{', '.join(names)} are in {config.directory}")
+
+
+def is_done(config: RunConfig) -> bool:
+    """Says whether a run that should go on has spent its budget and left its summary."""
+    try:
+        summary = json.loads((config.directory / "summary.json").read_text())
+    except FileNotFoundError:
+        return False
+    return config.resume == config.directory and summary["env_steps"] == config.iterations * config.steps_per_iteration
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     began = time.perf_counter()
     config = parse(RunConfig, sys.argv[1:] if argv is None else argv)
-    if config.directory.exists():
-        fail(f"{config.directory} exists already; name another directory with --out, or remove it")
+    if config.resume is not None and is_done(config):
+        print(f"nothing is left to do: {config.directory} has all of its {config.total_steps:,} steps")
+        return
+    if config.resume is None and config.directory.exists():
+        fail(f"{config.directory} exists already; name another directory with --out, remove it, or go on with --resume")
     if sys.stdout.isatty():
         print("loading", end="\r", flush=True)
     try:
         train(config, began)
     except ConfigError as error:
         fail(error)
+    except KeyboardInterrupt:  # before the run has begun
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 
 class ConfigError(Exception):
@@ -28,6 +28,19 @@ def require(condition: bool, message: str) -> None:
     """Raises `ConfigError` with `message` unless the condition holds."""
     if not condition:
         raise ConfigError(message)
+
+
+def changed_settings(
+    then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yields the settings that differ between two configurations, as dictionaries: flag, value then, value now."""
+    for name in {**then, **now}:
+        before, after = then.get(name), now.get(name)
+        flag = prefix + name.replace("_", "-")
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from changed_settings(before, after, f"{flag}.")
+        elif before != after:
+            yield flag, before, after
 
 
 def _positive(section: object, *names: str) -> None:

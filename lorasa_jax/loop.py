@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool
 
 from lorasa_jax.config import Config
 from lorasa_jax.envs.base import Env
+from lorasa_jax.programs import Programs, over_seeds
 from lorasa_jax.switching import should_switch
 from lorasa_jax.system import is_two_phase
 from lorasa_jax.trainer import Trainer, graft, make_trainer
@@ -25,7 +26,21 @@ MUST_BE_FINITE = ("policy_loss", "value_loss", "entropy", "kl", "actor_grad_norm
 
 
 class Diverged(RuntimeError):
-    """A quantity is no longer finite; the message says which, where it began, and for which seed."""
+    """A quantity is no longer finite; the message says which, where it began, and for which seed.
+
+    Attributes:
+        quantity: its name among the metrics.
+        value: what it became.
+        seed: the first seed in which it did.
+        iteration: of that seed, counted from 1.
+        phase: `shared` or `adapters`.
+    """
+
+    def __init__(self, quantity: str, value: float, seed: int, iteration: int, env_steps: int, phase: str):
+        super().__init__(
+            f"{quantity} became {value} for seed {seed}, in iteration {iteration} ({env_steps:,} steps, phase {phase})"
+        )
+        self.quantity, self.value, self.seed, self.iteration, self.phase = quantity, value, seed, iteration, phase
 
 
 class Report(NamedTuple):
@@ -67,6 +82,42 @@ class Silent:
         """Does nothing."""
 
 
+class RunState(NamedTuple):
+    """A whole run between two iterations: all that going on with it takes.
+
+    Attributes:
+        phase: of the next iteration, `shared` or `adapters`.
+        train: the states of all seeds, [K, ...]. Seeds stand at iterations of their own where
+            each finds its own switch: one that has switched waits, unchanged, for the others.
+        switch_steps: environment step at which each seed froze its trunk; None: not yet, or never.
+        curve: evaluations of the first phase: environment step, and the greedy return of every seed.
+        random_return: return of random play of each seed.
+        evaluation_interval: iterations between two evaluations. It follows from the budget a run
+            began with; one that is given more goes on in the same intervals.
+        compile_seconds: spent tracing and waiting for compilations so far.
+        train_seconds: spent on iterations so far, waiting for compilations not.
+    """
+
+    phase: str
+    train: TrainState
+    switch_steps: tuple[int | None, ...]
+    curve: tuple[tuple[int, tuple[float, ...]], ...]
+    random_return: tuple[float, ...]
+    evaluation_interval: int
+    compile_seconds: float
+    train_seconds: float
+
+    @property
+    def iterations(self) -> np.ndarray:
+        """Iterations that each seed has done, [K]; a copy, since an update consumes its state."""
+        return np.array(self.train.iteration)
+
+    @property
+    def rows(self) -> int:
+        """Iterations of all seeds together: one row each in a record of the run."""
+        return int(self.iterations.sum())
+
+
 class Result(NamedTuple):
     """What a run leaves.
 
@@ -90,134 +141,169 @@ class Result(NamedTuple):
     train_seconds: float
 
 
-def over_seeds(function: Callable, n_seeds: int) -> Callable:
-    """Returns the function mapped over a leading seed axis; a single seed pays nothing for it."""
-    if n_seeds > 1:
-        return jax.vmap(function)
+class _Clock:
+    """Seconds of training: those of earlier parts of the run, and since the start, without waiting for compilations."""
 
-    def single(*args: PyTree) -> PyTree:
-        return jax.tree.map(lambda leaf: leaf[None], function(*jax.tree.map(lambda leaf: leaf[0], args)))
+    def __init__(self, programs: Programs, earlier: float):
+        self._programs, self._earlier = programs, earlier
+        self.start()
 
-    return single
+    def start(self) -> None:
+        """Counts from now on."""
+        self._began, self._waited = time.perf_counter(), self._programs.waited
 
-
-class _Programs:
-    """The compiled programs of a run. What is not needed yet is compiled while the run goes on.
-
-    Attributes:
-        waited: seconds the run stood still for tracing and compilation.
-    """
-
-    def __init__(self, n_seeds: int, listener: Listener):
-        self._n_seeds, self._listener = n_seeds, listener
-        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="compile")
-        self._jobs: dict[str, Future] = {}
-        self.waited = 0.0
-
-    def submit(self, name: str, function: Callable, *shapes: PyTree, donate: tuple[int, ...] = ()) -> PyTree:
-        """Starts compiling a function of one seed for all seeds; returns the shapes of what it gives."""
-        began = time.perf_counter()
-        traced = jax.jit(over_seeds(function, self._n_seeds), donate_argnums=donate).trace(*shapes)
-        self.waited += time.perf_counter() - began
-        self._jobs[name] = self._pool.submit(lambda: traced.lower().compile())
-        return traced.out_info
-
-    def __getitem__(self, name: str) -> Callable:
-        """Returns a compiled program, when it is ready."""
-        job = self._jobs[name]
-        if not job.done():
-            self._listener.status(f"compiling {name}")
-            began = time.perf_counter()
-            wait([job])
-            self.waited += time.perf_counter() - began
-        return job.result()
-
-    def close(self) -> None:
-        """Gives up what has not begun to compile."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+    def seconds(self) -> float:
+        """Returns the seconds so far."""
+        return self._earlier + (time.perf_counter() - self._began) - (self._programs.waited - self._waited)
 
 
 class _Runner:
-    """A run in progress: its programs, and the loop over iterations."""
+    """The programs of a run, and the steps from one `RunState` to the next."""
 
-    def __init__(self, config: Config, env: Env, listener: Listener):
-        self.config, self.env, self.listener = config, env, listener
+    def __init__(self, config: Config, env: Env, listener: Listener, start: RunState | None = None):
+        self.config, self.listener = config, listener
         self.two_phase = is_two_phase(config, env)
-        self.trainer = make_trainer(config, env)
-        self.programs = _Programs(config.seeds, listener)
-        self.keys = jnp.stack([jax.random.key(config.seed + k) for k in range(config.seeds)])
-        self._compile()
-
-    def _compile(self) -> None:
-        first, programs = self.trainer, self.programs
-        states = programs.submit("init", first.init, self.keys)
-        weights = jax.eval_shape(over_seeds(first.weights, self.config.seeds), states)
-        played = (weights, states.learner.critic, states.rollout, states.key, states.iteration)
-        rollout, trajectory, _ = programs.submit("collect", first.collect, *played)
-        programs.submit("shared weights", first.weights, states)
-        if self.config.switch_iteration != 0 or not self.two_phase:
-            programs.submit("shared update", self._update(first), states, rollout, trajectory, donate=(0,))
-        greedy = jax.ShapeDtypeStruct((self.config.seeds,), bool)
-        programs.submit("evaluate", first.evaluate, weights, states.key, states.iteration, greedy)
+        self.trainers = {SHARED: make_trainer(config, env)}
         if self.two_phase:
-            second = make_trainer(self.config, self.env, adapting=True)
+            self.trainers[ADAPTERS] = make_trainer(config, env, adapting=True)
+        self.keys = jnp.stack([jax.random.key(config.seed + k) for k in range(config.seeds)])
+        self.programs = Programs(config.seeds, listener.status, start.compile_seconds if start else 0.0)
+        self.clock = _Clock(self.programs, start.train_seconds if start else 0.0)
+        self._compile(start)
+
+    def _compile(self, start: RunState | None) -> None:
+        """Starts compiling what is still ahead, in the order in which it will be needed."""
+        config, programs = self.config, self.programs
+        phase = start.phase if start else SHARED
+        trainer = self.trainers[phase]
+        states = start.train if start else programs.submit("init", trainer.init, self.keys)
+        flags = jax.ShapeDtypeStruct((config.seeds,), bool)
+        weights = jax.eval_shape(over_seeds(trainer.weights, config.seeds), states)
+        played = (weights, states.learner.critic, states.rollout, states.key, states.iteration)
+        rollout, trajectory, _ = programs.submit("collect", trainer.collect, *played)
+        shapes = (rollout, trajectory, flags)
+        programs.submit(f"{phase} weights", trainer.weights, states)
+        if phase == ADAPTERS or not self.two_phase or config.switch_iteration != 0:
+            programs.submit(f"{phase} update", self._update(trainer), states, *shapes, donate=(0,))
+        programs.submit("evaluate", trainer.evaluate, weights, states.key, states.iteration, flags)
+        if self.two_phase and phase == SHARED:
+            second = self.trainers[ADAPTERS]
             states = programs.submit("graft", lambda state: graft(second, state), states)
             programs.submit("adapters weights", second.weights, states)
-            programs.submit("adapters update", self._update(second), states, rollout, trajectory, donate=(0,))
+            programs.submit("adapters update", self._update(second), states, *shapes, donate=(0,))
 
     def _update(self, trainer: Trainer) -> Callable:
-        iterations = self.config.iterations
+        each_its_own = self.config.seeds > 1 and self.two_phase and self.config.switch_iteration is None
 
-        def update(state: TrainState, rollout: RolloutState, trajectory: Trajectory) -> tuple[TrainState, Metrics]:
+        def update(
+            state: TrainState, rollout: RolloutState, trajectory: Trajectory, active: Bool[Array, ""]
+        ) -> tuple[TrainState, Metrics]:
             new, metrics = trainer.update(state, rollout, trajectory)
-            if self.config.seeds > 1 and self.config.switch_iteration is None:
-                # Seeds that switched at different steps: one that has spent its budget waits, unchanged.
-                done = state.iteration >= iterations
-                new = jax.tree.map(lambda old, new: jnp.where(done, old, new), state, new)
+            if each_its_own:
+                new = jax.tree.map(lambda old, new: jnp.where(active, new, old), state, new)
             return new, metrics
 
         return update
 
-    def evaluate(self, phase: str, states: TrainState, greedy: bool = True) -> dict[str, np.ndarray]:
+    def begin(self) -> RunState:
+        """Returns the run before its first iteration."""
+        train = self.programs["init"](self.keys)
+        # Random play: with every weight zero all logits are equal, and all means zero.
+        weights = jax.tree.map(jnp.zeros_like, self.programs["shared weights"](train))
+        random_return = self._play(weights, train, greedy=False)["return"]
+        self.clock.start()
+        state = RunState(
+            phase=SHARED,
+            train=train,
+            switch_steps=(None,) * self.config.seeds,
+            curve=(),
+            random_return=tuple(random_return.tolist()),
+            evaluation_interval=self.config.evaluation_interval,
+            compile_seconds=self.programs.waited,
+            train_seconds=0.0,
+        )
+        return self._switch(state)
+
+    def advance(self, state: RunState) -> tuple[RunState, Report]:
+        """Returns the run after one more iteration, and its report; consumes the state it is given."""
+        config, programs, phase, train = self.config, self.programs, state.phase, state.train
+        active = self._active(state)
+        after = state.iterations + active
+        weights = programs[f"{phase} weights"](train)
+        rollout, trajectory, episodes = programs["collect"](
+            weights, train.learner.critic, train.rollout, train.key, train.iteration
+        )
+        train, metrics = programs[f"{phase} update"](train, rollout, trajectory, active)
+        due = np.any(active & (after % state.evaluation_interval == 0))
+        evaluation = self.evaluate(phase, train) if due else None
+        measured = _fetch({**episodes, **metrics})
+        report = Report(phase, after * config.steps_per_iteration, active, measured, evaluation)
+        _check_finite(report, config)
+
+        curve = state.curve
+        if evaluation is not None and phase == SHARED:
+            curve = (*curve, (int(report.env_steps.max()), tuple(evaluation["return"].tolist())))
+        state = self._switch(state._replace(train=train, curve=curve))
+        state = state._replace(compile_seconds=programs.waited, train_seconds=self.clock.seconds())
+        return state, report
+
+    def _active(self, state: RunState) -> np.ndarray:
+        """Seeds that the next iteration counts for: those still to switch, and after that those with budget left."""
+        if state.phase == SHARED:
+            return np.array([step is None for step in state.switch_steps])
+        return state.iterations < self.config.iterations
+
+    def _switch(self, state: RunState) -> RunState:
+        """Returns the run with the switches that are due, and in its second phase when every seed has switched."""
+        if not self.two_phase or state.phase == ADAPTERS:
+            return state
+        now = int(state.iterations.max())
+        step = now * self.config.steps_per_iteration
+        switch_steps = tuple(
+            step if before is None and self._ready(state, k, now) else before
+            for k, before in enumerate(state.switch_steps)
+        )
+        state = state._replace(switch_steps=switch_steps)
+        if None in switch_steps:
+            return state
+        return state._replace(phase=ADAPTERS, train=self.programs["graft"](state.train))
+
+    def _ready(self, state: RunState, k: int, now: int) -> bool:
+        """Says whether seed k switches after `now` iterations."""
+        config = self.config
+        if config.switch_iteration is not None:
+            return now >= config.switch_iteration
+        if now >= config.iterations - 1:
+            return True  # the last iteration is left to the adapters, however short the run
+        if not state.curve or state.curve[-1][0] != now * config.steps_per_iteration:
+            return False  # nothing new is known
+        steps, returns = zip(*state.curve, strict=True)
+        return should_switch(steps, [row[k] for row in returns], state.random_return[k], config.total_steps)
+
+    def evaluate(self, phase: str, train: TrainState, greedy: bool = True) -> dict[str, np.ndarray]:
         """Returns the evaluation of every seed."""
-        weights = self.programs[f"{phase} weights"](states)
-        return self._evaluate(weights, states, greedy)
+        return self._play(self.programs[f"{phase} weights"](train), train, greedy)
 
-    def random_play(self, states: TrainState) -> dict[str, np.ndarray]:
-        """Returns the evaluation of random play: with every weight zero all logits are equal, and all means zero."""
-        weights = jax.tree.map(jnp.zeros_like, self.programs["shared weights"](states))
-        return self._evaluate(weights, states, greedy=False)
-
-    def _evaluate(self, weights: Weights, states: TrainState, greedy: bool) -> dict[str, np.ndarray]:
+    def _play(self, weights: Weights, train: TrainState, greedy: bool) -> dict[str, np.ndarray]:
         flags = jnp.full(self.config.seeds, greedy)
-        return _fetch(self.programs["evaluate"](weights, states.key, states.iteration, flags))
+        return _fetch(self.programs["evaluate"](weights, train.key, train.iteration, flags))
 
-    def advance(self, phase: str, states: TrainState, until: int) -> TrainState:
-        """Returns the states after iterations of one phase, each of them reported."""
-        for later, report in self.iterate(phase, states, until):
-            self.listener.report(report)
-            states = later
-        return states
-
-    def iterate(self, phase: str, states: TrainState, until: int) -> Iterator[tuple[TrainState, Report]]:
-        """Runs iterations of one phase until every seed has done `until` in all."""
-        config, programs = self.config, self.programs
-        before = np.asarray(states.iteration)
-        while before.min() < until:
-            weights = programs[f"{phase} weights"](states)
-            rollout, trajectory, episodes = programs["collect"](
-                weights, states.learner.critic, states.rollout, states.key, states.iteration
-            )
-            states, metrics = programs[f"{phase} update"](states, rollout, trajectory)
-            active = before < config.iterations
-            after = np.minimum(before + 1, config.iterations)
-            due = np.any(active & (after % config.evaluation_interval == 0))
-            evaluation = self.evaluate(phase, states) if due else None
-            measured = _fetch({**episodes, **metrics})
-            report = Report(phase, after * config.steps_per_iteration, active, measured, evaluation)
-            _check_finite(report, config)
-            yield states, report
-            before = after
+    def finish(self, state: RunState) -> Result:
+        """Evaluates a run that has spent its budget."""
+        self.listener.status("final evaluation")
+        # On the same start states, so that the two differ by the choice of actions.
+        final = {
+            name: self.evaluate(state.phase, state.train, greedy=name == "greedy") for name in ("greedy", "sampled")
+        }
+        return Result(
+            trainer=self.trainers[state.phase],
+            states=state.train,
+            switch_steps=list(state.switch_steps),
+            random_return=np.array(state.random_return),
+            final=final,
+            compile_seconds=self.programs.waited,
+            train_seconds=self.clock.seconds(),
+        )
 
 
 def _fetch(tree: PyTree) -> dict[str, np.ndarray]:
@@ -230,86 +316,58 @@ def _check_finite(report: Report, config: Config) -> None:
         if bad.any():
             row = int(np.argmax(bad))
             step = int(report.env_steps[row])
-            raise Diverged(
-                f"{name} became {report.metrics[name][row]} for seed {config.seed + row}, "
-                f"in iteration {step // config.steps_per_iteration} ({step:,} steps, phase {report.phase})"
-            )
+            iteration = step // config.steps_per_iteration
+            raise Diverged(name, float(report.metrics[name][row]), config.seed + row, iteration, step, report.phase)
 
 
-def run(config: Config, env: Env, listener: Listener | None = None) -> Result:
+def run(
+    config: Config,
+    env: Env,
+    listener: Listener | None = None,
+    *,
+    start: RunState | None = None,
+    save: Callable[[RunState], None] | None = None,
+) -> Result:
     """Trains all seeds of a configuration and evaluates them.
 
     A two-phase scheme first trains its trunks. Each seed switches at `switch_step`, or by
-    `auto` at a step of its own: its state is kept there, and when all seeds have switched
-    they go on in one program.
+    `auto` at a step of its own, where it waits until all seeds have switched; then they go
+    on in one program.
+
+    Args:
+        config: the configuration.
+        env: its environment.
+        listener: is told what happens.
+        start: a state of the same run, to go on from; it is left as it is.
+        save: is offered the run between any two iterations, and at its beginning and end. The
+            next iteration consumes the arrays: what is kept must be copied before it returns. An
+            exception it raises ends the run.
 
     Raises:
         ConfigError: the configuration does not fit the environment.
         Diverged: a loss or gradient is no longer finite.
     """
-    runner = _Runner(config, env, listener or Silent())
+    runner = _Runner(config, env, listener or Silent(), start)
     try:
-        return _run(runner)
+        return _run(runner, start, save or (lambda state: None))
     finally:
         runner.programs.close()
 
 
-def _run(runner: _Runner) -> Result:
-    config, listener, programs = runner.config, runner.listener, runner.programs
-    states = runner.programs["init"](runner.keys)
-    random_return = runner.random_play(states)["return"]
-    began, waited = time.perf_counter(), programs.waited
-    switch_steps: list[int | None] = [None] * config.seeds
-    trainer, phase, switch = runner.trainer, SHARED, config.switch_iteration
-    if not runner.two_phase:
-        switch = config.iterations
-    elif config.iterations == 1:
-        switch = 0  # a single iteration leaves nothing to wait for
-
-    if switch is None:
-        states, switch_steps = _train_until_each_switches(runner, states, random_return)
+def _run(runner: _Runner, start: RunState | None, save: Callable[[RunState], None]) -> Result:
+    if start is None:
+        state = runner.begin()
     else:
-        states = runner.advance(SHARED, states, switch)
-    if runner.two_phase:
-        if switch is not None:
-            switch_steps = [switch * config.steps_per_iteration] * config.seeds
-        trainer, phase = make_trainer(config, runner.env, adapting=True), ADAPTERS
-        states = runner.programs["graft"](states)
-        states = runner.advance(ADAPTERS, states, config.iterations)
-
-    listener.status("final evaluation")
-    # On the same start states, so that the two differ by the choice of actions.
-    final = {name: runner.evaluate(phase, states, greedy=name == "greedy") for name in ("greedy", "sampled")}
-    train_seconds = time.perf_counter() - began - (programs.waited - waited)
-    return Result(trainer, states, switch_steps, random_return, final, programs.waited, train_seconds)
+        state = start._replace(train=jax.tree.map(jnp.copy, start.train))
+        runner.clock.start()
+    save(state)
+    while not is_finished(state, runner.config):
+        state, report = runner.advance(state)
+        runner.listener.report(report)
+        save(state)
+    return runner.finish(state)
 
 
-def _train_until_each_switches(
-    runner: _Runner, states: TrainState, random_return: np.ndarray
-) -> tuple[TrainState, list[int | None]]:
-    """Trains the trunks; returns each seed's state where its own curve said to switch, and the steps."""
-    config = runner.config
-    kept: list[TrainState | None] = [None] * config.seeds
-    switch_steps: list[int | None] = [None] * config.seeds
-    steps: list[int] = []
-    curves: list[list[float]] = [[] for _ in range(config.seeds)]
-    # The last iteration is left to the adapters, however short the run.
-    for now, report in runner.iterate(SHARED, states, config.iterations - 1):
-        waiting = np.array([state is None for state in kept])
-        runner.listener.report(report._replace(active=waiting))
-        step, evaluation = int(report.env_steps[0]), report.evaluation
-        last = step >= (config.iterations - 1) * config.steps_per_iteration
-        if evaluation is not None:
-            steps.append(step)
-            for curve, value in zip(curves, evaluation["return"], strict=True):
-                curve.append(float(value))
-        for k in np.flatnonzero(waiting).tolist():
-            ready = evaluation is not None and should_switch(
-                steps, curves[k], float(random_return[k]), config.total_steps
-            )
-            if ready or last:
-                kept[k] = jax.tree.map(lambda leaf, k=k: leaf[k].copy(), now)
-                switch_steps[k] = step
-        if all(state is not None for state in kept):
-            break
-    return jax.tree.map(lambda *rows: jnp.stack(rows), *kept), switch_steps
+def is_finished(state: RunState, config: Config) -> bool:
+    """Says whether every seed has spent its budget."""
+    return bool(state.iterations.min() >= config.iterations)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from helpers import assert_close, assert_same, two_phases
 
-from lorasa_jax import loop
-from lorasa_jax.loop import ADAPTERS, SHARED, Diverged, Listener, over_seeds, run
+from lorasa_jax import checkpoint, loop
+from lorasa_jax.loop import ADAPTERS, SHARED, Diverged, Listener, run
 from lorasa_jax.types import TrainState
 
 ITERATIONS, SWITCHES, SEED = 5, (1, 3), 7
@@ -95,8 +95,8 @@ def test_reports_say_who_is_active_and_how_far(finished):
     rows = [(r.phase, (r.env_steps // batch).tolist(), r.active.tolist()) for r in finished.reports]
     assert rows == [
         (SHARED, [1, 1], [True, True]),
-        (SHARED, [2, 2], [False, True]),
-        (SHARED, [3, 3], [False, True]),
+        (SHARED, [1, 2], [False, True]),
+        (SHARED, [1, 3], [False, True]),
         (ADAPTERS, [2, 4], [True, True]),
         (ADAPTERS, [3, 5], [True, True]),
         (ADAPTERS, [4, 5], [True, False]),
@@ -107,8 +107,61 @@ def test_reports_say_who_is_active_and_how_far(finished):
         assert {leaf.shape for leaf in report.metrics.values()} == {(2,)}
 
 
+def test_a_run_stopped_anywhere_goes_on_to_the_same_end(tmp_path, monkeypatch):
+    """From before the first iteration to after the last, through both phases, by way of the disk."""
+    switch_as_told(monkeypatch)
+    config, env, listener = make_config(), two_phases().env, Recorder()
+    runner, starts = loop._Runner(config, env, listener), []
+
+    def keep(state):
+        path = checkpoint.write(tmp_path, checkpoint.take_snapshot(state, config))
+        starts.append(checkpoint.load(path, config, env))
+
+    result, reports = loop._run(runner, None, keep), listener.reports
+    runner.programs.close()
+    assert [start.rows for start in starts] == [0, 2, 3, 4, 6, 8, 9, 10]
+    assert [start.phase for start in starts] == [SHARED] * 3 + [ADAPTERS] * 5
+    for done, start in enumerate(starts):
+        listener.reports = []
+        again = loop._run(runner, start, lambda state: None)
+        assert again.switch_steps == result.switch_steps
+        assert_same(again.final, result.final)
+        assert_same(jax.tree.leaves(again.states._replace(key=0)), jax.tree.leaves(result.states._replace(key=0)))
+        assert (again.states.key == result.states.key).all()
+        assert len(listener.reports) == len(reports) - done
+        for report, expected in zip(listener.reports, reports[done:], strict=True):
+            assert report.phase == expected.phase
+            assert_same(report[1:], expected[1:])
+
+
+def test_a_run_that_goes_on_leaves_its_start_as_it_was(monkeypatch):
+    """And compiles only what is still ahead."""
+    monkeypatch.setattr(loop, "should_switch", lambda *args: True)
+    config, starts = make_config(), []
+
+    class Enough(Exception):
+        pass
+
+    def stop_in_the_second_phase(state):
+        if state.phase == ADAPTERS:
+            starts.append(state)
+            raise Enough
+
+    with pytest.raises(Enough):
+        run(config, two_phases().env, save=stop_in_the_second_phase)
+    (start,) = starts
+    before = jax.tree.map(np.array, start.train._replace(key=0))
+    listener = Recorder()
+    result = run(config, two_phases().env, listener, start=start)
+    assert_same(start.train._replace(key=0), before)
+    assert not {"compiling init", "compiling shared update", "compiling graft"} & set(listener.texts)
+    assert result.switch_steps == list(start.switch_steps)
+    assert result.compile_seconds > start.compile_seconds
+    assert result.train_seconds > start.train_seconds
+
+
 def test_a_run_that_diverges_says_when_what_and_for_which_seed(monkeypatch):
-    get = loop._Programs.__getitem__
+    get = loop.Programs.__getitem__
     calls = []
 
     def spoil(programs, name):
@@ -124,21 +177,14 @@ def test_a_run_that_diverges_says_when_what_and_for_which_seed(monkeypatch):
 
         return collect
 
-    monkeypatch.setattr(loop._Programs, "__getitem__", spoil)
+    monkeypatch.setattr(loop.Programs, "__getitem__", spoil)
     monkeypatch.setattr(loop, "should_switch", lambda *args: False)
     batch = make_config().steps_per_iteration
     message = rf"policy_loss became nan for seed {SEED + 1}, in iteration 2 \({2 * batch} steps, phase shared\)"
-    with pytest.raises(Diverged, match=message):
+    with pytest.raises(Diverged, match=message) as caught:
         run(make_config(), two_phases().env)
-
-
-def test_mapping_over_seeds_adds_an_axis_also_for_one():
-    def function(x, y):
-        return {"sum": (x + y).sum()}
-
-    for n in (1, 3):
-        x = jnp.arange(2.0 * n).reshape(n, 2)
-        assert_same(over_seeds(function, n)(x, x), {"sum": 2 * np.asarray(x).sum(axis=1)})
+    error = caught.value
+    assert (error.quantity, error.seed, error.iteration, error.phase) == ("policy_loss", SEED + 1, 2, SHARED)
 
 
 def test_listeners_are_known_by_what_they_can_do():

@@ -25,7 +25,7 @@ OWN_MAPS = {
 }
 """Battles of SMAC that JaxMARL does not have: our units and theirs, by the letters of their types."""
 
-COLOSSUS = {
+COLOSSUS: dict[str, Any] = {
     "names": "colossus",
     "shorthands": "c",
     "velocities": 3.15,

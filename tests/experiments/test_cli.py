@@ -5,11 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cli import PRESETS, RunConfig, parse
+from cli import PRESETS, RunConfig, parse, read_config
+from record import Record
 
 RUN = Path(__file__).parents[2] / "experiments" / "run.py"
 PRESET_NAMES = sorted((path.parent.name, path.stem) for path in PRESETS.glob("*/*.yaml"))
@@ -27,6 +30,22 @@ def wrong(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 def test_every_preset_is_a_valid_configuration(env: str, preset: str) -> None:
     config = parse(RunConfig, ["--env", env, "--preset", preset])
     assert (config.env, config.preset) == (env, preset)
+
+
+@pytest.mark.parametrize(("env", "preset"), PRESET_NAMES)
+@pytest.mark.parametrize(
+    "argv", [[], ["--ppo.huber-delta", "inf", "--placement", "head", "gru_in", "--alpha", "0.1", "--out", "a b/c"]]
+)
+def test_a_configuration_comes_back_from_the_file_that_a_run_writes(
+    tmp_path: Path, env: str, preset: str, argv: list[str]
+) -> None:
+    if env == "toy":
+        argv = [word for word in argv if word != "gru_in"]
+    config = parse(RunConfig, ["--env", env, "--preset", preset, *argv])
+    with closing(Record(tmp_path, replace(config, resume=tmp_path))) as record:
+        record.begin()
+    assert read_config(RunConfig, tmp_path / "config.json") == config
+    assert parse(RunConfig, ["--resume", str(tmp_path)]) == replace(config, resume=tmp_path)
 
 
 def test_flags_override_the_preset_which_overrides_the_defaults(tmp_path: Path) -> None:
@@ -54,6 +73,7 @@ def test_flags_override_the_preset_which_overrides_the_defaults(tmp_path: Path) 
         (["--ppo.lr", "fast"], ["--ppo.lr", "'fast'"]),
         (["--sharing", "lora"], ["'lora'", "lorasa"]),
         (["--preset", "nowhere.yaml"], ["no preset file nowhere.yaml"]),
+        (["--save-every", "-1"], ["save-every must be 0 or more, got -1"]),
     ],
 )
 def test_a_wrong_flag_is_named_with_what_was_expected(

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from lorasa_jax import checkpoint, loop
 from lorasa_jax.config import Config
 
 import run
+from record import Record
 
 TINY = [
     "--env", "toy", "--cache", "False", "--total-steps", "512", "--n-envs", "8", "--rollout-length", "8",
@@ -32,7 +45,7 @@ def rows(directory: Path) -> list[dict[str, Any]]:
 
 def test_a_run_leaves_its_files(directory: Path) -> None:
     names = {path.name for path in directory.iterdir()}
-    assert names == {"config.json", "versions.json", "metrics.jsonl", "summary.json", "curve.png"}
+    assert names == {"config.json", "versions.json", "metrics.jsonl", "summary.json", "curve.png", "checkpoints"}
     assert (directory / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -100,19 +113,272 @@ def test_what_does_not_fit_the_game_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_an_interrupted_run_keeps_what_it_measured(
+CLOCK = ("steps_per_second", "wall_seconds", "compile_seconds")
+
+
+def outcome(directory: Path) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
+    """What a run computed: its rows and summary but for the clock, and the digest of everything at its end."""
+    summary = json.loads((directory / "summary.json").read_text())
+    last = checkpoint.read_meta(checkpoint.complete(directory / "checkpoints")[-1])
+    measured = [{name: row[name] for name in row if name not in CLOCK} for row in rows(directory)]
+    return measured, {name: summary[name] for name in summary if name not in CLOCK}, last["leaves"]
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, after: int, signals: Sequence[int] = (signal.SIGINT,)) -> None:
+    """Lets signals arrive when so many iterations of a command have been reported."""
+    seen, report = [], run.Reporter.report
+
+    def report_and_press(self: run.Reporter, iteration: Any) -> None:
+        report(self, iteration)
+        seen.append(iteration)
+        if len(seen) == after:
+            for number in signals:
+                os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(run.Reporter, "report", report_and_press)
+
+
+def stopped(argv: list[str]) -> int:
+    """The status with which a command ends before its time."""
+    with pytest.raises(SystemExit) as stop:
+        run.main(argv)
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def resume(directory: Path, *argv: str) -> None:
+    run.main(["--resume", str(directory), *argv])
+
+
+def test_a_run_stopped_in_each_phase_ends_as_if_it_never_had_been(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=2)
+        assert stopped([*TINY, "--out", str(out)]) == 130
+    assert len(rows(out)) == 4
+    said = capsys.readouterr().err
+    assert "stopped after 128 steps" in said
+    assert f"--resume {out}\n" in said
+    with (out / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"seed": 3, "iteration": 3}\n{"seed": 4, "itera')  # as a kill may leave it
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=4, signals=(signal.SIGTERM,))
+        assert stopped(["--resume", str(out)]) == 143
+    assert rows(out)[-1]["phase"] == "adapters"
+    resume(out, "--gif", "False", "--save-every", "0")
+    assert outcome(out) == outcome(directory)
+    wall = [row["wall_seconds"] for row in rows(out)]
+    assert wall == sorted(wall)
+    assert len(json.loads((out / "versions.json").read_text())["resumed"]) == 2
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_a_second_ctrl_c_stops_at_once_and_the_run_can_still_go_on(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From its beginning here, since there was no time for a checkpoint."""
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=3, signals=(signal.SIGINT, signal.SIGINT))
+        assert stopped([*TINY, "--out", str(out)]) == 130
+    assert not (out / "checkpoints").exists()
+    capsys.readouterr()
+    resume(out)
+    assert "has no checkpoint yet, so the run begins anew" in capsys.readouterr().err
+    assert outcome(out) == outcome(directory)
+    shutil.rmtree(out / "checkpoints")
+    before = (out / "metrics.jsonl").read_bytes()
+    assert stopped(["--resume", str(out), "--total-steps", "1024"]) == 2
+    assert "holds a finished run, but no checkpoint to go on from" in capsys.readouterr().err
+    assert (out / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_finished_run_has_nothing_left_to_do(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
+    resume(directory)
+    assert capsys.readouterr().out == f"nothing is left to do: {directory} has all of its 512 steps\n"
+    assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} == before
+
+
+def test_a_larger_budget_goes_on_as_if_it_had_always_been_there(directory: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run.main([*TINY, "--total-steps", "384", "--evaluations", "3", "--out", str(out)])
+    assert rows(out)[-1]["phase"] == "adapters"
+    resume(out, "--total-steps", "512")
+    assert outcome(out) == outcome(directory)
+    assert json.loads((out / "config.json").read_text())["total_steps"] == 512
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--rank", "3"], "--rank cannot change when a run goes on: it is 8 in"),
+        (["--ppo.lr", "0.25"], "--ppo.lr cannot change when a run goes on"),
+        (["--task", "synchronisation"], "--task cannot change"),
+        (["--preset", "other"], "--preset cannot change"),
+        (["--out", "elsewhere"], "--out cannot change"),
+        (["--total-steps", "448"], "total-steps can only grow"),
+    ],
+)
+def test_what_would_change_the_past_is_one_line(
+    directory: Path, capsys: pytest.CaptureFixture[str], argv: list[str], said: str
+) -> None:
+    before = {path: path.read_bytes() for path in directory.glob("*.json*")}
+    assert stopped(["--resume", str(directory), *argv]) == 2
+    message = capsys.readouterr().err
+    assert said in message
+    assert message.count("\n") == 1
+    assert {path: path.read_bytes() for path in directory.glob("*.json*")} == before
+
+
+def test_a_checkpoint_or_rows_that_are_not_whole_are_one_line(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(directory, out)
+    (out / "summary.json").unlink()  # as after a kill in the last moments
+    older, newest = checkpoint.complete(out / "checkpoints")
+    metrics = (out / "metrics.jsonl").read_text()
+    lines = metrics.splitlines(keepends=True)
+    (out / "metrics.jsonl").write_text("".join(lines[:-1]) + lines[-1][:20])
+    assert stopped(["--resume", str(out)]) == 2
+    assert "has only 15 of the 16 rows before the checkpoint" in capsys.readouterr().err
+    (out / "metrics.jsonl").write_text(metrics)
+    shutil.rmtree(newest / "shared")
+    assert stopped(["--resume", str(out)]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert message.endswith(f"an older one is there: --resume {older}\n")
+    resume(older)
+    assert outcome(out) == outcome(directory)
+
+
+def test_there_is_nothing_to_go_on_with_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert stopped(["--resume", str(tmp_path)]) == 2
+    assert f"no run to go on with in {tmp_path}: it has no config.json" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text("{")
+    assert stopped(["--resume", str(tmp_path)]) == 2
+    assert "is no valid JSON" in capsys.readouterr().err
+
+
+def test_one_process_at_a_time_writes_a_directory(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(directory, tmp_path / "out")
+    (tmp_path / "out" / "summary.json").unlink()
+    with closing(Record(tmp_path / "out", Config())):
+        assert stopped(["--resume", str(tmp_path / "out")]) == 2
+    assert "another process is writing" in capsys.readouterr().err
+
+
+def test_a_run_that_diverges_says_where_and_what_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    calls = []
+    check, out = loop._check_finite, tmp_path / "out"
 
-    def press_ctrl_c(self: run.Reporter, report: Any) -> None:
-        calls.append(self.record.add(report, {}))
-        if len(calls) == 2:
-            raise KeyboardInterrupt
+    def spoil(report: loop.Report, config: Config) -> None:
+        if report.env_steps[0] == 3 * 64:
+            report.metrics["kl"] = report.metrics["kl"] * np.array([1.0, np.nan])
+        check(report, config)
 
-    monkeypatch.setattr(run.Reporter, "report", press_ctrl_c)
-    with pytest.raises(SystemExit) as stop:
-        run.main([*TINY, "--out", str(tmp_path / "out")])
-    assert stop.value.code == 130
-    assert len(rows(tmp_path / "out")) == 4
-    assert "stopped after 128 steps" in capsys.readouterr().err
+    monkeypatch.setattr(loop, "_check_finite", spoil)
+    assert stopped([*TINY, "--save-every", "0", "--out", str(out)]) == 2
+    (kept,) = checkpoint.complete(out / "checkpoints")[-1:]
+    assert kept.name == "4"
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "diverged: kl became nan for seed 4, in iteration 3" in message
+    assert message.endswith(f"the last checkpoint before is {kept}")
+    told = json.loads((out / "diverged.json").read_text())
+    assert {name: told[name] for name in ("quantity", "value", "seed", "iteration", "phase")} == {
+        "quantity": "kl", "value": "nan", "seed": 4, "iteration": 3, "phase": "shared",
+    }  # fmt: skip
+    assert told["last_finite"] == rows(out)[-1]
+    assert stopped(["--resume", str(out)]) == 2
+    assert "note: this run diverged in iteration 3 (kl became nan for seed 4)" in capsys.readouterr().err
+
+
+def test_a_record_that_finds_no_space_stops_the_run_in_one_line(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+
+    def full(self: run.Reporter, report: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.Reporter, "report", full)
+        assert stopped([*TINY, "--out", str(out)]) == 2
+    message = capsys.readouterr().err
+    assert f"no space is left in {out}; make some, and go on with: python" in message
+    assert message.count("\n") == 1
+
+
+def unfinished(checkpoints: Path) -> set[tuple[str, int]]:
+    """What is being written, or was when its run was killed."""
+    entries = os.scandir(checkpoints) if checkpoints.is_dir() else ()
+    return {(entry.name, entry.inode()) for entry in entries if "unfinished" in entry.name}
+
+
+def kill(process: subprocess.Popen, checkpoints: Path, rng: random.Random) -> bool:
+    """Kills a run: at some moment of its start, or about when it saves. Says whether that tore a checkpoint."""
+    before = unfinished(checkpoints)
+    if rng.random() < 0.25:
+        time.sleep(rng.uniform(0, 10))
+    else:
+        seen, enough = set(before), len(before) + rng.randint(1, 8)
+        while process.poll() is None and len(seen) < enough:
+            seen |= unfinished(checkpoints)
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.1))
+    process.kill()
+    process.wait()
+    return not unfinished(checkpoints) <= before
+
+
+@pytest.mark.slow
+def test_a_run_survives_being_killed_at_any_moment(tmp_path: Path) -> None:
+    """In the middle of saving too, which is what this run does most of its time."""
+    rng, out, whole = random.Random(0), tmp_path / "out", tmp_path / "whole"
+    argv = [*TINY, "--switch-step", "auto", "--total-steps", "5120", "--save-every", "0"]
+    command = [sys.executable, str(Path(run.__file__))]
+    subprocess.run([*command, *argv, "--out", str(whole)], check=True, capture_output=True)
+    todo, torn, moments = [*argv, "--out", str(out)], 0, set()
+    for _ in range(20):
+        with subprocess.Popen(
+            [*command, *todo], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        ) as process:
+            torn += kill(process, out / "checkpoints", rng)
+            assert process.stderr is not None
+            assert "rror" not in process.stderr.read()
+        if not (out / "config.json").exists():
+            shutil.rmtree(out, ignore_errors=True)
+            continue
+        todo = ["--resume", str(out)]
+        moments |= {path.name for path in checkpoint.complete(out / "checkpoints")}
+    assert torn > 2
+    assert len(moments) > 5
+    subprocess.run([*command, *todo], check=True, capture_output=True)
+    assert outcome(out) == outcome(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharing", ["ps", "nps", "lorasa"])
+def test_a_battle_goes_on_as_if_it_never_had_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharing: str
+) -> None:
+    argv = [
+        "--env", "smax", "--task", "3m", "--sharing", sharing, "--n-envs", "4", "--rollout-length", "20",
+        "--total-steps", "480", "--switch-step", "240", "--evaluations", "2", "--eval-episodes", "4", "--gif", "False",
+        "--ppo.chunk-length", "10",
+    ]  # fmt: skip
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    run.main([*argv, "--out", str(whole)])
+    for after in (2, 2):
+        with monkeypatch.context() as patch:
+            interrupt(patch, after)
+            stopped(["--resume", str(out)] if out.exists() else [*argv, "--out", str(out)])
+    resume(out)
+    assert outcome(out) == outcome(whole)

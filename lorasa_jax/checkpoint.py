@@ -1,0 +1,413 @@
+"""Checkpoints: a run between two iterations on disk, whole or not at all, and read back only if nothing in it changed.
+
+A checkpoint is a directory `checkpoints/ROWS` of the run, named by the rows of `metrics.jsonl` that came before it:
+
+=============  ==========================================================================
+`shared`       trunks, [K, G, ...]: the backbone, which can be read without the rest
+`adapters`     what agents own, [K, N, ...]; absent where they own nothing
+`train`        everything else: critic, optimisers, value statistics, environments, keys
+`meta`         JSON: the configuration, what the loop knows besides, and of every array its
+               shape, type and SHA-256
+`files.json`   SHA-256 of every file of the above, and of this list itself
+=============  ==========================================================================
+
+The arrays are written by orbax. It reads flipped bits and other types without a word, hence
+the digests; and where it stumbles over a damaged file it says so at length, hence a look at the files before it.
+A checkpoint gets its name when all of it has been written; what has another name is none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lorasa_jax.config import Config, ConfigError, changed_settings, require
+from lorasa_jax.envs.base import Env
+from lorasa_jax.loop import ADAPTERS, RunState, is_finished
+from lorasa_jax.programs import over_seeds
+from lorasa_jax.system import is_two_phase
+from lorasa_jax.trainer import graft, make_trainer
+from lorasa_jax.types import PyTree, TrainState
+
+KEEP = 2
+"""Complete checkpoints that stay."""
+FORMAT = 1
+"""Changes where what is written changes."""
+SHARED_ITEM, ADAPTERS_ITEM, TRAIN_ITEM = "shared", "adapters", "train"
+_HOMES = {SHARED_ITEM: "learner/actor/shared/", ADAPTERS_ITEM: "learner/actor/agents/", TRAIN_ITEM: ""}
+"""Where in a `TrainState` the leaves of each item live; a leaf belongs to the first that fits."""
+_META, _FILES = "meta", "files.json"
+
+Arrays = dict[str, np.ndarray]
+
+
+class Snapshot(NamedTuple):
+    """A copy of a run on the host, ready to be written.
+
+    Attributes:
+        rows: iterations of all seeds so far, which name the checkpoint.
+        items: by item, and by the leaf's path in it, the arrays.
+        meta: what JSON can hold.
+    """
+
+    rows: int
+    items: dict[str, Arrays]
+    meta: dict[str, Any]
+
+
+def take_snapshot(state: RunState, config: Config) -> Snapshot:
+    """Returns a copy of the run; keys as their bits."""
+    items: dict[str, Arrays] = {item: {} for item in _HOMES}
+    for name, leaf in _leaves(state.train).items():
+        item = next(item for item, home in _HOMES.items() if name.startswith(home))
+        bits = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        items[item][name.removeprefix(_HOMES[item])] = np.array(bits)
+    known = state._asdict()
+    del known["train"]
+    meta = {
+        "format": FORMAT,
+        "config": settings(config),
+        "versions": {"jax": jax.__version__, "numpy": np.__version__},
+        "run": known,
+    }
+    return Snapshot(state.rows, {item: arrays for item, arrays in items.items() if arrays}, meta)
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """Returns the settings that decide what a run computes, as JSON gives them back."""
+    whole = dataclasses.asdict(config)
+    return json.loads(json.dumps({field.name: whole[field.name] for field in dataclasses.fields(Config)}))
+
+
+def _leaves(tree: PyTree) -> dict[str, Any]:
+    """The leaves of a tree by their paths, such as `fc1/kernel`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree of dictionaries that has these leaves."""
+    tree: dict[str, Any] = {}
+    for name, array in arrays.items():
+        *parents, last = name.split("/")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[last] = array
+    return tree
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _describe(array: np.ndarray) -> dict[str, Any]:
+    digest = hashlib.sha256(array.tobytes()).hexdigest()
+    return {"shape": list(array.shape), "dtype": str(array.dtype), "sha256": digest}
+
+
+# Writing
+
+
+def write(directory: Path, snapshot: Snapshot) -> Path:
+    """Writes a checkpoint below `directory`, drops all but the last two, and returns its path.
+
+    Raises:
+        OSError: it could not be written, for instance because the disk is full; what was there before still is.
+    """
+    import orbax.checkpoint as ocp  # takes its time, and many runs never need it
+
+    directory = directory.absolute()  # orbax asks for it
+    path, unfinished = directory / str(snapshot.rows), directory / f"{snapshot.rows}.unfinished"
+    directory.mkdir(parents=True, exist_ok=True)
+    _require_space(directory, snapshot)
+    described = {item: {name: _describe(a) for name, a in arrays.items()} for item, arrays in snapshot.items.items()}
+    # Orbax writes no empty arrays; their shape says all there is to know.
+    trees = {
+        item: _nested({name: a for name, a in arrays.items() if a.size}) for item, arrays in snapshot.items.items()
+    }
+    args = {item: ocp.args.StandardSave(tree) for item, tree in trees.items() if tree}
+    args[_META] = ocp.args.JsonSave({**snapshot.meta, "leaves": described})
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            checkpointer.save(unfinished, args=ocp.args.Composite(**args))
+        files = _digests(unfinished)
+        (unfinished / _FILES).write_text(json.dumps({"sha256": _digest_of(files), "files": files}))
+        unfinished.rename(path)
+        for older in complete(directory)[:-KEEP]:
+            _remove(older)
+    except ValueError as error:  # how orbax passes on what the file system said
+        code = errno.ENOSPC if "RESOURCE_EXHAUSTED" in str(error) else errno.EIO
+        raise OSError(code, os.strerror(code)) from error
+    finally:
+        clean(directory)
+    return path
+
+
+def _require_space(directory: Path, snapshot: Snapshot) -> None:
+    """Orbax reports a full disk with pages of traces; a look ahead spares them in all but the rarest cases."""
+    needed = 2 * sum(array.nbytes for arrays in snapshot.items.values() for array in arrays.values()) + 2**20
+    if shutil.disk_usage(directory).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _digests(directory: Path) -> dict[str, str]:
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != _FILES)
+    return {str(path.relative_to(directory)): _digest(path) for path in files}
+
+
+def complete(directory: Path) -> list[Path]:
+    """Returns the complete checkpoints below a directory, oldest first."""
+    if not directory.is_dir():
+        return []
+    return sorted((path for path in directory.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
+
+
+def clean(directory: Path) -> None:
+    """Removes what interrupted writing left below a directory."""
+    for path in directory.iterdir() if directory.is_dir() else ():
+        if not path.name.isdecimal():
+            shutil.rmtree(path)
+
+
+def drop_after(path: Path) -> None:
+    """Removes the checkpoints that are later than this one, since the run now goes on from here."""
+    for later in complete(path.parent):
+        if int(later.name) > int(path.name):
+            _remove(later)
+
+
+def _remove(path: Path) -> None:
+    """Takes the name away first: half a checkpoint is none."""
+    removed = path.with_name(f"{path.name}.removed")
+    path.rename(removed)
+    shutil.rmtree(removed)
+
+
+class Saver:
+    """Writes checkpoints of a run that offers its states: in time, at the switch, and at the end.
+
+    It is the `save` of `loop.run`. What is due is copied at once and written in a thread,
+    one after the other. A checkpoint that cannot be written is reported, and the run goes on.
+
+    Args:
+        directory: where the checkpoints go.
+        config: of the run.
+        every: seconds between two checkpoints, at least; 0: one after every iteration.
+        complain: takes one line when a checkpoint could not be written.
+    """
+
+    def __init__(self, directory: Path, config: Config, every: float, complain: Callable[[str], None]):
+        self.directory, self._config, self._every, self._complain = directory, config, every, complain
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._job: Future[Path] | None = None
+        self._last, self._phase = time.monotonic(), ""
+        clean(directory)
+
+    def __call__(self, state: RunState) -> None:
+        """Is offered a state, and takes it where it is due."""
+        if self._job is not None and self._job.done():
+            self.wait()
+        switched = self._phase not in ("", state.phase)
+        self._phase = state.phase
+        in_time = state.rows > 0 and time.monotonic() - self._last >= self._every
+        if switched or in_time or is_finished(state, self._config):
+            self.take(state)
+
+    def take(self, state: RunState) -> None:
+        """Writes this state, unless it has been."""
+        self.wait()
+        self._last = time.monotonic()
+        if not (self.directory / str(state.rows)).exists():
+            self._job = self._pool.submit(write, self.directory, take_snapshot(state, self._config))
+
+    def wait(self) -> None:
+        """Returns when the last checkpoint that was begun is on disk, or has failed."""
+        job, self._job = self._job, None
+        if job is None:
+            return
+        try:
+            job.result()
+        except OSError as error:
+            newest = self.newest()
+            kept = f"the last one is still {newest}" if newest else "there is none yet"
+            self._complain(f"a checkpoint could not be written ({error.strerror or error}); {kept}; the run goes on")
+
+    def newest(self) -> Path | None:
+        """Returns the newest complete checkpoint."""
+        return max(complete(self.directory), key=lambda path: int(path.name), default=None)
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self.wait()
+        self._pool.shutdown()
+
+
+# Reading
+
+
+def load(path: Path, config: Config, env: Env) -> RunState:
+    """Returns the run that a checkpoint holds, on the default device.
+
+    Args:
+        path: the checkpoint.
+        config: of the run that goes on: the checkpoint's own, or with a larger budget where
+            nothing so far depended on it.
+        env: its environment.
+
+    Raises:
+        ConfigError: the checkpoint is damaged, or belongs to another run.
+    """
+    meta = read_meta(path)
+    _require_same_run(path, meta["config"], config, env)
+    run = meta["run"]
+    run["switch_steps"] = tuple(run["switch_steps"])
+    run["curve"] = tuple((step, tuple(returns)) for step, returns in run["curve"])
+    run["random_return"] = tuple(run["random_return"])
+    template = _template(config, env, run["phase"])
+    found = {
+        _HOMES[item] + name: array
+        for item, described in meta["leaves"].items()
+        for name, array in _read(path, item, described).items()
+    }
+    names = _leaves(template)
+    for name in sorted(names.keys() ^ found.keys()):
+        where = "is missing from" if name in names else "is not known to this version, but stands in"
+        raise ConfigError(f"{name} {where} checkpoint {path}{_elsewhere(path)}")
+    leaves = [_place(path, name, found[name], expected) for name, expected in names.items()]
+    train = jax.tree.unflatten(jax.tree.structure(template), leaves)
+    return RunState(train=train, **run)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """Returns the `meta` of a checkpoint."""
+    require(path.is_dir(), f"there is no checkpoint {path}{_elsewhere(path)}")
+    meta = _restore(path, _META)
+    require(
+        meta["format"] == FORMAT,
+        f"checkpoint {path} has format {meta['format']}, this version of lorasa_jax reads {FORMAT}; "
+        "go on with the one that wrote it",
+    )
+    return meta
+
+
+def read_item(path: Path, item: str) -> dict[str, Any]:
+    """Returns the arrays of one item as nested dictionaries: the trunks alone, say, by `shared`.
+
+    Raises:
+        ConfigError: the checkpoint has no such item, or is damaged.
+    """
+    items = read_meta(path)["leaves"]
+    require(item in items, f"checkpoint {path} has no item {item!r}; it has {', '.join(items)}")
+    return _nested(_read(path, item, items[item]))
+
+
+def _read(path: Path, item: str, described: dict[str, dict[str, Any]]) -> Arrays:
+    """The arrays of an item, each of them as `meta` describes it."""
+    empty = {name: np.zeros(leaf["shape"], leaf["dtype"]) for name, leaf in described.items() if 0 in leaf["shape"]}
+    stored = _leaves(_restore(path, item)) if len(empty) < len(described) else {}
+    arrays = {name: np.asarray(array) for name, array in {**stored, **empty}.items()}
+    for name, leaf in described.items():
+        same = name in arrays and _describe(arrays[name]) == leaf
+        require(same, f"{name} in {item} of checkpoint {path} is not what was written{_elsewhere(path)}")
+    return arrays
+
+
+def _restore(path: Path, item: str) -> Any:
+    """What orbax reads, from files that are as they were written."""
+    import orbax.checkpoint as ocp
+
+    wrong = next((name for name, digest in _files(path, item).items() if _digest(path / name) != digest), None)
+    if wrong is not None:
+        what = "is damaged" if (path / wrong).exists() else "is missing"
+        raise ConfigError(f"{wrong} of checkpoint {path} {what}{_elsewhere(path)}")
+    how = ocp.args.JsonRestore() if item == _META else ocp.args.StandardRestore()
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(path.absolute(), args=ocp.args.Composite(**{item: how}))[item]
+
+
+def _files(path: Path, item: str) -> dict[str, str]:
+    """The digests of the files that reading an item takes: its own, and those beside the items."""
+    try:
+        listed = json.loads((path / _FILES).read_text())
+        whole = listed["sha256"] == _digest_of(listed["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        whole = False
+    require(whole, f"{_FILES} of checkpoint {path} is damaged or missing{_elsewhere(path)}")
+    return {name: digest for name, digest in listed["files"].items() if name.startswith(f"{item}/") or "/" not in name}
+
+
+def _digest_of(files: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "none"
+
+
+def _elsewhere(path: Path) -> str:
+    older = [other for other in complete(path.parent) if path.name.isdecimal() and int(other.name) < int(path.name)]
+    if older:
+        return f"; an older one is there: --resume {older[-1]}"
+    return "; there is no older one: start the run again, in another directory"
+
+
+def _template(config: Config, env: Env, phase: str) -> TrainState:
+    """The shapes of all seeds' states."""
+    keys = jnp.stack([jax.random.key(config.seed)] * config.seeds)
+    states = jax.eval_shape(over_seeds(make_trainer(config, env).init, config.seeds), keys)
+    if phase == ADAPTERS:
+        second = make_trainer(config, env, adapting=True)
+        states = jax.eval_shape(over_seeds(lambda state: graft(second, state), config.seeds), states)
+    return states
+
+
+def _place(path: Path, name: str, array: np.ndarray, expected: Any) -> jax.Array:
+    """An array on the device, which is what the run expects under its name."""
+    needed = jax.eval_shape(jax.random.key_data, expected) if _is_key(expected) else expected
+    require(
+        (array.shape, array.dtype) == (needed.shape, needed.dtype),
+        f"{name} in checkpoint {path} is {array.dtype}{list(array.shape)}, but this run needs "
+        f"{needed.dtype}{list(needed.shape)}; go on with the version that wrote it",
+    )
+    # A copy: the device may otherwise work on this memory, and an update writes over its state.
+    leaf = jnp.array(array, copy=True)
+    return jax.random.wrap_key_data(leaf) if _is_key(expected) else leaf
+
+
+def _require_same_run(path: Path, then: dict[str, Any], config: Config, env: Env) -> None:
+    now = settings(config)
+    for name, before, after in changed_settings(then, now):
+        require(name == "total-steps", f"checkpoint {path} is of another run: {name} is {before} there, {after} here")
+    if then == now:
+        return
+    budget = then["total_steps"]
+    require(config.total_steps > budget, f"total-steps can only grow: checkpoint {path} is of a run of {budget:,}")
+    require(
+        not config.ppo.anneal_lr,
+        "total-steps cannot change: with ppo.anneal-lr the learning rates so far followed from it",
+    )
+    if not is_two_phase(config, env):
+        return
+    require(
+        config.switch_step != "auto",
+        "total-steps cannot change: with switch-step auto the time of the switch follows from it",
+    )
+    require(
+        dataclasses.replace(config, total_steps=budget).switch_iteration == config.switch_iteration,
+        f"total-steps cannot change: switch-step {config.switch_step:,} fell into the last iteration, "
+        "and would come later in a longer run",
+    )

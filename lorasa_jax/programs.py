@@ -1,0 +1,57 @@
+"""The programs of a run: mapped over its seeds, and compiled in the background."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+import jax
+
+from lorasa_jax.types import PyTree
+
+
+def over_seeds(function: Callable, n_seeds: int) -> Callable:
+    """Returns the function mapped over a leading seed axis; a single seed pays nothing for it."""
+    if n_seeds > 1:
+        return jax.vmap(function)
+
+    def single(*args: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: leaf[None], function(*jax.tree.map(lambda leaf: leaf[0], args)))
+
+    return single
+
+
+class Programs:
+    """The compiled programs of a run. What is not needed yet is compiled while the run goes on.
+
+    Attributes:
+        waited: seconds the run stood still for tracing and compilation, those of earlier parts included.
+    """
+
+    def __init__(self, n_seeds: int, status: Callable[[str], None], waited: float = 0.0):
+        self._n_seeds, self._status, self.waited = n_seeds, status, waited
+        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="compile")
+        self._jobs: dict[str, Future] = {}
+
+    def submit(self, name: str, function: Callable, *shapes: PyTree, donate: tuple[int, ...] = ()) -> PyTree:
+        """Starts compiling a function of one seed for all seeds; returns the shapes of what it gives."""
+        began = time.perf_counter()
+        traced = jax.jit(over_seeds(function, self._n_seeds), donate_argnums=donate).trace(*shapes)
+        self.waited += time.perf_counter() - began
+        self._jobs[name] = self._pool.submit(lambda: traced.lower().compile())
+        return traced.out_info
+
+    def __getitem__(self, name: str) -> Callable:
+        """Returns a compiled program, when it is ready."""
+        job = self._jobs[name]
+        if not job.done():
+            self._status(f"compiling {name}")
+            began = time.perf_counter()
+            wait([job])
+            self.waited += time.perf_counter() - began
+        return job.result()
+
+    def close(self) -> None:
+        """Gives up what has not begun to compile."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
