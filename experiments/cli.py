@@ -14,7 +14,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 import tyro
 import yaml
 
-from lorasa_jax.config import Config, ConfigError, changed_settings, nearest, require
+from lorasa_jax.config import TASKS, Config, ConfigError, changed_settings, nearest, require
 
 PRESETS = Path(__file__).parent / "configs"
 CHECKPOINTS = "checkpoints"
@@ -63,6 +63,8 @@ def parse(config_type: type[C], argv: Sequence[str]) -> C:
     selectors = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     selectors.add_argument("--env", default=Config.env)
     selectors.add_argument("--preset", default=RunConfig.preset)
+    selectors.add_argument("--task", default="")
+    selectors.add_argument("--algo", default=Config.algo)
     selectors.add_argument("--resume", type=Path, nargs="?")
     flags = (tyro.conf.FlagConversionOff,)
     try:
@@ -72,7 +74,8 @@ def parse(config_type: type[C], argv: Sequence[str]) -> C:
         # A wrong --env is left to the full parser, which knows the right ones.
         if not (PRESETS / chosen.env).is_dir():
             return tyro.cli(config_type, args=argv, config=flags)
-        settings = [*preset_flags(config_type, chosen.env, chosen.preset), "--preset", chosen.preset]
+        case = {"task": chosen.task or TASKS[chosen.env], "algo": chosen.algo}
+        settings = [*preset_flags(config_type, chosen.env, chosen.preset, case), "--preset", chosen.preset]
         defaults = tyro.cli(config_type, args=settings, config=flags)
         return tyro.cli(config_type, args=argv, default=defaults, config=flags)
     except ConfigError as error:
@@ -111,8 +114,8 @@ def fail(error: Exception | str) -> NoReturn:
     raise SystemExit(2)
 
 
-def preset_flags(config_type: type[Config], env: str, preset: str) -> Iterator[str]:
-    """Yields a preset's settings as command-line words."""
+def preset_flags(config_type: type[Config], env: str, preset: str, case: dict[str, str]) -> Iterator[str]:
+    """Yields a preset's settings for a task and an algorithm as command-line words."""
     path = find_preset(env, preset)
     try:
         settings = yaml.safe_load(path.read_text()) or {}
@@ -120,7 +123,26 @@ def preset_flags(config_type: type[Config], env: str, preset: str) -> Iterator[s
         raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
     require(isinstance(settings, dict), f"{path} must hold settings, one `name: value` a line")
     require(settings.get("env", env) == env, f"{path} is a preset for {settings.get('env')}, but --env is {env}")
+    for rule in settings.pop("cases", []):
+        require(
+            isinstance(rule, dict) and {"set"} <= set(rule) <= {"set", *case},
+            f"{path}: each of its cases says for which task or algo (or lists of them) to `set` what",
+        )
+        if all(
+            case[name] in (rule[name] if isinstance(rule[name], list) else [rule[name]])
+            for name in case.keys() & rule.keys()
+        ):
+            settings = _merged(settings, rule["set"])
     yield from _flags(config_type, {**settings, "env": env}, path)
+
+
+def _merged(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The settings with changes, section by section."""
+    both = {
+        name: _merged(settings.get(name, {}), value) if isinstance(value, dict) else value
+        for name, value in changes.items()
+    }
+    return {**settings, **both}
 
 
 def find_preset(env: str, preset: str) -> Path:

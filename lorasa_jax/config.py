@@ -206,6 +206,15 @@ class MabraxConfig:
         )
 
 
+TASKS = {
+    "smax": "2s3z",
+    "mabrax": "ant_4x2",
+    "jaxmarl": "MPE_simple_spread_v3",
+    "toy": "specialisation",
+    "own": "own",
+}
+"""The task of an environment where none is named."""
+
 PLACEMENTS = {"all": "*", "early": "fc*", "recurrent": "gru_*", "late": "after*"}
 """Names for groups of layers, beside the layers' own names."""
 
@@ -263,14 +272,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if not self.task:
-            tasks = {
-                "smax": "2s3z",
-                "mabrax": "ant_4x2",
-                "jaxmarl": "MPE_simple_spread_v3",
-                "toy": "specialisation",
-                "own": "own",
-            }
-            object.__setattr__(self, "task", tasks[self.env])
+            object.__setattr__(self, "task", TASKS[self.env])
         _positive(self, "seeds", "total_steps", "rank", "n_envs", "rollout_length", "evaluations", "eval_episodes")
         require(self.seed >= 0, f"seed must be 0 or more, got {self.seed}")
         require(self.alpha is None or self.alpha > 0, f"alpha must be positive, got {self.alpha}")

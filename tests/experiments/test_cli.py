@@ -48,6 +48,29 @@ def test_a_configuration_comes_back_from_the_file_that_a_run_writes(
     assert parse(RunConfig, ["--resume", str(tmp_path)]) == replace(config, resume=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--env smax --task 3s5z", (200_000, 10, 0.95)),
+        ("--env smax --task 3s5z_vs_3s6z", (4_000_000, 10, 0.90)),
+        ("--env smax --task 3s5z_vs_3s6z --algo a2po", (2_000_000, 10, 0.90)),
+        ("--env smax", ("auto", 10, 0.95)),
+        ("--env mabrax", (4_000_000, 25, 0.93)),
+        ("--env mabrax --task halfcheetah_2x3 --algo a2po", (3_000_000, 16, 0.93)),
+        ("--env mabrax --task humanoid_9|8", (1_000_000, 25, 0.90)),
+    ],
+)
+def test_a_preset_knows_tasks_and_algorithms_apart(words: str, expected: tuple) -> None:
+    config = parse(RunConfig, [*words.split(), "--preset", "paper"])
+    assert (config.switch_step, config.n_envs, config.ppo.gae_lambda) == expected
+
+
+def test_a_case_of_a_preset_must_say_what_it_sets(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("cases:\n- {map: 3m, set: {rank: 2}}\n")
+    assert "each of its cases says for which task or algo" in wrong(capsys, "--preset", str(path))
+
+
 def test_flags_override_the_preset_which_overrides_the_defaults(tmp_path: Path) -> None:
     preset = tmp_path / "mine.yaml"
     preset.write_text("rank: 3\nppo: {lr: 0.5, gamma: 0.25}\nplacement: [head, gru_in]\n")
