@@ -1,0 +1,120 @@
+"""How long updates take, scheme against scheme: python benchmarks/update.py --hidden 128.
+
+One update of each is run in turn, again and again, in one process; what is printed are medians and,
+pair by pair, ratios to the first of its group. The rollout is random numbers: nobody plays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lorasa_jax import Config, CriticConfig, NetworkConfig, PPOConfig, make_env
+from lorasa_jax.system import is_two_phase
+from lorasa_jax.trainer import make_trainer
+
+# What is compared, and to which of them: sharing, algorithm, scope of the critic.
+GROUPS = {
+    "MAPPO, one value for the team": [
+        ("ps_id", "mappo", "team"),
+        ("lorasa", "mappo", "team"),
+        ("nps", "mappo", "team"),
+    ],
+    "LoRASA, a value per agent": [("lorasa", "mappo", "agent"), ("lorasa", "a2po", "agent")],
+    "separate policies, a value per agent": [("nps", "mappo", "agent"), ("nps", "a2po", "agent")],
+}
+
+
+def fill(shapes: Any) -> Any:
+    """Random numbers in the place of every leaf; yes in the place of every mask."""
+    rng = np.random.default_rng(0)
+
+    def one(leaf: Any) -> Any:
+        if leaf.dtype == bool:
+            return jnp.ones(leaf.shape, bool)
+        if jnp.issubdtype(leaf.dtype, jnp.integer):
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        return jnp.asarray(0.1 * rng.normal(size=leaf.shape), leaf.dtype)
+
+    return jax.tree.map(one, shapes)
+
+
+def make_update(config: Config, env: Any) -> tuple[Callable[[], Any], dict[str, float]]:
+    """Returns a compiled update of the scheme's last phase to be called, and sizes in bytes."""
+    trainer = make_trainer(config, env, adapting=is_two_phase(config, env))
+    state = jax.jit(trainer.init)(jax.random.key(0))
+    weights = jax.eval_shape(trainer.weights, state)
+    played = weights, state.learner.critic, state.rollout, state.key, state.iteration
+    _, trajectory, _ = jax.eval_shape(trainer.collect, *played)
+    inputs = state, state.rollout, fill(trajectory)
+    program = jax.jit(trainer.update).lower(*inputs).compile()
+    learner = state.learner
+    held = jax.tree.leaves((learner.actor, learner.actor_opt))
+    sizes = {
+        "actor and optimiser": sum(leaf.nbytes for leaf in held),
+        "peak temporaries": program.memory_analysis().temp_size_in_bytes,
+    }
+    return partial(program, *inputs), sizes
+
+
+def seconds(update: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    jax.block_until_ready(update())
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--task", default="3s5z", help="a map of SMAX, for its shapes")
+    parser.add_argument("--hidden", type=int, default=128, help="width of the networks")
+    parser.add_argument("--n-envs", type=int, default=32)
+    parser.add_argument("--rollout-length", type=int, default=64)
+    parser.add_argument("--pairs", type=int, default=7, help="how often each is run")
+    options = parser.parse_args()
+    network = {"hidden": options.hidden, "layers": 1, "layers_after": 1}
+    base = Config(
+        task=options.task,
+        n_envs=options.n_envs,
+        rollout_length=options.rollout_length,
+        actor=NetworkConfig(**network),
+        critic=CriticConfig(**network),
+        ppo=PPOConfig(epochs=2, minibatches=2, chunk_length=16),
+    )
+    env = make_env(base)
+    device, cores = jax.devices()[0].device_kind, len(os.sched_getaffinity(0))
+    print(f"{options.task}, width {options.hidden}, {options.n_envs} x {options.rollout_length} steps")
+    print(f"{device}, {cores} cores")
+    for title, cases in GROUPS.items():
+        updates, sizes = {}, {}
+        for sharing, algo, scope in cases:
+            config = replace(base, sharing=sharing, algo=algo, critic=replace(base.critic, scope=scope))
+            name = f"{sharing} {algo}"
+            updates[name], sizes[name] = make_update(config, env)
+            updates[name]()
+        times = {name: [] for name in updates}
+        for _ in range(options.pairs):
+            for name, update in updates.items():
+                times[name].append(seconds(update))
+        first, *_ = updates
+        print(f"\n{title}\n{'':14} {'median':>9} {'ratio':>7} {'spread':>13} {'actor+Adam':>11} {'temporaries':>12}")
+        for name in updates:
+            ratios = sorted(a / b for a, b in zip(times[name], times[first], strict=True))
+            held, peak = (size / 1e6 for size in sizes[name].values())
+            print(
+                f"{name:14} {1e3 * statistics.median(times[name]):6.0f} ms {statistics.median(ratios):7.2f} "
+                f"{ratios[0]:6.2f}-{ratios[-1]:5.2f} {held:8.2f} MB {peak:9.1f} MB"
+            )
+
+
+if __name__ == "__main__":
+    main()
