@@ -13,6 +13,7 @@ import numpy as np
 
 from lorasa_jax.config import Config
 from lorasa_jax.envs.base import Env
+from lorasa_jax.grouping import with_groups
 from lorasa_jax.switching import should_switch
 from lorasa_jax.system import is_two_phase
 from lorasa_jax.trainer import Trainer, graft, make_trainer
@@ -241,13 +242,14 @@ def run(config: Config, env: Env, listener: Listener | None = None) -> Result:
 
     A two-phase scheme first trains its trunks. Each seed switches at `switch_step`, or by
     `auto` at a step of its own: its state is kept there, and when all seeds have switched
-    they go on in one program.
+    they go on in one program. Groups that the scheme needs and that are not given are found first, for all seeds.
 
     Raises:
         ConfigError: the configuration does not fit the environment.
         Diverged: a loss or gradient is no longer finite.
     """
-    runner = _Runner(config, env, listener or Silent())
+    listener = listener or Silent()
+    runner = _Runner(with_groups(config, env, listener.status), env, listener)
     try:
         return _run(runner)
     finally:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import KEY
+from helpers import KEY, groups_for
 
 from lorasa_jax.config import Config, CriticConfig, NetworkConfig, PPOConfig
 from lorasa_jax.envs import make_env
@@ -54,6 +54,7 @@ def make_config(
         env="toy",
         task=task,
         sharing=scheme,
+        groups=groups_for(scheme, tuple(range(GAMES[task]))) if task in GAMES else None,
         actor=NetworkConfig(**network),
         critic=CriticConfig(**critic),
         ppo=PPOConfig(**defaults | dict(ppo or {})),
