@@ -263,7 +263,7 @@ class Config:
         require(self.seed >= 0, f"seed must be 0 or more, got {self.seed}")
         require(self.alpha is None or self.alpha > 0, f"alpha must be positive, got {self.alpha}")
         require(
-            self.groups is None or set(self.groups) == set(range(len(set(self.groups)))),
+            self.groups is None or set(self.groups) == set(range(max(self.groups, default=0) + 1)),
             f"groups must number the clusters 0, 1, ... without a gap, one number per agent; got {self.groups}",
         )
         self._check_budget()

@@ -35,7 +35,7 @@ CODE, WIDTH = 10, 64
 """Widths of the code and of the hidden layers."""
 KL_WEIGHT, LR, BATCH, EPOCHS = 1e-4, 3e-4, 128, 10
 """Of the encoder's and decoder's training: by Adam, in passes over everything that was played."""
-APART = 3.0
+APART = 2.0
 """Deviations between two agents' codes from which on they are told apart."""
 STRUCTURE = 0.5
 """Silhouette from which on clusters are preferred to agents that all stand alone."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -180,7 +179,7 @@ def count_params(trainer: Trainer) -> dict[str, int]:
 
 def optimizer_bytes(trainer: Trainer) -> int:
     """Returns what the actors' optimiser keeps in this phase: moments of what is trained, none of what is frozen."""
-    state = jax.eval_shape(trainer.init, jax.random.key(0))
-    if trainer.system.actor.sharing.two_phase:
-        state = jax.eval_shape(partial(graft, trainer), state)
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.learner.actor_opt))
+    system = trainer.system
+    actor = jax.eval_shape(system.actor.init, jax.random.key(0))
+    state = [jax.eval_shape(system.optimizer.init, getattr(actor, part)) for part in system.train]
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
