@@ -107,6 +107,7 @@ def summarise(config: RunConfig, result: Result, wall_seconds: float) -> dict[st
         "task": config.task,
         "algo": config.algo,
         "sharing": config.sharing,
+        "groups": config.groups,
         "seeds": [config.seed + k for k in range(config.seeds)],
         "env_steps": env_steps,
         "switch_steps": result.switch_steps,
@@ -152,6 +153,7 @@ def train(config: RunConfig, began: float) -> None:
     import jax
 
     from lorasa_jax.envs import make_env
+    from lorasa_jax.grouping import with_groups
     from lorasa_jax.trainer import make_trainer
 
     from display import make_tracker
@@ -161,6 +163,7 @@ def train(config: RunConfig, began: float) -> None:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lorasa_jax"
         jax.config.update("jax_compilation_cache_dir", str(cache))
     env = make_env(config)
+    config = with_groups(config, env, print)
     make_trainer(config, env)  # what does not fit the environment is said before anything is written
     directory = config.directory
     track = make_tracker(config.track, directory, dataclasses.asdict(config))

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from lorasa_jax.envs import EnvSpec as EnvSpec
     from lorasa_jax.envs import TimeStep as TimeStep
     from lorasa_jax.envs import make_env as make_env
+    from lorasa_jax.grouping import find_groups as find_groups
+    from lorasa_jax.grouping import with_groups as with_groups
     from lorasa_jax.loop import Report as Report
     from lorasa_jax.loop import Result as Result
     from lorasa_jax.loop import run as run
@@ -48,6 +50,7 @@ _HOMES = {
     "adapters": ("NOTHING", "Adapter", "low_rank"),
     "config": ("Config", "ConfigError", "CriticConfig", "MabraxConfig", "NetworkConfig", "PPOConfig", "SmaxConfig"),
     "envs": ("ENVS", "Env", "EnvSpec", "TimeStep", "make_env"),
+    "grouping": ("find_groups", "with_groups"),
     "loop": ("Report", "Result", "run"),
     "policy": ("Policy", "make_policy"),
     "rollout": ("record_episode",),

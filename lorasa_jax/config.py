@@ -231,8 +231,10 @@ class Config:
     algo: Literal["mappo", "a2po", "sequential"] = "mappo"
     """Algorithm: all agents move at once (mappo); one after the other, each corrected for those before it (a2po);
     the same without the correction of advantages (sequential)."""
-    sharing: Literal["ps", "ps_id", "nps", "mtl", "lorasa"] = "lorasa"
+    sharing: Literal["ps", "ps_id", "nps", "mtl", "lorasa", "seps", "seps_lora"] = "lorasa"
     """Who shares parameters with whom."""
+    groups: tuple[int, ...] | None = None
+    """The cluster of each agent, numbered from 0 (seps, seps_lora); not given: found before training."""
     seed: int = 0
     """First seed."""
     seeds: int = 1
@@ -240,7 +242,7 @@ class Config:
     total_steps: int = 1_000_000
     """Environment steps of the whole run, both phases together."""
     switch_step: int | Literal["auto"] = "auto"
-    """Environment step at which the trunk freezes and adapters start (lorasa); auto: when learning slows."""
+    """Environment step at which the trunk freezes and adapters start (lorasa, seps_lora); auto: when learning slows."""
     rank: int = 8
     """Rank of the adapters; layers no wider than this get a full-rank one."""
     alpha: float | None = None
@@ -276,6 +278,10 @@ class Config:
         _positive(self, "seeds", "total_steps", "rank", "n_envs", "rollout_length", "evaluations", "eval_episodes")
         require(self.seed >= 0, f"seed must be 0 or more, got {self.seed}")
         require(self.alpha is None or self.alpha > 0, f"alpha must be positive, got {self.alpha}")
+        require(
+            self.groups is None or set(self.groups) == set(range(max(self.groups, default=0) + 1)),
+            f"groups must number the clusters 0, 1, ... without a gap, one number per agent; got {self.groups}",
+        )
         self._check_budget()
         self._check_minibatches()
         self.adapted_layers  # noqa: B018  (raises where the placement names no layer)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool
 
 from lorasa_jax.config import Config
 from lorasa_jax.envs.base import Env
+from lorasa_jax.grouping import with_groups
 from lorasa_jax.programs import Programs, over_seeds
 from lorasa_jax.switching import should_switch
 from lorasa_jax.system import is_two_phase
@@ -332,7 +333,7 @@ def run(
 
     A two-phase scheme first trains its trunks. Each seed switches at `switch_step`, or by
     `auto` at a step of its own, where it waits until all seeds have switched; then they go
-    on in one program.
+    on in one program. Groups that the scheme needs and that are not given are found first, for all seeds.
 
     Args:
         config: the configuration.
@@ -347,7 +348,8 @@ def run(
         ConfigError: the configuration does not fit the environment.
         Diverged: a loss or gradient is no longer finite.
     """
-    runner = _Runner(config, env, listener or Silent(), start)
+    listener = listener or Silent()
+    runner = _Runner(with_groups(config, env, listener.status), env, listener, start)
     try:
         return _run(runner, start, save or (lambda state: None))
     finally:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import jax
 
 from lorasa_jax.adapters import NOTHING, Adapter, low_rank, own_layers
-from lorasa_jax.config import Config
+from lorasa_jax.config import Config, ConfigError, require
 from lorasa_jax.types import PyTree
 
 
@@ -22,12 +22,14 @@ class Sharing:
         agent_id: a one-hot agent id is appended to what the agent sees.
         two_phase: the trunks are trained alone first; then they freeze, and only what
             the agents own is trained.
+        clustered: `groups` are those of the configuration, given or found before training.
     """
 
     groups: tuple[int, ...]
     adapter: Adapter
     agent_id: bool
     two_phase: bool = False
+    clustered: bool = False
 
     @property
     def n_agents(self) -> int:
@@ -50,11 +52,26 @@ def own_trunks(n_agents: int, agent_id: bool = False) -> Sharing:
     return Sharing(tuple(range(n_agents)), NOTHING, agent_id)
 
 
-def lorasa(n_agents: int, config: Config) -> Sharing:
-    """Returns one trunk with the id, and low-rank adapters for every agent (arXiv 2502.05573)."""
+def cluster_trunks(n_agents: int, config: Config) -> Sharing:
+    """Returns a trunk for every cluster of agents (SePS, arXiv 2102.07475); raises `ConfigError` without clusters."""
+    groups = config.groups
+    if groups is None:
+        raise ConfigError(
+            f"{config.sharing} needs groups: give --groups, or take lorasa_jax.with_groups(config, env), "
+            "which finds them; lorasa_jax.run does so by itself"
+        )
+    require(
+        len(groups) == n_agents,
+        f"groups must name a cluster for each of the {n_agents} agents, got {len(groups)}: {groups}",
+    )
+    return Sharing(groups, NOTHING, agent_id=False, clustered=True)
+
+
+def adapted(trunks: Sharing, config: Config) -> Sharing:
+    """Returns the same trunks, trained first and then frozen, with low-rank adapters for every agent."""
     # Where there is a deviation of the actions, it is always the agent's own.
     adapter = low_rank(config.rank, config.adapter_scale, (*config.adapted_layers, "log_std"))
-    return replace(one_trunk(n_agents, agent_id=True), adapter=adapter, two_phase=True)
+    return replace(trunks, adapter=adapter, two_phase=True)
 
 
 def own_heads(n_agents: int) -> Sharing:
@@ -67,9 +84,29 @@ SCHEMES: dict[str, Callable[[int, Config], Sharing]] = {
     "ps_id": lambda n, config: one_trunk(n, agent_id=True),
     "nps": lambda n, config: own_trunks(n),
     "mtl": lambda n, config: own_heads(n),
-    "lorasa": lorasa,
+    "lorasa": lambda n, config: adapted(one_trunk(n, agent_id=True), config),  # arXiv 2502.05573
+    "seps": cluster_trunks,
+    "seps_lora": lambda n, config: adapted(cluster_trunks(n, config), config),
 }
 """Sharing schemes by name: functions of the number of agents and the configuration."""
+
+
+def is_clustered(config: Config) -> bool:
+    """Says whether the scheme's trunks follow `config.groups`."""
+    return SCHEMES[config.sharing](1, replace(config, groups=(0,))).clustered
+
+
+def make_sharing(n_agents: int, config: Config) -> Sharing:
+    """Returns the scheme that the configuration names.
+
+    Raises:
+        ConfigError: it needs groups and has none, or they do not fit; or it has no use for them.
+    """
+    require(
+        config.groups is None or is_clustered(config),
+        f"groups have no meaning under sharing {config.sharing}; leave them out, or choose seps or seps_lora",
+    )
+    return SCHEMES[config.sharing](n_agents, config)
 
 
 def trunks_only(sharing: Sharing) -> Sharing:

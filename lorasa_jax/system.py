@@ -19,7 +19,7 @@ from lorasa_jax.normalize import InputNorm, ValueNorm
 from lorasa_jax.optim import Optimizer, slotted_adam
 from lorasa_jax.policy import Policy, make_policy
 from lorasa_jax.schedules import SCHEDULES, Scheduler
-from lorasa_jax.sharing import SCHEMES, Sharing, critic_sharing, merged, trunks_only
+from lorasa_jax.sharing import Sharing, critic_sharing, make_sharing, merged, trunks_only
 from lorasa_jax.types import Learner, PolicyParams
 
 
@@ -66,7 +66,7 @@ class System(NamedTuple):
 
 def is_two_phase(config: Config, env: Env) -> bool:
     """Says whether the scheme trains its trunks alone first."""
-    return SCHEMES[config.sharing](env.spec.n_agents, config).two_phase
+    return make_sharing(env.spec.n_agents, config).two_phase
 
 
 def make_system(config: Config, env: Env, *, adapting: bool = False) -> System:
@@ -88,7 +88,7 @@ def make_system(config: Config, env: Env, *, adapting: bool = False) -> System:
         f"{spec.name} pays each agent by itself, and one value for the team cannot tell whose it is; "
         "use critic.scope agent or own",
     )
-    scheme = SCHEMES[config.sharing](spec.n_agents, config)
+    scheme = make_sharing(spec.n_agents, config)
     sharing: Sharing = trunks_only(scheme) if scheme.two_phase and not adapting else scheme
     dist = distributions.categorical
     if spec.continuous:

@@ -19,7 +19,7 @@ from lorasa_jax.types import Learner, Metrics, PolicyParams, RolloutState, Train
 from lorasa_jax.update import run_schedule
 
 # What a run's key is used for; most of them once in every iteration.
-_INIT, _COLLECT, _UPDATE, _GRAFT, _EVALUATE, EPISODE = range(6)
+_INIT, _COLLECT, _UPDATE, _GRAFT, _EVALUATE, EPISODE, GROUPING = range(7)
 
 
 class Trainer(NamedTuple):
@@ -152,8 +152,8 @@ def count_params(trainer: Trainer) -> dict[str, int]:
     """Returns how many parameters the scheme holds, and how many separate policies would.
 
     Returns:
-        `shared`: of trunks with more than one tenant. `per_agent`: what each agent has for
-        itself. `critic`. `actors` = shared + N per_agent and `total` = actors + critic;
+        `shared`: of the trunks, unless every agent has one to itself. `per_agent`: what each agent has
+        for itself. `critic`. `actors` = shared + N per_agent and `total` = actors + critic;
         `nps_actors` and `nps_total`, the same with one plain network per agent.
     """
     system, key = trainer.system, jax.random.key(0)
@@ -163,7 +163,8 @@ def count_params(trainer: Trainer) -> dict[str, int]:
     apart = sharing.n_trunks == sharing.n_agents
     shared = 0 if apart else count(actor.shared)
     per_agent = count(actor.agents) // sharing.n_agents + (per_trunk if apart else 0)
-    alone = count(jax.eval_shape(make_system(replace(system.config, sharing="nps"), system.env).actor.init, key))
+    separate = replace(system.config, sharing="nps", groups=None)
+    alone = count(jax.eval_shape(make_system(separate, system.env).actor.init, key))
     actors = shared + sharing.n_agents * per_agent
     return {
         "shared": shared,
@@ -174,3 +175,11 @@ def count_params(trainer: Trainer) -> dict[str, int]:
         "nps_actors": alone,
         "nps_total": alone + count(critic),
     }
+
+
+def optimizer_bytes(trainer: Trainer) -> int:
+    """Returns what the actors' optimiser keeps in this phase: moments of what is trained, none of what is frozen."""
+    system = trainer.system
+    actor = jax.eval_shape(system.actor.init, jax.random.key(0))
+    state = [jax.eval_shape(system.optimizer.init, getattr(actor, part)) for part in system.train]
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))

@@ -17,14 +17,21 @@ from lorasa_jax.config import Config, CriticConfig, NetworkConfig, PPOConfig
 from lorasa_jax.envs.base import Env, EnvSpec, TimeStep
 from lorasa_jax.envs.toy import make_toy
 from lorasa_jax.policy import Policy
-from lorasa_jax.sharing import SCHEMES
+from lorasa_jax.sharing import SCHEMES, is_clustered
 from lorasa_jax.system import System
 from lorasa_jax.trainer import Trainer, graft, make_trainer
 from lorasa_jax.types import TrainState, Trajectory
 
 KEY = jax.random.key(0)
+TRIO = (0, 1, 0)
+"""Clusters of a team of three."""
 
 every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
+
+
+def groups_for(scheme: str, groups: tuple[int, ...] = TRIO) -> tuple[int, ...] | None:
+    """The groups that a scheme needs, if it does."""
+    return groups if is_clustered(Config(sharing=scheme)) else None
 
 
 def small_config(
@@ -35,14 +42,15 @@ def small_config(
     ppo: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> Config:
-    """A configuration that is quick to compile, with changes to it and to its sections."""
+    """A configuration that is quick to compile, for a team of three, with changes to it and to its sections."""
     network = {"hidden": 8, "layers": 1, "layers_after": 1, "recurrent": recurrent}
     whole = {"env": "toy", "sharing": "ps", "n_envs": 4, "rollout_length": 8, "total_steps": 3200, "rank": 2}
+    whole |= {"eval_episodes": 16, "groups": groups_for(changes.get("sharing", "ps"))}
     return Config(
         actor=NetworkConfig(**network | dict(actor or {})),
         critic=CriticConfig(**network | dict(critic or {})),
         ppo=PPOConfig(**{"chunk_length": 4, "epochs": 1} | dict(ppo or {})),
-        **{**whole, "eval_episodes": 16, **changes},
+        **{**whole, **changes},
     )
 
 

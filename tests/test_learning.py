@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import KEY
+from helpers import KEY, groups_for
 
 from lorasa_jax.config import Config, CriticConfig, NetworkConfig, PPOConfig
 from lorasa_jax.envs import make_env
@@ -36,6 +36,7 @@ FEW = [
     ("nps", "mappo", "own_number", "feed-forward"),
     ("nps", "a2po by epochs", "specialisation", "feed-forward"),
     ("lorasa", "a2po by agents", "own_number", "feed-forward"),
+    ("seps", "a2po by agents", "specialisation", "feed-forward"),
 ]
 ALL = [
     case if case in FEW else pytest.param(*case, marks=pytest.mark.slow)
@@ -76,8 +77,10 @@ def returns(trainer, state) -> tuple[float, float]:
 
 @pytest.mark.parametrize(("scheme", "algo", "task", "network"), ALL)
 def test_every_scheme_lands_on_its_ceiling(scheme, algo, task, network):
-    config = make_config(task, scheme, recurrent=NETS[network], n_agents=GAMES[task], switch_step=0, **ALGOS[algo])
-    known = ceilings(task, GAMES[task])
+    n = GAMES[task]
+    changes = {"recurrent": NETS[network], "n_agents": n, "groups": groups_for(scheme, tuple(range(n)))}
+    config = make_config(task, scheme, switch_step=0, **changes, **ALGOS[algo])
+    known = ceilings(task, n)
     reached = (known.optimum,) * 2 if scheme != "ps" else (known.shared_greedy, known.shared_sampled)
     greedy, sampled = returns(*trained(config))
     assert greedy == pytest.approx(reached[0], abs=1e-4)
@@ -92,6 +95,24 @@ def test_a_whole_run_of_adapters_from_the_start_specialises():
     assert result.final["greedy"]["win_rate"] == pytest.approx(1.0)
     assert result.switch_steps == [0]
     assert result.random_return == pytest.approx(known.chance, abs=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("scheme", "groups", "task", "reached"),
+    [
+        ("seps", None, "two_kinds", "optimum"),  # the groups are found
+        ("seps", (0, 0, 0, 0), "two_kinds", "shared_greedy"),
+        ("seps", (0, 0), "specialisation", "shared_greedy"),
+        ("seps_lora", (0, 0), "specialisation", "optimum"),  # adapters set apart whom the trunk does not
+    ],
+)
+def test_clusters_earn_what_their_members_can_together(scheme, groups, task, reached):
+    config = make_config(task, scheme, groups=groups, n_agents=4 if task == "two_kinds" else 2, switch_step=0)
+    result = run(config, make_env(config))
+    if groups is None:
+        assert result.trainer.system.config.groups == (0, 1, 0, 1)
+    assert result.final["greedy"]["return"] == pytest.approx(getattr(ceilings(task), reached), abs=0.02)
 
 
 @pytest.mark.slow

@@ -8,14 +8,14 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
-from helpers import KEY, assert_close, assert_same, differs, every_scheme, random_params, row_of, small_config
+from helpers import KEY, TRIO, assert_close, assert_same, differs, every_scheme, random_params, row_of, small_config
 
 from lorasa_jax.networks import Network
 from lorasa_jax.policy import make_policy
 from lorasa_jax.sharing import SCHEMES, merged, trunks_only
 
 T, E, N, D, OUT = 5, 4, 3, 4, 2
-CONFIG = small_config(recurrent=True)
+CONFIG = small_config(recurrent=True, groups=TRIO)
 HIDDEN = CONFIG.actor.hidden
 NETWORK = Network(CONFIG.actor, OUT, head_gain=0.01)
 

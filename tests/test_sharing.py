@@ -17,11 +17,13 @@ KNOWN = {  # trunks, whether agents own something, whether they see their id, wh
     "nps": (N, False, False, False),
     "mtl": (1, True, False, False),
     "lorasa": (1, True, True, True),
+    "seps": (2, False, False, False),
+    "seps_lora": (2, True, False, True),
 }
 
 
 def make(scheme: str, n: int = N):
-    return SCHEMES[scheme](n, small_config())
+    return SCHEMES[scheme](n, small_config(groups=tuple(i % 2 for i in range(n))))
 
 
 @every_scheme

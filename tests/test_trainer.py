@@ -21,6 +21,7 @@ from helpers import (
 
 from lorasa_jax import trainer as trainer_module
 from lorasa_jax.config import ConfigError
+from lorasa_jax.system import is_two_phase
 from lorasa_jax.trainer import count_params, make_trainer, train
 
 KEY = jax.random.key(7)
@@ -161,9 +162,11 @@ def test_parameters_are_counted_by_hand(scheme):
         "nps": (0, trunk),
         "mtl": (trunk - head, head),
         "lorasa": (trunk, own),
+        "seps": (2 * trunk, 0),
+        "seps_lora": (2 * trunk, own),
     }[scheme]
     critic, alone = network(env.spec.state_dim, 1)[1], n * network(env.spec.obs_dim, env.spec.n_actions)[1]
-    assert count_params(make_trainer(config, env, adapting=scheme == "lorasa")) == {
+    assert count_params(make_trainer(config, env, adapting=is_two_phase(config, env))) == {
         "shared": shared,
         "per_agent": per_agent,
         "critic": critic,

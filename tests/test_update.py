@@ -26,7 +26,7 @@ from lorasa_jax import update
 from lorasa_jax.distributions import mask_logits
 from lorasa_jax.envs.base import Env, EnvSpec
 from lorasa_jax.sharing import SCHEMES
-from lorasa_jax.system import System, init_optimizer, make_system
+from lorasa_jax.system import System, init_optimizer, is_two_phase, make_system
 from lorasa_jax.types import Learner, PolicyParams, Schedule, Trajectory
 
 N = 3
@@ -307,7 +307,7 @@ def make(scheme: str, algo: str = "mappo", scope: str = "auto", schedule=None, *
     ppo = {"lr": 0.02, "critic_lr": 0.01, "max_grad_norm": 0.05, "epochs": 2, "huber_delta": float("inf")}
     ppo = {**ppo, "adam_eps": 1e-3, **options}
     config = small_config(sharing=scheme, algo=algo, critic={"scope": scope}, ppo=ppo)
-    system = make_system(config, make_diary(N), adapting=scheme == "lorasa")
+    system = make_system(config, make_diary(N), adapting=is_two_phase(config, make_diary(N)))
     return system._replace(schedule=schedule) if schedule else system
 
 
@@ -341,6 +341,8 @@ every_variant = pytest.mark.parametrize("variant", VARIANTS)
     [("lorasa", variant) for variant in VARIANTS]
     + [
         ("mtl", "in pairs"),
+        ("seps", "two of three"),
+        ("seps_lora", "a2po by epochs"),
         ("ps", "everyone at once"),
         ("ps", "a2po by epochs"),
         ("nps", "everyone at once"),

@@ -1,8 +1,8 @@
 """Toy games whose answers are known exactly: for tests, first steps and notebooks.
 
-Three matrix games ask whether agents can act differently, or alike; each probe isolates
-one part of a learner. All chance is dealt at the reset, so the rest of an episode can be
-enumerated. Agents see symbols, as one-hot vectors, and the global state is what all of
+Three matrix games ask whether agents can act differently, or alike, and a fourth hides that they
+are of two kinds; each probe isolates one part of a learner. All chance is dealt at the reset, so the
+rest of an episode can be enumerated. Agents see symbols, as one-hot vectors, and the global state is what all of
 them see: both have unequal entries, for layer normalisation turns a constant vector into
 zeros. An episode is won when no episode of the game could have paid more.
 
@@ -12,7 +12,7 @@ The games of specialisation and synchronisation follow Tessera et al., "HyperMAR
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -56,6 +56,7 @@ class Rules(NamedTuple):
         n_symbols: width of an observation.
         see: `see(time, hand)`: the symbol each agent sees; left out, the time.
         deal: `deal(key)`: the hand.
+        turn: `turn(time, hand, action)`: the hand after a step.
         avail: `avail(time, hand)`: the actions each agent may take.
         alive: `alive(time)`: the agents that can still act.
         steps: length of every episode.
@@ -71,6 +72,7 @@ class Rules(NamedTuple):
     n_symbols: int = 2
     see: Callable[[Time, Hand], Any] = lambda time, hand: time
     deal: Callable[[PRNGKeyArray], Hand] = lambda key: ()
+    turn: Callable[[Time, Hand, Int[Array, " N"]], Hand] = lambda time, hand, action: hand
     avail: Callable[[Time, Hand], Any] = lambda time, hand: True
     alive: Callable[[Time], Any] = lambda time: True
     steps: int = 1
@@ -117,6 +119,30 @@ def synchronisation(n: int) -> Rules:
     """
     known = Ceilings(1.0, 1.0, optimum=1.0, chance=2.0 ** (1 - n))
     return Rules(known, pay=lambda time, hand, action: (action == action[0]).all())
+
+
+def two_kinds(n: int, kinds: Sequence[int] | None = None) -> Rules:
+    """The team is paid, in the first of two steps, the share of agents that then show symbol 1.
+
+    Each agent shows a symbol, at first drawn by chance; the next one is the agent's action where it is of kind 0,
+    and the opposite where it is of kind 1. Agents see their own symbol, not their kind, which alternates unless
+    `kinds` are given. A shared policy that plays 1 with probability p earns p for one kind and 1 - p for the other: at
+    most the share of the larger, sampled or greedy. Policies for each kind reach the optimum, 1; chance earns 0.5.
+    """
+    kind = jnp.arange(n) % 2 if kinds is None else jnp.array(kinds)
+    larger = max(jnp.mean(kind == k).item() for k in (0, 1))
+
+    def turn(time: Time, hand: Int[Array, " N"], action: Int[Array, " N"]) -> Int[Array, " N"]:
+        return jnp.where(kind == 0, action, 1 - action)
+
+    return Rules(
+        Ceilings(larger, larger, optimum=1.0, chance=0.5),
+        pay=lambda time, hand, action: (time == 0) * turn(time, hand, action).mean(),
+        see=lambda time, hand: hand,
+        deal=lambda key: jax.random.randint(key, (n,), 0, 2),
+        turn=turn,
+        steps=2,
+    )
 
 
 def probe_value(n: int) -> Rules:
@@ -231,6 +257,7 @@ GAMES: dict[str, Game] = {
     "own_number": Game(own_number, n_agents=4, least=2),
     "specialisation": Game(specialisation, least=2),
     "synchronisation": Game(synchronisation, least=2),
+    "two_kinds": Game(two_kinds, n_agents=4),
     "probe_value": Game(probe_value),
     "probe_observation": Game(probe_observation),
     "probe_discount": Game(probe_discount),
@@ -291,7 +318,8 @@ def make_toy(task: str, n_agents: int | None = None, time_limit: str = "bootstra
     def step(key: PRNGKeyArray, state: ToyState, action: Int[Array, " N"]) -> tuple[ToyState, TimeStep]:
         chex.assert_shape(action, (n,))
         earned = jnp.broadcast_to(rules.pay(state.time, state.hand, action), (n,)).astype(jnp.float32)
-        state = ToyState(state.time + 1, state.hand, state.score + earned.mean())
+        hand = rules.turn(state.time, state.hand, action)
+        state = ToyState(state.time + 1, hand, state.score + earned.mean())
         reward = (state.time == rules.steps) * jnp.full(n, state.score) if rules.pay_at_end else earned
         return state, show(state, reward)
 

@@ -19,6 +19,7 @@ TEAMS = {
     "own_number": (2, 4),
     "specialisation": (2, 3),
     "synchronisation": (2, 3),
+    "two_kinds": (2, 3),
     "probe_value": (1,),
     "probe_death": (2, 3),
     "probe_clock": (1,),
@@ -27,6 +28,7 @@ ALL = [(task, n, "bootstrap") for task in GAMES for n in TEAMS.get(task, (2,))]
 ALL += [("probe_clock", 1, "terminal"), ("probe_discount", 2, "terminal")]
 ONE_SHOT = [(task, n) for task in ("own_number", "specialisation", "synchronisation") for n in TEAMS[task]]
 HANDS = {
+    "two_kinds": lambda n: 2**n,
     "probe_observation": lambda n: 2,
     "probe_policy": lambda n: 2**n,
     "probe_memory": lambda n: 2**n,
@@ -114,7 +116,7 @@ def test_time_steps_match_the_spec(task, n, limit):
 
 @pytest.mark.parametrize("task", GAMES)
 def test_a_game_knows_the_size_of_its_team(task):
-    assert make_toy(task).spec.n_agents == (4 if task == "own_number" else 2)
+    assert make_toy(task).spec.n_agents == (4 if task in ("own_number", "two_kinds") else 2)
     assert ceilings(task) == ceilings(task, make_toy(task).spec.n_agents)
 
 
@@ -174,7 +176,9 @@ def test_observations_survive_layer_norm(task, n, limit):
 def test_agents_see_as_many_symbols_as_the_game_has(task, n, limit):
     seen = play(task, n, limit).seen
     symbols = {"probe_memory": 3, "probe_clock": 1 if limit == "bootstrap" else 5}
-    symbols |= dict.fromkeys(("probe_observation", "probe_discount", "probe_policy", "probe_mask", "probe_death"), 2)
+    symbols |= dict.fromkeys(
+        ("two_kinds", "probe_observation", "probe_discount", "probe_policy", "probe_mask", "probe_death"), 2
+    )
     assert len(np.unique(seen.obs[seen.alive], axis=0)) == symbols.get(task, 1)
 
 
@@ -209,7 +213,7 @@ SHARED = {
 }
 
 
-@pytest.mark.parametrize(("task", "n", "limit"), [game for game in ALL if game[:2] not in ONE_SHOT])
+@pytest.mark.parametrize(("task", "n", "limit"), [game for game in ALL if game[0].startswith("probe")])
 def test_one_policy_for_all_reaches_the_optimum_of_every_probe(task, n, limit):
     p, known = play(task, n, limit), ceilings(task, n)
     gains = []
@@ -230,6 +234,30 @@ def test_one_policy_for_all_reaches_the_optimum_of_every_probe(task, n, limit):
 )
 def test_pay_of_two_players(task, n, table):
     np.testing.assert_array_equal(play(task, n).gain[0].reshape(2, 2), table)
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_what_an_agent_shows_is_its_action_or_the_opposite_as_its_kind_has_it(n):
+    p, kind = play("two_kinds", n), np.arange(n) % 2
+    shown = p.seen.obs.argmax(axis=-1)[:, :, 1]
+    np.testing.assert_array_equal(shown, np.broadcast_to(p.action[:, 0] ^ kind, shown.shape))
+    np.testing.assert_allclose(p.gain, shown.mean(axis=-1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_one_policy_for_two_kinds_serves_the_larger(n):
+    p, known = play("two_kinds", n), ceilings("two_kinds", n)
+    first = p.seen.obs.argmax(axis=-1)[:, 0, 0]  # [hand, agent]
+    grid = np.linspace(0, 1, 21)
+    played = p.action[:, 0]
+    earned = []
+    for policy in product(grid, repeat=2):  # the probability of action 1 after each symbol
+        chance = np.array(policy)[first][:, None]
+        weight = np.where(played, chance, 1 - chance).prod(axis=-1)  # of each sequence; the second actions earn nothing
+        earned.append((weight * p.gain).sum(axis=1).mean() / 2**n)
+        if set(policy) <= {0.0, 1.0}:
+            assert earned[-1] <= known.shared_greedy + 1e-6
+    assert max(earned) == pytest.approx(known.shared_sampled) == known.shared_greedy
 
 
 def test_pay_of_more_players():

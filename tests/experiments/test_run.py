@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorasa_jax import checkpoint, loop
+from lorasa_jax import checkpoint, grouping, loop
 from lorasa_jax.config import Config
 
 import run
@@ -84,6 +84,24 @@ def test_the_configuration_is_kept_whole(directory: Path) -> None:
     assert json.loads((directory / "versions.json").read_text())["packages"]["jax"]
 
 
+def test_groups_that_were_found_are_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = []
+
+    def train_with(config: Config, *_: Any) -> None:
+        trained.append(config.groups)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(grouping, "find_groups", lambda config, env, key: (0, 1))
+    monkeypatch.setattr(loop, "run", train_with)
+    with pytest.raises(SystemExit):
+        run.main([*TINY, "--sharing", "seps", "--out", str(tmp_path / "out")])
+    assert capsys.readouterr().out == "grouping agents\n"
+    assert trained == [(0, 1)]
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["groups"] == [0, 1]
+
+
 def test_an_existing_directory_is_never_written_to(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (directory / "metrics.jsonl").read_bytes()
     with pytest.raises(SystemExit) as stop:
@@ -99,6 +117,11 @@ def test_an_existing_directory_is_never_written_to(directory: Path, capsys: pyte
         (["--task", "specialization"], "no toy game 'specialization' (did you mean 'specialisation'"),
         (["--task", "own_number", "--critic.scope", "team"], "use critic.scope agent or own"),
         (["--task", "own_number", "--n-agents", "1"], "n-agents must be 2 or more"),
+        (
+            ["--sharing", "seps", "--groups", "0", "0", "1"],
+            "groups must name a cluster for each of the 2 agents, got 3",
+        ),
+        (["--groups", "0", "1"], "groups have no meaning under sharing lorasa"),
     ],
 )
 def test_what_does_not_fit_the_game_is_one_line(
