@@ -98,7 +98,7 @@ def test_a_run_finds_its_groups_once_for_all_seeds(monkeypatch):
     monkeypatch.setattr(grouping, "find_groups", find)
     programs = SimpleNamespace(close=lambda: None)
     monkeypatch.setattr(loop, "_Runner", lambda config, *_: SimpleNamespace(config=config, programs=programs))
-    monkeypatch.setattr(loop, "_run", lambda runner: used.append(runner.config) or Result(*[None] * 7))
+    monkeypatch.setattr(loop, "_run", lambda runner, *_: used.append(runner.config) or Result(*[None] * 7))
     for seed in (5, 5, 6):
         loop.run(replace(config, seed=seed), toy.make_toy("two_kinds"), Listener())
         assert used.pop() == replace(config, seed=seed, groups=(0, 1, 0, 1))

@@ -89,7 +89,7 @@ def test_groups_that_were_found_are_recorded(
 ) -> None:
     trained = []
 
-    def train_with(config: Config, *_: Any) -> None:
+    def train_with(config: Config, *_: Any, **__: Any) -> None:
         trained.append(config.groups)
         raise KeyboardInterrupt
 
