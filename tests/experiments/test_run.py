@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,16 @@ def outcome(directory: Path) -> tuple[list[dict[str, Any]], dict[str, Any], dict
     last = checkpoint.read_meta(checkpoint.complete(directory / "checkpoints")[-1])
     measured = [{name: row[name] for name in row if name not in CLOCK} for row in rows(directory)]
     return measured, {name: summary[name] for name in summary if name not in CLOCK}, last["leaves"]
+
+
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """Signals act as in a terminal, also where the tests run in the background of a script, which ignores Ctrl-C."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, after: int, signals: Sequence[int] = (signal.SIGINT,)) -> None:
