@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 COLOURS = 64
 LAST_FRAME_MS = 1500
+SHARP = 3
+"""Everything is drawn this many times larger, then reduced, for smooth edges."""
 
 
 def save_gif(frames: Sequence[Any], path: str | Path, fps: float = 10) -> None:
@@ -39,3 +42,18 @@ def save_gif(frames: Sequence[Any], path: str | Path, fps: float = 10) -> None:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def write(pen: Any, x: float, y: float, text: str, size: float, fill: str, anchor: str) -> float:
+    """Writes a line of text, in pixels of the reduced picture; returns where it ends."""
+    font = _font(round(size * SHARP))
+    pen.text((x * SHARP, y * SHARP), text, fill, font, anchor)
+    return x + font.getlength(text) / SHARP
+
+
+@cache
+def _font(size: int) -> Any:
+    """Returns the font that comes with Pillow: the same picture on every machine."""
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size)

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import mujoco
 import numpy as np
 from jaxtyping import Float
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw
+
+from lorasa_jax.envs.drawing import SHARP, write
 
 WIDTH, HEADER, ARENA, FOOTER = 420, 34, 236, 30
 """Pixels of a picture: its width, and the heights of its three bands."""
-SHARP = 3
-"""Everything is drawn this many times larger, then reduced, for smooth edges."""
 FPS, LONGEST = 20, 300
 """Pictures per second of the robot's time, and the most of one film: 15 seconds."""
 METRES = 4.2
@@ -139,7 +139,7 @@ def _floor(pen: ImageDraw.ImageDraw, view: View) -> None:
         if k % 2 == 0:
             foot, top = view(np.array([[k / 2, far, 0.0], [k / 2, far, 0.12]]))
             pen.line((*foot, *top), fill=FAINT, width=SHARP)
-            _write(pen, top[0] / SHARP, top[1] / SHARP - 2, f"{k // 2}", 9, FAINT, "mb")
+            write(pen, top[0] / SHARP, top[1] / SHARP - 2, f"{k // 2}", 9, FAINT, "mb")
 
 
 def _capsule(
@@ -164,14 +164,14 @@ def _captions(pen: ImageDraw.ImageDraw, t: int, distance: float, movers: Sequenc
     bottom = (HEADER + ARENA) * SHARP
     pen.rectangle((0, 0, WIDTH * SHARP, HEADER * SHARP), fill=PAPER)
     pen.rectangle((0, bottom, WIDTH * SHARP, bottom + FOOTER * SHARP), fill=PAPER)
-    _write(pen, 12, HEADER / 2, title, 15, TEXT, "lm")
-    _write(pen, WIDTH - 92, HEADER / 2, f"{distance:+.1f} m", 12, TEXT, "rm")
-    _write(pen, WIDTH - 12, HEADER / 2, f"step {t}", 12, FAINT, "rm")
+    write(pen, 12, HEADER / 2, title, 15, TEXT, "lm")
+    write(pen, WIDTH - 92, HEADER / 2, f"{distance:+.1f} m", 12, TEXT, "rm")
+    write(pen, WIDTH - 12, HEADER / 2, f"step {t}", 12, FAINT, "rm")
     x, middle = 12.0, HEADER + ARENA + FOOTER / 2
-    x = _write(pen, x, middle, "agents", 11, FAINT, "lm") + 10
+    x = write(pen, x, middle, "agents", 11, FAINT, "lm") + 10
     for agent in sorted({agent for agent in movers if agent is not None}):
         pen.ellipse([c * SHARP for c in (x, middle - 5, x + 10, middle + 5)], fill=_colour(agent))
-        x = _write(pen, x + 14, middle, f"{agent}", 11, FAINT, "lm") + 9
+        x = write(pen, x + 14, middle, f"{agent}", 11, FAINT, "lm") + 9
 
 
 @cache
@@ -179,16 +179,3 @@ def _lighter(colour: str) -> str:
     """Returns a colour halfway to white."""
     red, green, blue = ((value + 255) // 2 for value in ImageColor.getrgb(colour)[:3])
     return f"#{red:02x}{green:02x}{blue:02x}"
-
-
-def _write(pen: ImageDraw.ImageDraw, x: float, y: float, text: str, size: float, fill: str, anchor: str) -> float:
-    """Writes a line of text, in pixels of the reduced picture; returns where it ends."""
-    font = _font(round(size * SHARP))
-    pen.text((x * SHARP, y * SHARP), text, fill, font, anchor)
-    return x + font.getlength(text) / SHARP
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Returns the font that comes with Pillow: the same picture on every machine."""
-    return ImageFont.load_default(size)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from lorasa_jax.envs.drawing import SHARP, write
 
 WIDTH, HEADER, ARENA, FOOTER = 420, 34, 356, 30
 """Pixels of a picture: its width, and the heights of its three bands."""
-SHARP = 3
-"""Everything is drawn this many times larger, then reduced, for smooth edges."""
 
 PAPER, BEYOND, GROUND, GRID, BORDER = "#0e1320", "#0a0e18", "#151c2d", "#1c2539", "#3c4965"
 TEXT, FAINT, INK = "#e8ecf4", "#8b97ae", "#0a0e18"
@@ -113,12 +112,12 @@ def _stage(view: View, units: Any, game: Any, title: str) -> Image.Image:
     bottom_band = (HEADER + ARENA) * SHARP
     pen.rectangle((0, 0, picture.width, HEADER * SHARP), fill=PAPER)
     pen.rectangle((0, bottom_band, picture.width, picture.height), fill=PAPER)
-    _write(pen, 12, HEADER / 2, title, 15, TEXT, "lm")
+    write(pen, 12, HEADER / 2, title, 15, TEXT, "lm")
     x, middle = 12.0, HEADER + ARENA + FOOTER / 2
     for kind in np.unique(units.unit_types):
         letter, name = game.unit_type_shorthands[kind], game.unit_type_names[kind]
-        x = _write(pen, x, middle, letter, 12, TEXT, "lm") + 4
-        x = _write(pen, x, middle, name, 11, FAINT, "lm") + 11
+        x = write(pen, x, middle, letter, 12, TEXT, "lm") + 4
+        x = write(pen, x, middle, name, 11, FAINT, "lm") + 11
     return picture
 
 
@@ -170,7 +169,7 @@ def _unit(
     pen.arc(edge, 0, 360, fill=colour + "40", width=round(0.2 * radius))
     pen.arc(edge, -90, -90 + 360 * float(health), fill=colour, width=round(0.2 * radius))
     x, y = place / SHARP
-    _write(pen, x, y, letter, 1.1 * radius / SHARP, INK, "mm")
+    write(pen, x, y, letter, 1.1 * radius / SHARP, INK, "mm")
 
 
 def _shot(
@@ -199,28 +198,15 @@ def _header(pen: ImageDraw.ImageDraw, t: int, units: Any, game: Any) -> None:
     x = 165.0
     for (name, colour), alive in zip(TEAMS, sides, strict=True):
         _disc(pen, np.array([x, middle]) * SHARP, 5 * SHARP, fill=colour)
-        x = _write(pen, x + 10, middle, f"{name} {alive.sum()}/{alive.size}", 12, TEXT, "lm") + 18
-    _write(pen, WIDTH - 12, middle, f"step {units.step[t]}", 12, FAINT, "rm")
+        x = write(pen, x + 10, middle, f"{name} {alive.sum()}/{alive.size}", 12, TEXT, "lm") + 18
+    write(pen, WIDTH - 12, middle, f"step {units.step[t]}", 12, FAINT, "rm")
     if units.done[t]:
         box = np.array([WIDTH / 2 - 62, HEADER + 14, WIDTH / 2 + 62, HEADER + 50]) * SHARP
         pen.rounded_rectangle(tuple(box), 18 * SHARP, fill=PAPER + "e8", outline=BORDER, width=SHARP)
         result = RESULTS[bool(sides[0].any()), bool(sides[1].any())]
-        _write(pen, WIDTH / 2, HEADER + 32, result, 19, TEXT, "mm")
+        write(pen, WIDTH / 2, HEADER + 32, result, 19, TEXT, "mm")
 
 
 def _disc(pen: ImageDraw.ImageDraw, place: Float[np.ndarray, " 2"], radius: float, fill: str) -> None:
     """Draws a filled circle."""
     pen.ellipse((*(place - radius), *(place + radius)), fill=fill)
-
-
-def _write(pen: ImageDraw.ImageDraw, x: float, y: float, text: str, size: float, fill: str, anchor: str) -> float:
-    """Writes a line of text, in pixels of the reduced picture; returns where it ends."""
-    font = _font(round(size * SHARP))
-    pen.text((x * SHARP, y * SHARP), text, fill, font, anchor)
-    return x + font.getlength(text) / SHARP
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Returns the font that comes with Pillow: the same picture on every machine."""
-    return ImageFont.load_default(size)
