@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -80,6 +81,9 @@ def parse(config_type: type[C], argv: Sequence[str]) -> C:
         return tyro.cli(config_type, args=argv, default=defaults, config=flags)
     except ConfigError as error:
         fail(error)
+    except BrokenPipeError:  # `--help | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
 
 
 def _parse_resumed(config_type: type[C], resume: Path, argv: Sequence[str]) -> C:

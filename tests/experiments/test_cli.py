@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -143,3 +144,11 @@ def test_help_is_instant_and_needs_no_jax() -> None:
     assert "--switch-step" in done.stdout
     assert done.stdout.strip().endswith("False")
     assert time.perf_counter() - began < 10  # a wide margin: what keeps it short is that jax is not loaded
+
+
+def test_help_may_be_cut_short() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as closed:
+        done = subprocess.run([sys.executable, str(RUN), "--help"], stdout=closed, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
