@@ -20,7 +20,8 @@ from lorasa_jax.config import Config, ConfigError, MabraxConfig
 from lorasa_jax.envs import mabrax, make_env
 from lorasa_jax.envs._jaxmarl import load_mabrax_maps
 from lorasa_jax.envs.base import Env
-from lorasa_jax.envs.mabrax import ROBOTS, Maps, Skeleton, load_robot, make_mabrax, maps_of, skeleton_of
+from lorasa_jax.envs.mabrax import load_robot, make_mabrax, skeleton_of
+from lorasa_jax.envs.mabrax_maps import ROBOTS, Maps, Skeleton, hops, maps_of
 
 PACKAGE = Path(mabrax.__file__).parents[1]
 KEY = jax.random.key(3)
@@ -104,7 +105,7 @@ def test_neighbouring_joints_are_grouped(task, groups):
 @pytest.mark.parametrize("task", ["ant_4x2", "ant_2x4", "halfcheetah_3x2", "walker2d_3x2", "walker2d_2x3"])
 def test_the_joints_of_a_group_hang_together(task):
     _, skeleton = robot(task)
-    distance = mabrax.hops(skeleton)
+    distance = hops(skeleton)
     for own in mapped(task).motors:
         dofs = skeleton.motors[list(own)]
         reached = {int(dofs[0])}
@@ -214,7 +215,7 @@ def test_agents_see_their_own_joints_and_nothing_that_does_not_exist(task):
 def test_sight_grows_with_obsk_up_to_everything_and_is_mutual(name):
     task = {"humanoid": "humanoid_17x1", "ant": "ant_8x1", "hopper": "hopper_3x1"}.get(name, f"{name}_6x1")
     game, skeleton = robot(task)
-    distance = mabrax.hops(skeleton)
+    distance = hops(skeleton)
     assert (distance == distance.T).all()
     joints = np.sort(skeleton.motors)
     assert (distance[np.ix_(joints, joints)] < len(distance)).all()
