@@ -196,6 +196,28 @@ def make_diary(n: int = 3) -> Env:
     return Env(EnvSpec("diary", n, 4, 2, 3, DIARY_LIMIT, team_reward=True), reset, step)
 
 
+def check_shapes(env: Env) -> None:
+    """What a reset and a step show is what the spec says, and a state has the same types after both."""
+    spec, n = env.spec, env.spec.n_agents
+    expected = TimeStep(
+        obs=((n, spec.obs_dim), "float32"),
+        state=((spec.state_dim,), "float32"),
+        avail=((n, spec.n_actions), "bool"),
+        alive=((n,), "bool"),
+        reward=((n,), "float32"),
+        terminated=((), "bool"),
+        truncated=((), "bool"),
+        won=((), "bool"),
+    )
+    reset = jax.eval_shape(env.reset, KEY)
+    step = jax.eval_shape(env.step, KEY, reset[0], jax.ShapeDtypeStruct((n,), "int32"))
+    for _, shown in (reset, step):
+        assert TimeStep(*((leaf.shape, str(leaf.dtype)) for leaf in shown)) == expected
+    # Weak types count: where they differ, a compiled step is compiled again for its own output.
+    for before, after in zip(jax.tree.leaves(reset), jax.tree.leaves(step), strict=True):
+        assert (before.shape, before.dtype, before.weak_type) == (after.shape, after.dtype, after.weak_type)
+
+
 def row_of(tree: Any, k: int) -> Any:
     """Slot k of a stacked tree."""
     return jax.tree.map(lambda leaf: leaf[k], tree)

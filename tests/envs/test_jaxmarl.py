@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import check_shapes
 
 from lorasa_jax.config import Config, ConfigError
 from lorasa_jax.envs import make_env
@@ -117,24 +118,7 @@ def test_a_game_without_a_clock_is_cut():
 
 @pytest.mark.parametrize("task", [SPREAD, SPEAKER, "MPE_simple_adversary_v3", "overcooked", "HeuristicEnemySMAX"])
 def test_arrays_have_the_shapes_of_the_spec(task):
-    env = world(task)
-    spec, n = env.spec, env.spec.n_agents
-    expected = TimeStep(
-        obs=((n, spec.obs_dim), "float32"),
-        state=((spec.state_dim,), "float32"),
-        avail=((n, spec.n_actions), "bool"),
-        alive=((n,), "bool"),
-        reward=((n,), "float32"),
-        terminated=((), "bool"),
-        truncated=((), "bool"),
-        won=((), "bool"),
-    )
-    reset = jax.eval_shape(env.reset, KEY)
-    step = jax.eval_shape(env.step, KEY, reset[0], jax.ShapeDtypeStruct((n,), "int32"))
-    for _, shown in (reset, step):
-        assert TimeStep(*((leaf.shape, str(leaf.dtype)) for leaf in shown)) == expected
-    for before, after in zip(jax.tree.leaves(reset), jax.tree.leaves(step), strict=True):
-        assert (before.shape, before.dtype, before.weak_type) == (after.shape, after.dtype, after.weak_type)
+    check_shapes(world(task))
 
 
 @pytest.mark.parametrize(

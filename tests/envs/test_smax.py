@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import check_shapes
 from PIL import Image, ImageSequence
 
 import lorasa_jax.envs.base
@@ -68,27 +69,6 @@ def craft(state: Any, **units: Any) -> Any:
     """The same battle with some of the units' arrays replaced."""
     leaves = {name: jnp.asarray(value, getattr(state.state, name).dtype) for name, value in units.items()}
     return state.replace(state=state.state.replace(**leaves))
-
-
-def check_shapes(env: Env) -> None:
-    spec, n = env.spec, env.spec.n_agents
-    expected = TimeStep(
-        obs=((n, spec.obs_dim), "float32"),
-        state=((spec.state_dim,), "float32"),
-        avail=((n, spec.n_actions), "bool"),
-        alive=((n,), "bool"),
-        reward=((n,), "float32"),
-        terminated=((), "bool"),
-        truncated=((), "bool"),
-        won=((), "bool"),
-    )
-    reset = jax.eval_shape(env.reset, KEY)
-    step = jax.eval_shape(env.step, KEY, reset[0], jax.ShapeDtypeStruct((n,), "int32"))
-    for _, shown in (reset, step):
-        assert TimeStep(*((leaf.shape, str(leaf.dtype)) for leaf in shown)) == expected
-    # Weak types count: where they differ, a compiled step is compiled again for its own output.
-    for before, after in zip(jax.tree.leaves(reset), jax.tree.leaves(step), strict=True):
-        assert (before.shape, before.dtype, before.weak_type) == (after.shape, after.dtype, after.weak_type)
 
 
 def check_play(seen: TimeStep) -> None:
