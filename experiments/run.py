@@ -232,7 +232,7 @@ def fill(config: RunConfig, env: Env, record: Record, track: Any, start: RunStat
         complain(f"go on with: {again(directory)}")
         raise SystemExit(128 + (stop.signal or signal.SIGINT)) from None
     except Diverged as error:
-        write_json(directory / "diverged.json", describe(error, record.rows))
+        write_json(directory / "diverged.json", describe(error, config.seed + error.row, record.rows))
         kept = f"the last checkpoint before is {saver.newest()}" if saver.newest() else "there is no checkpoint"
         fail(f"the run diverged: {error}; what was measured until then is in {directory}; {kept}")
     except OSError as error:
@@ -252,13 +252,13 @@ def complain(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def describe(error: Diverged, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def describe(error: Diverged, seed: int, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Returns what is known about a quantity that is no longer finite."""
-    last = next((row for row in reversed(rows) if row["seed"] == error.seed), None)
+    last = next((row for row in reversed(rows) if row["seed"] == seed), None)
     return {
         "quantity": error.quantity,
         "value": str(error.value),
-        "seed": error.seed,
+        "seed": seed,
         "iteration": error.iteration,
         "phase": error.phase,
         "last_finite": last,

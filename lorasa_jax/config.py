@@ -126,6 +126,8 @@ class PPOConfig:
     """Learning rate of the actors."""
     critic_lr: float = 5e-4
     """Learning rate of the critic."""
+    adapter_lr: float | None = None
+    """Learning rate of the actors from the switch on, in schemes with two phases; not given: lr."""
     anneal_lr: bool = False
     """Let both fall linearly to zero over the run, by environment steps."""
     adam_eps: float = 1e-5
@@ -165,6 +167,7 @@ class PPOConfig:
             self, "epochs", "minibatches", "lr", "critic_lr", "adam_eps", "max_grad_norm",
             "clip_eps", "value_clip", "huber_delta",
         )  # fmt: skip
+        require(self.adapter_lr is None or self.adapter_lr > 0, f"adapter-lr must be positive, got {self.adapter_lr}")
         for name in ("gamma", "gae_lambda"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"{name.replace('_', '-')} must lie in [0, 1], got {value}")
@@ -231,7 +234,7 @@ class Config:
     algo: Literal["mappo", "a2po", "sequential"] = "mappo"
     """Algorithm: all agents move at once (mappo); one after the other, each corrected for those before it (a2po);
     the same without the correction of advantages (sequential)."""
-    sharing: Literal["ps", "ps_id", "nps", "mtl", "lorasa", "seps", "seps_lora"] = "lorasa"
+    sharing: Literal["ps", "ps_id", "ps_restart", "nps", "mtl", "lorasa", "seps", "seps_lora"] = "lorasa"
     """Who shares parameters with whom."""
     groups: tuple[int, ...] | None = None
     """The cluster of each agent, numbered from 0 (seps, seps_lora); not given: found before training."""
@@ -242,7 +245,8 @@ class Config:
     total_steps: int = 1_000_000
     """Environment steps of the whole run, both phases together."""
     switch_step: int | Literal["auto"] = "auto"
-    """Environment step at which the trunk freezes and adapters start (lorasa, seps_lora); auto: when learning slows."""
+    """Environment step at which the second phase begins: the trunk freezes and adapters start (lorasa, seps_lora), or
+    only the optimiser starts again (ps_restart); auto: when learning slows."""
     rank: int = 8
     """Rank of the adapters; layers no wider than this get a full-rank one."""
     alpha: float | None = None

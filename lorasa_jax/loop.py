@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -27,30 +27,30 @@ MUST_BE_FINITE = ("policy_loss", "value_loss", "entropy", "kl", "actor_grad_norm
 
 
 class Diverged(RuntimeError):
-    """A quantity is no longer finite; the message says which, where it began, and for which seed.
+    """A quantity is no longer finite; the message says which, where it began, and in which row.
 
     Attributes:
         quantity: its name among the metrics.
         value: what it became.
-        seed: the first seed in which it did.
-        iteration: of that seed, counted from 1.
+        row: the first row (seed, or fork) in which it did.
+        iteration: of that row, counted from 1.
         phase: `shared` or `adapters`.
     """
 
-    def __init__(self, quantity: str, value: float, seed: int, iteration: int, env_steps: int, phase: str):
+    def __init__(self, quantity: str, value: float, row: int, name: str, iteration: int, env_steps: int, phase: str):
         super().__init__(
-            f"{quantity} became {value} for seed {seed}, in iteration {iteration} ({env_steps:,} steps, phase {phase})"
+            f"{quantity} became {value} for {name}, in iteration {iteration} ({env_steps:,} steps, phase {phase})"
         )
-        self.quantity, self.value, self.seed, self.iteration, self.phase = quantity, value, seed, iteration, phase
+        self.quantity, self.value, self.row, self.iteration, self.phase = quantity, value, row, iteration, phase
 
 
 class Report(NamedTuple):
-    """One iteration of all seeds; every array is [K].
+    """One iteration of all rows: seeds, or forks; every array is [K].
 
     Attributes:
         phase: `shared` or `adapters`.
-        env_steps: environment steps each seed has done.
-        active: seeds for which this iteration counts; the others wait for the rest.
+        env_steps: environment steps each row has done.
+        active: rows for which this iteration counts; the others wait for the rest.
         metrics: what the iteration measured.
         evaluation: greedy `return`, `win_rate` and `length`, where one was due.
     """
@@ -84,7 +84,7 @@ class Silent:
 
 
 class RunState(NamedTuple):
-    """A whole run between two iterations: all that going on with it takes.
+    """A whole run between two iterations: all that going on with it takes. Its rows are seeds, or forks.
 
     Attributes:
         phase: of the next iteration, `shared` or `adapters`.
@@ -161,8 +161,16 @@ class _Clock:
 class _Runner:
     """The programs of a run, and the steps from one `RunState` to the next."""
 
-    def __init__(self, config: Config, env: Env, listener: Listener, start: RunState | None = None):
+    def __init__(
+        self,
+        config: Config,
+        env: Env,
+        listener: Listener,
+        start: RunState | None = None,
+        names: Sequence[str] | None = None,
+    ):
         self.config, self.listener = config, listener
+        self.names = names or [f"seed {config.seed + k}" for k in range(config.seeds)]
         self.two_phase = is_two_phase(config, env)
         self.trainers = {SHARED: make_trainer(config, env)}
         if self.two_phase:
@@ -235,11 +243,11 @@ class _Runner:
             weights, train.learner.critic, train.rollout, train.key, train.iteration
         )
         train, metrics = programs[f"{phase} update"](train, rollout, trajectory, active)
-        due = np.any(active & (after % state.evaluation_interval == 0))
+        due = after[np.argmax(active)] % state.evaluation_interval == 0
         evaluation = self.evaluate(phase, train) if due else None
         measured = _fetch({**episodes, **metrics})
         report = Report(phase, after * config.steps_per_iteration, active, measured, evaluation)
-        _check_finite(report, config)
+        self._check_finite(report)
 
         curve = state.curve
         if evaluation is not None and phase == SHARED:
@@ -281,6 +289,15 @@ class _Runner:
         steps, returns = zip(*state.curve, strict=True)
         return should_switch(steps, [row[k] for row in returns], state.random_return[k], config.total_steps)
 
+    def _check_finite(self, report: Report) -> None:
+        for name in MUST_BE_FINITE:
+            bad = report.active & ~np.isfinite(report.metrics[name])
+            if bad.any():
+                row = int(np.argmax(bad))
+                step, value = int(report.env_steps[row]), float(report.metrics[name][row])
+                iteration = step // self.config.steps_per_iteration
+                raise Diverged(name, value, row, self.names[row], iteration, step, report.phase)
+
     def evaluate(self, phase: str, train: TrainState, greedy: bool = True) -> dict[str, np.ndarray]:
         """Returns the evaluation of every seed."""
         return self._play(self.programs[f"{phase} weights"](train), train, greedy)
@@ -311,16 +328,6 @@ def _fetch(tree: PyTree) -> dict[str, np.ndarray]:
     return {name: np.asarray(leaf) for name, leaf in tree.items()}
 
 
-def _check_finite(report: Report, config: Config) -> None:
-    for name in MUST_BE_FINITE:
-        bad = report.active & ~np.isfinite(report.metrics[name])
-        if bad.any():
-            row = int(np.argmax(bad))
-            step = int(report.env_steps[row])
-            iteration = step // config.steps_per_iteration
-            raise Diverged(name, float(report.metrics[name][row]), config.seed + row, iteration, step, report.phase)
-
-
 def run(
     config: Config,
     env: Env,
@@ -328,6 +335,7 @@ def run(
     *,
     start: RunState | None = None,
     save: Callable[[RunState], None] | None = None,
+    names: Sequence[str] | None = None,
 ) -> Result:
     """Trains all seeds of a configuration and evaluates them.
 
@@ -339,17 +347,18 @@ def run(
         config: the configuration.
         env: its environment.
         listener: is told what happens.
-        start: a state of the same run, to go on from; it is left as it is.
+        start: a state of the same run, to go on from, or several forks (`lorasa_jax.fork`); it is left as it is.
         save: is offered the run between any two iterations, and at its beginning and end. The
             next iteration consumes the arrays: what is kept must be copied before it returns. An
             exception it raises ends the run.
+        names: what the rows are called where they are not `seed 0`, `seed 1`, and so on.
 
     Raises:
         ConfigError: the configuration does not fit the environment.
         Diverged: a loss or gradient is no longer finite.
     """
     listener = listener or Silent()
-    runner = _Runner(with_groups(config, env, listener.status), env, listener, start)
+    runner = _Runner(with_groups(config, env, listener.status), env, listener, start, names)
     try:
         return _run(runner, start, save or (lambda state: None))
     finally:

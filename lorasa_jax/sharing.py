@@ -21,7 +21,7 @@ class Sharing:
         adapter: what each agent owns besides.
         agent_id: a one-hot agent id is appended to what the agent sees.
         two_phase: the trunks are trained alone first; then they freeze, and only what
-            the agents own is trained.
+            the agents own is trained. Where they own nothing, the trunks go on with a fresh optimiser.
         clustered: `groups` are those of the configuration, given or found before training.
     """
 
@@ -82,6 +82,8 @@ def own_heads(n_agents: int) -> Sharing:
 SCHEMES: dict[str, Callable[[int, Config], Sharing]] = {
     "ps": lambda n, config: one_trunk(n, agent_id=False),
     "ps_id": lambda n, config: one_trunk(n, agent_id=True),
+    # What adapters have to beat: the same trunk trained on, with the fresh optimiser that adapters have.
+    "ps_restart": lambda n, config: replace(one_trunk(n, agent_id=True), two_phase=True),
     "nps": lambda n, config: own_trunks(n),
     "mtl": lambda n, config: own_heads(n),
     "lorasa": lambda n, config: adapted(one_trunk(n, agent_id=True), config),  # arXiv 2502.05573

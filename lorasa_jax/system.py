@@ -142,9 +142,9 @@ def make_system(config: Config, env: Env, *, adapting: bool = False) -> System:
 
 
 def _trained_parts(sharing: Sharing) -> tuple[str, ...]:
-    if sharing.two_phase:
-        return ("agents",)  # the trunks are frozen
-    return ("shared",) if sharing.adapter is NOTHING else ("shared", "agents")
+    if sharing.adapter is NOTHING:
+        return ("shared",)
+    return ("agents",) if sharing.two_phase else ("shared", "agents")  # adapters stand on frozen trunks
 
 
 def init_optimizer(system: System, learner: Learner) -> Learner:

@@ -15,7 +15,7 @@ from lorasa_jax.envs.base import Env
 from lorasa_jax.rollout import collect, evaluate, initial_state
 from lorasa_jax.sharing import count
 from lorasa_jax.system import System, init_optimizer, is_two_phase, make_system
-from lorasa_jax.types import Learner, Metrics, PolicyParams, RolloutState, TrainState, Trajectory, Weights
+from lorasa_jax.types import Learner, Metrics, PolicyParams, Rates, RolloutState, TrainState, Trajectory, Weights
 from lorasa_jax.update import run_schedule
 
 # What a run's key is used for; most of them once in every iteration.
@@ -68,6 +68,7 @@ def make_trainer(config: Config, env: Env, *, adapting: bool = False) -> Trainer
             rollout=initial_state(system, env_key),
             key=key,
             iteration=jnp.zeros((), int),
+            lr=jnp.asarray(config.ppo.lr, float),
         )
 
     def weights(state: TrainState) -> Weights:
@@ -79,13 +80,14 @@ def make_trainer(config: Config, env: Env, *, adapting: bool = False) -> Trainer
         return collect(system, weights, critic, rollout, _key(key, _COLLECT, iteration))
 
     def update(state: TrainState, rollout: RolloutState, trajectory: Trajectory) -> tuple[TrainState, Metrics]:
-        lr_scale = 1.0 - state.iteration / config.iterations if config.ppo.anneal_lr else jnp.ones(())
+        scale = 1.0 - state.iteration / config.iterations if config.ppo.anneal_lr else jnp.ones(())
+        rates = Rates(state.lr * scale, config.ppo.critic_lr * scale)
         key = _key(state.key, _UPDATE, state.iteration)
-        learner, metrics = run_schedule(system, state.learner, trajectory, lr_scale, key)
+        learner, metrics = run_schedule(system, state.learner, trajectory, rates, key)
         if "shared" in system.train:  # a frozen trunk keeps the inputs it knows
             learner = learner._replace(inputs=system.inputs.update(learner.inputs, trajectory.inputs))
         state = state._replace(learner=learner, rollout=rollout, iteration=state.iteration + 1)
-        return state, {**metrics, "lr": config.ppo.lr * lr_scale}
+        return state, {**metrics, "lr": rates.actor}
 
     def step(state: TrainState) -> tuple[TrainState, Metrics]:
         rollout, trajectory, episodes = collect_(
@@ -108,7 +110,7 @@ def graft(trainer: Trainer, state: TrainState) -> TrainState:
     """Returns the first state of the second phase.
 
     The trunks stay as they are, and so do the critic with its optimiser, the value
-    statistics, the environments and the recurrent states. What the agents own and its
+    statistics, the environments and the recurrent states. What the agents own and the actors'
     optimiser start afresh: every agent's network still equals its trunk.
 
     Args:
@@ -116,7 +118,9 @@ def graft(trainer: Trainer, state: TrainState) -> TrainState:
         state: the last of the first phase.
     """
     actor = trainer.system.actor.graft(jax.random.fold_in(state.key, _GRAFT), state.learner.actor)
-    return state._replace(learner=init_optimizer(trainer.system, state.learner._replace(actor=actor)))
+    ppo = trainer.system.config.ppo
+    lr = jnp.asarray(ppo.lr if ppo.adapter_lr is None else ppo.adapter_lr, float)
+    return state._replace(learner=init_optimizer(trainer.system, state.learner._replace(actor=actor)), lr=lr)
 
 
 def train(config: Config, env: Env) -> Callable[[PRNGKeyArray], tuple[TrainState, Metrics]]:

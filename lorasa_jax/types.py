@@ -136,6 +136,13 @@ class Weights(NamedTuple):
     inputs: PyTree = ()
 
 
+class Rates(NamedTuple):
+    """Learning rates of one update."""
+
+    actor: Float[Array, ""]
+    critic: Float[Array, ""]
+
+
 class TrainState(NamedTuple):
     """The whole of a training run between two iterations.
 
@@ -144,9 +151,11 @@ class TrainState(NamedTuple):
         rollout: where the environments stand.
         key: the run's key; what iteration i draws depends on it and on i alone.
         iteration: iterations done so far.
+        lr: learning rate of the actors in this phase, before any annealing.
     """
 
     learner: Learner
     rollout: RolloutState
     key: PRNGKeyArray
     iteration: Int[Array, ""]
+    lr: Float[Array, ""]

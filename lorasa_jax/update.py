@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from lorasa_jax.advantages import traced_gae
 from lorasa_jax.losses import masked_mean, normalise_advantages, policy_loss, value_loss
 from lorasa_jax.system import System
-from lorasa_jax.types import Learner, Metrics, PolicyParams, PyTree, Schedule, Trajectory
+from lorasa_jax.types import Learner, Metrics, PolicyParams, PyTree, Rates, Schedule, Trajectory
 
 
 class Batch(NamedTuple):
@@ -59,7 +59,7 @@ class Progress(NamedTuple):
 
 
 def run_schedule(
-    system: System, learner: Learner, trajectory: Trajectory, lr_scale: Float[Array, ""], key: PRNGKeyArray
+    system: System, learner: Learner, trajectory: Trajectory, rates: Rates, key: PRNGKeyArray
 ) -> tuple[Learner, Metrics]:
     """Returns the learner after all stages of the schedule, and what the update measured."""
     ppo, units = system.config.ppo, system.value_norm
@@ -89,7 +89,7 @@ def run_schedule(
             advantage = advantages(jnp.where(row.trace, ratio, 1.0))
         target = units.normalise(value_norm, advantage + value)
         batch = _batch(system, trajectory, mask, advantage, target, ratio, block)
-        learner, info = run_stage(system, progress.learner, batch, row, block, lr_scale, key)
+        learner, info = run_stage(system, progress.learner, batch, row, block, rates, key)
         progress = progress._replace(learner=learner)
         return progress if block is None else _look_again(system, progress, trajectory, block), info
 
@@ -214,7 +214,7 @@ def run_stage(
     batch: Batch,
     row: Schedule,
     block: Int[Array, " M"] | None,
-    lr_scale: Float[Array, ""],
+    rates: Rates,
     key: PRNGKeyArray,
 ) -> tuple[Learner, tuple[Metrics, Metrics]]:
     """Returns the learner after a block's passes over its batch, and what each pass measured, [P].
@@ -225,7 +225,7 @@ def run_stage(
         batch: from `_batch`.
         row: of the schedule.
         block: the agents that move; None: everyone, so that there is nothing to pick out or to leave untouched.
-        lr_scale: factor on the learning rates.
+        rates: the learning rates.
         key: deals the minibatches.
     """
     config, minibatches = system.config, system.config.ppo.minibatches
@@ -236,10 +236,10 @@ def run_stage(
         def step(learner: Learner, envs: Array | None) -> tuple[Learner, tuple[Metrics, Metrics]]:
             part = _minibatch(batch, envs)
             learner, actor_info = _where(
-                train_actor, lambda now: _update_actor(system, now, part, block, row.clip_eps, lr_scale), learner
+                train_actor, lambda now: _update_actor(system, now, part, block, row.clip_eps, rates), learner
             )
             learner, critic_info = _where(
-                train_critic, lambda now: _update_critic(system, now, part, block, lr_scale), learner
+                train_critic, lambda now: _update_critic(system, now, part, block, rates), learner
             )
             return learner, (actor_info, critic_info)
 
@@ -268,7 +268,7 @@ def _update_actor(
     batch: Batch,
     block: Array | None,
     clip_eps: Float[Array, ""],
-    lr_scale: Float[Array, ""],
+    rates: Rates,
 ) -> tuple[Learner, Metrics]:
     """One gradient step of the block's actors."""
     sharing, ppo, dist = system.actor.sharing, system.config.ppo, system.dist
@@ -306,7 +306,7 @@ def _update_actor(
     params, states, norms = learner.actor, dict(learner.actor_opt), []
     for part, grad in grads.items():
         new, states[part], norm = system.optimizer.apply(
-            getattr(params, part), states[part], grad, ppo.lr * lr_scale, moved[part]
+            getattr(params, part), states[part], grad, rates.actor, moved[part]
         )
         params = params._replace(**{part: new})
         norms.append(jnp.mean(norm))
@@ -314,7 +314,7 @@ def _update_actor(
 
 
 def _update_critic(
-    system: System, learner: Learner, batch: Batch, block: Array | None, lr_scale: Float[Array, ""]
+    system: System, learner: Learner, batch: Batch, block: Array | None, rates: Rates
 ) -> tuple[Learner, Metrics]:
     """One gradient step of the critic, on the block's values where agents have values of their own."""
     ppo, sharing = system.config.ppo, system.critic.sharing
@@ -332,8 +332,6 @@ def _update_critic(
     moved = None
     if block is not None and sharing.n_trunks > 1:
         moved = jnp.zeros(sharing.n_trunks, bool).at[block].set(True)
-    shared, state, norm = system.optimizer.apply(
-        learner.critic.shared, learner.critic_opt, grads, ppo.critic_lr * lr_scale, moved
-    )
+    shared, state, norm = system.optimizer.apply(learner.critic.shared, learner.critic_opt, grads, rates.critic, moved)
     learner = learner._replace(critic=learner.critic._replace(shared=shared), critic_opt=state)
     return learner, {**info, "critic_grad_norm": jnp.mean(norm)}

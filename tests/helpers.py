@@ -20,7 +20,7 @@ from lorasa_jax.policy import Policy
 from lorasa_jax.sharing import SCHEMES, is_clustered
 from lorasa_jax.system import System
 from lorasa_jax.trainer import Trainer, graft, make_trainer
-from lorasa_jax.types import TrainState, Trajectory
+from lorasa_jax.types import Rates, TrainState, Trajectory
 
 KEY = jax.random.key(0)
 TRIO = (0, 1, 0)
@@ -136,6 +136,11 @@ def random_trajectory(system: System, seed: int = 0) -> Trajectory:
         actor_carry=noise(chunks, *system.actor.initial_carry(1).shape[1:]),
         critic_carry=noise(chunks, *system.critic.initial_carry(1).shape[1:]),
     )
+
+
+def rates_of(config: Config, scale: float = 1.0) -> Rates:
+    """The learning rates of an update."""
+    return Rates(*(jnp.asarray(scale * rate) for rate in (config.ppo.lr, config.ppo.critic_lr)))
 
 
 class DiaryState(NamedTuple):

@@ -184,7 +184,7 @@ def test_a_run_that_diverges_says_when_what_and_for_which_seed(monkeypatch):
     with pytest.raises(Diverged, match=message) as caught:
         run(make_config(), two_phases().env)
     error = caught.value
-    assert (error.quantity, error.seed, error.iteration, error.phase) == ("policy_loss", SEED + 1, 2, SHARED)
+    assert (error.quantity, error.row, error.iteration, error.phase) == ("policy_loss", 1, 2, SHARED)
 
 
 def test_listeners_are_known_by_what_they_can_do():

@@ -14,6 +14,7 @@ N = 3
 KNOWN = {  # trunks, whether agents own something, whether they see their id, whether there are two phases
     "ps": (1, False, False, False),
     "ps_id": (1, False, True, False),
+    "ps_restart": (1, False, True, True),
     "nps": (N, False, False, False),
     "mtl": (1, True, False, False),
     "lorasa": (1, True, True, True),

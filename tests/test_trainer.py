@@ -122,14 +122,12 @@ def test_a_run_within_one_program_cannot_wait_for_evaluations():
 
 @pytest.mark.parametrize("adapting", [False, True])
 def test_learning_rates_fall_to_zero_with_the_budget(monkeypatch, run, adapting):
-    monkeypatch.setattr(
-        trainer_module, "run_schedule", lambda system, learner, trajectory, scale, key: (learner, {"scale": scale})
-    )
+    monkeypatch.setattr(trainer_module, "run_schedule", lambda system, learner, trajectory, rates, key: (learner, {}))
     config, env = two_phases().config, two_phases().env
     ppo = replace(config.ppo, anneal_lr=True, lr=0.5)
     four = replace(config, ppo=ppo, total_steps=4 * config.steps_per_iteration)
     trainer, state = make_trainer(four, env, adapting=adapting), run[3 if adapting else 0]
-    nothing = random_trajectory(trainer.system)
+    state, nothing = state._replace(lr=jnp.float32(0.5)), random_trajectory(trainer.system)
     rates = [trainer.update(state._replace(iteration=jnp.int32(i)), state.rollout, nothing)[1]["lr"] for i in range(4)]
     np.testing.assert_allclose(rates, [0.5, 0.375, 0.25, 0.125])
 
@@ -152,13 +150,14 @@ def test_parameters_are_counted_by_hand(scheme):
         norms = [width, hidden, hidden, hidden]
         return kernels, sum(i * o + o for i, o in kernels) + 2 * sum(norms)
 
-    width = env.spec.obs_dim + (n if scheme in ("ps_id", "lorasa") else 0)
+    width = env.spec.obs_dim + (n if scheme in ("ps_id", "ps_restart", "lorasa") else 0)
     kernels, trunk = network(width, env.spec.n_actions)
     own = sum(rank * (i + o) if rank < min(i, o) else i * o for i, o in kernels)
     head = kernels[-1][0] * kernels[-1][1] + kernels[-1][1]
     shared, per_agent = {
         "ps": (trunk, 0),
         "ps_id": (trunk, 0),
+        "ps_restart": (trunk, 0),
         "nps": (0, trunk),
         "mtl": (trunk - head, head),
         "lorasa": (trunk, own),
@@ -175,3 +174,21 @@ def test_parameters_are_counted_by_hand(scheme):
         "nps_actors": alone,
         "nps_total": alone + critic,
     }
+
+
+def test_the_second_phase_may_learn_at_a_rate_of_its_own(run):
+    phases = two_phases()
+    ppo = replace(phases.config.ppo, adapter_lr=0.25)
+    second = make_trainer(replace(phases.config, ppo=ppo), phases.env, adapting=True)
+    assert run[2].lr == run[5].lr == np.float32(phases.config.ppo.lr)
+    assert trainer_module.graft(second, run[2]).lr == 0.25
+
+
+def test_a_shared_policy_that_restarts_keeps_all_but_its_optimiser(run):
+    config = replace(two_phases().config, sharing="ps_restart")
+    second = make_trainer(config, two_phases().env, adapting=True)
+    after = trainer_module.graft(second, run[2])
+    fresh = second.system.optimizer.init(after.learner.actor.shared)
+    assert_same(after.learner.actor, run[2].learner.actor)
+    assert_same(after.learner.actor_opt, {"shared": fresh})
+    assert_same(after.learner._replace(actor_opt={}), run[2].learner._replace(actor_opt={}))

@@ -18,6 +18,7 @@ from helpers import (
     make_diary,
     random_params,
     random_trajectory,
+    rates_of,
     row_of,
     small_config,
 )
@@ -167,7 +168,7 @@ def test_a_pass_meets_every_agent_of_every_environment_once(monkeypatch):
     nothing = PolicyParams({}, {})
     learner = Learner(nothing, nothing, {}, {}, jnp.zeros(config.n_envs * N))
     row = jax.tree.map(lambda leaf: leaf[0], system.schedule(KEY, jnp.zeros(N)))
-    learner, _ = update.run_stage(system, learner, batch, row, None, jnp.ones(()), KEY)
+    learner, _ = update.run_stage(system, learner, batch, row, None, rates_of(config), KEY)
     np.testing.assert_array_equal(learner.value_norm, config.rollout_length * config.ppo.epochs)
 
 
@@ -329,7 +330,7 @@ def stepped(scheme: str, variant: str) -> SimpleNamespace:
         return chosen
 
     program = jax.jit(partial(update.run_schedule, system._replace(schedule=watched)))
-    after, _ = jax.block_until_ready(program(before, t, jnp.ones(()), KEY))
+    after, _ = jax.block_until_ready(program(before, t, rates_of(system.config), KEY))
     jax.effects_barrier()
     return SimpleNamespace(system=system, before=before, t=t, program=program, after=after, schedule=seen[0])
 
@@ -471,7 +472,7 @@ def replayed():
 
 def losses(system, learner, t):
     """What an update measures when nothing moves."""
-    unmoved, info = jax.jit(partial(update.run_schedule, system))(learner, t, jnp.zeros(()), KEY)
+    unmoved, info = jax.jit(partial(update.run_schedule, system))(learner, t, rates_of(system.config, 0.0), KEY)
     assert_same(unmoved.actor, learner.actor)
     return info
 
@@ -512,7 +513,7 @@ def padded(ratio: str, algo: str) -> SimpleNamespace:
     t = random_trajectory(system)
     t = t._replace(alive=jnp.ones_like(t.alive))
     before = make_learner(system)
-    after, info = jax.jit(partial(update.run_schedule, system))(before, t, jnp.ones(()), KEY)
+    after, info = jax.jit(partial(update.run_schedule, system))(before, t, rates_of(system.config), KEY)
     return SimpleNamespace(config=config, system=system, t=t, before=before, after=after, info=info)
 
 
@@ -549,7 +550,7 @@ def test_a_padded_team_moves_as_its_members_would_without_padding(ratio):
             actor_carry=mine(run.t.actor_carry),
         )
         before = init_optimizer(system, run.before._replace(actor=alone(run.before.actor, i)))
-        after, _ = jax.jit(partial(update.run_schedule, system))(before, t, jnp.ones(()), KEY)
+        after, _ = jax.jit(partial(update.run_schedule, system))(before, t, rates_of(system.config), KEY)
         assert_close(alone(run.after.actor, i), after.actor, atol=1e-5)
         assert all(differs(after.actor, before.actor))
 
@@ -586,7 +587,7 @@ def test_separate_critics_each_learn_their_own_agents_values(algo):
         system = system._replace(schedule=two_of_three)
     before, t = make_learner(system), random_trajectory(system)
     program = jax.jit(partial(update.run_schedule, system))
-    after, _ = program(before, t, jnp.ones(()), KEY)
+    after, _ = program(before, t, rates_of(system.config), KEY)
     untouched = [] if algo == "mappo" else [1]
     for i in range(N):
         pair = [row_of((x.critic.shared, x.critic_opt), i) for x in (after, before)]
@@ -614,7 +615,7 @@ def test_only_samples_that_count_are_normalised_to_mean_0_and_deviation_1(monkey
     program = jax.jit(partial(update._update_actor, system, block=None))
     counted = []
     for envs in update._deal(KEY, config.n_envs, 2, N):
-        _, info = program(learner, update._minibatch(batch, envs), clip_eps=jnp.float32(0.2), lr_scale=jnp.ones(()))
+        _, info = program(learner, update._minibatch(batch, envs), clip_eps=jnp.float32(0.2), rates=rates_of(config))
         assert info["mask"].all() != mask_dead
         counted.append(np.asarray(info["advantage"])[np.asarray(info["mask"])])
     for group in [np.concatenate(counted)] if advantage_norm == "rollout" else counted:

@@ -43,6 +43,7 @@ def test_every_scheme_has_the_size_that_its_formula_says(paper: sizes.SizesConfi
     known = {  # shared, per agent, what is trained, by whom; what is trained in the second phase, by whom
         "ps": (plain, 0, plain, 1),
         "ps_id": (with_id, 0, with_id, 1),
+        "ps_restart": (with_id, 0, with_id, 1, with_id, 1),
         "nps": (0, plain, N * plain, N),
         "mtl": (plain - head, head, plain - head + N * head, 1 + N),
         "lorasa": (with_id, adapters(width + N), with_id, 1, N * adapters(width + N), N),
