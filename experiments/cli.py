@@ -61,6 +61,21 @@ def parse(config_type: type[C], argv: Sequence[str]) -> C:
 
     The preset's settings become the defaults, in the help text too.
     """
+    try:
+        return _parse(config_type, argv)
+    except ConfigError as error:
+        fail(error)
+    except BrokenPipeError:  # `--help | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+
+
+def parse_settings(config_type: type[C], settings: dict[str, Any], path: Path) -> C:
+    """Returns the configuration that a file asks for, its preset included; raises `ConfigError` where it cannot be."""
+    return _parse(config_type, [*_flags(config_type, settings, path)])
+
+
+def _parse(config_type: type[C], argv: Sequence[str]) -> C:
     selectors = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     selectors.add_argument("--env", default=Config.env)
     selectors.add_argument("--preset", default=RunConfig.preset)
@@ -68,22 +83,16 @@ def parse(config_type: type[C], argv: Sequence[str]) -> C:
     selectors.add_argument("--algo", default=Config.algo)
     selectors.add_argument("--resume", type=Path, nargs="?")
     flags = (tyro.conf.FlagConversionOff,)
-    try:
-        chosen, _ = selectors.parse_known_args(argv)
-        if chosen.resume is not None:
-            return _parse_resumed(config_type, chosen.resume, argv)
-        # A wrong --env is left to the full parser, which knows the right ones.
-        if not (PRESETS / chosen.env).is_dir():
-            return tyro.cli(config_type, args=argv, config=flags)
-        case = {"task": chosen.task or TASKS[chosen.env], "algo": chosen.algo}
-        settings = [*preset_flags(config_type, chosen.env, chosen.preset, case), "--preset", chosen.preset]
-        defaults = tyro.cli(config_type, args=settings, config=flags)
-        return tyro.cli(config_type, args=argv, default=defaults, config=flags)
-    except ConfigError as error:
-        fail(error)
-    except BrokenPipeError:  # `--help | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
+    chosen, _ = selectors.parse_known_args(argv)
+    if chosen.resume is not None:
+        return _parse_resumed(config_type, chosen.resume, argv)
+    # A wrong --env is left to the full parser, which knows the right ones.
+    if not (PRESETS / chosen.env).is_dir():
+        return tyro.cli(config_type, args=argv, config=flags)
+    case = {"task": chosen.task or TASKS[chosen.env], "algo": chosen.algo}
+    settings = [*preset_flags(config_type, chosen.env, chosen.preset, case), "--preset", chosen.preset]
+    defaults = tyro.cli(config_type, args=settings, config=flags)
+    return tyro.cli(config_type, args=argv, default=defaults, config=flags)
 
 
 def _parse_resumed(config_type: type[C], resume: Path, argv: Sequence[str]) -> C:

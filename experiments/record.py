@@ -11,7 +11,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -83,12 +83,18 @@ def _commit() -> str | None:
 class Record:
     """Writes a run directory as the run goes on.
 
-    `metrics.jsonl` has one row per seed and iteration; a row is on disk before the next
+    `metrics.jsonl` has one row per seed (or fork) and iteration; a row is on disk before the next
     iteration's is made. One process at a time writes a directory.
+
+    Args:
+        directory: which is made where there is none.
+        config: of the run.
+        labels: what the rows of an iteration are known by, where that is not their seed alone.
     """
 
-    def __init__(self, directory: Path, config: Config):
+    def __init__(self, directory: Path, config: Config, labels: Sequence[dict[str, Any]] | None = None):
         self.directory, self.config = directory, config
+        self.labels = labels or [{"seed": config.seed + k} for k in range(config.seeds)]
         self.rows: list[dict[str, Any]] = []
         directory.mkdir(parents=True, exist_ok=True)
         self._metrics = (directory / "metrics.jsonl").open("a+")
@@ -162,7 +168,7 @@ class Record:
         for k in np.flatnonzero(report.active):
             evaluation = report.evaluation or {}
             row = {
-                "seed": self.config.seed + int(k),
+                **self.labels[int(k)],
                 "iteration": int(report.env_steps[k]) // self.config.steps_per_iteration,
                 "env_steps": int(report.env_steps[k]),
                 "phase": report.phase,
@@ -175,6 +181,16 @@ class Record:
         self._metrics.flush()
         self.rows += rows
         return rows
+
+    def rows_of(self, label: dict[str, Any]) -> list[dict[str, Any]]:
+        """Returns what was measured under one label."""
+        known = _plain(label)
+        return [row for row in self.rows if all(row[name] == value for name, value in known.items())]
+
+    @property
+    def names(self) -> list[str]:
+        """The labels in words."""
+        return [", ".join(f"{name} {value}" for name, value in label.items()) for label in self.labels]
 
     def close(self) -> None:
         """Closes the metrics file."""
@@ -223,20 +239,17 @@ class Record:
 
     def _switches(self) -> set[int]:
         """The steps at which a seed's last shared iteration was followed by one of its adapters."""
-        by_seed: dict[int, list[dict[str, Any]]] = {}
-        for row in self.rows:
-            by_seed.setdefault(row["seed"], []).append(row)
         return {
             before["env_steps"]
-            for rows in by_seed.values()
-            for before, after in pairwise(rows)
+            for label in self.labels
+            for before, after in pairwise(self.rows_of(label))
             if before["phase"] != after["phase"]
         }
 
     def _curves(self, key: str) -> list[tuple[list[int], list[float]]]:
         found = []
-        for k in range(self.config.seeds):
-            rows = [r for r in self.rows if r["seed"] == self.config.seed + k and r.get(key) is not None]
+        for label in self.labels:
+            rows = [row for row in self.rows_of(label) if row.get(key) is not None]
             if rows:
                 found.append(([r["env_steps"] for r in rows], [r[key] for r in rows]))
         return found

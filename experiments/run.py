@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -85,18 +85,21 @@ class Stop:
 class Keeper:
     """Offers a run's states to the saver, and stops the run where it was asked to."""
 
-    def __init__(self, saver: Saver, stop: Stop):
-        self.saver, self.stop = saver, stop
+    def __init__(self, saver: Saver, stop: Stop, also: Callable[[RunState], None]):
+        self.saver, self.stop, self.also = saver, stop, also
 
     def __call__(self, state: RunState) -> None:
         """Takes a state between two iterations."""
+        self.also(state)
         self.saver(state)
         if self.stop.signal:
             self.saver.take(state)
             raise KeyboardInterrupt
 
 
-def summarise(config: RunConfig, result: Result, wall_seconds: float) -> dict[str, Any]:
+def summarise(
+    config: RunConfig, result: Result, wall_seconds: float, labels: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
     """Returns the summary of a finished run."""
     from lorasa_jax.stats import bootstrap_interval
     from lorasa_jax.trainer import count_params
@@ -108,7 +111,8 @@ def summarise(config: RunConfig, result: Result, wall_seconds: float) -> dict[st
         "algo": config.algo,
         "sharing": config.sharing,
         "groups": config.groups,
-        "seeds": [config.seed + k for k in range(config.seeds)],
+        "seeds": [label["seed"] for label in labels],
+        **({"rows": labels} if any(len(label) > 1 for label in labels) else {}),
         "env_steps": env_steps,
         "switch_steps": result.switch_steps,
         "wall_seconds": wall_seconds,
@@ -148,10 +152,17 @@ def draw_episode(config: RunConfig, result: Result, path: Path) -> None:
     save_gif(system.env.draw(states), path, system.env.fps)
 
 
-def train(config: RunConfig, began: float) -> None:
-    """Runs the configuration, from its beginning or from a checkpoint, and fills its run directory."""
+def use_cache(config: RunConfig) -> None:
+    """Keeps compiled programs from one run to the next, where the configuration asks for it."""
     import jax
 
+    if config.cache:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lorasa_jax"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def train(config: RunConfig, began: float) -> None:
+    """Runs the configuration, from its beginning or from a checkpoint, and fills its run directory."""
     from lorasa_jax.envs import make_env
     from lorasa_jax.grouping import with_groups
     from lorasa_jax.trainer import make_trainer
@@ -159,9 +170,7 @@ def train(config: RunConfig, began: float) -> None:
     from display import make_tracker
     from record import Record
 
-    if config.cache:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lorasa_jax"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+    use_cache(config)
     env = make_env(config)
     config = with_groups(config, env, print)
     make_trainer(config, env)  # what does not fit the environment is said before anything is written
@@ -173,13 +182,16 @@ def train(config: RunConfig, began: float) -> None:
         fail(f"{directory} cannot be made: {error.strerror}; name another directory with --out")
     with closing(record):
         start = find_start(config, env, record)
-        fill(config, env, record, track, start, began - record.wall_seconds)
+        result, summary = fill(config, env, record, track, start, began - record.wall_seconds, again(directory))
+    print_result(config, result, summary)
 
 
-def find_start(config: RunConfig, env: Env, record: Record) -> RunState | None:
+def find_start(
+    config: RunConfig, env: Env, record: Record, begin: Callable[[], RunState | None] = lambda: None
+) -> RunState | None:
     """Returns the state that a run goes on from, and readies its record; None: from the beginning.
 
-    A run that was stopped before its first checkpoint begins anew.
+    A run that was stopped before its first checkpoint begins anew, with what `begin` gives.
     """
     from lorasa_jax.checkpoint import complete, drop_after, load
 
@@ -196,8 +208,9 @@ def find_start(config: RunConfig, env: Env, record: Record) -> RunState | None:
         if path is None:
             complain(f"note: {config.directory} has no checkpoint yet, so the run begins anew")
     if path is None:
+        start = begin()
         record.begin()
-        return None
+        return start
     start = load(path, config, env)
     record.require_rows(start.rows)
     drop_after(path)
@@ -205,8 +218,28 @@ def find_start(config: RunConfig, env: Env, record: Record) -> RunState | None:
     return start
 
 
-def fill(config: RunConfig, env: Env, record: Record, track: Any, start: RunState | None, began: float) -> None:
-    """Runs what is left of a run, and says how it ended."""
+def fill(
+    config: RunConfig,
+    env: Env,
+    record: Record,
+    track: Any,
+    start: RunState | None,
+    began: float,
+    go_on: str,
+    also: Callable[[RunState], None] = lambda state: None,
+) -> tuple[Result, dict[str, Any]]:
+    """Runs what is left of a run; returns its result and the summary it wrote.
+
+    Args:
+        config: of the run.
+        env: its environment.
+        record: of the run.
+        track: takes each row.
+        start: where it goes on from.
+        began: when the command began, less what earlier ones took.
+        go_on: the command that goes on with it if it is stopped.
+        also: is offered every state before the checkpoints are.
+    """
     from lorasa_jax.checkpoint import Saver
     from lorasa_jax.loop import Diverged, run
 
@@ -217,9 +250,10 @@ def fill(config: RunConfig, env: Env, record: Record, track: Any, start: RunStat
     saver = Saver(directory / CHECKPOINTS, config, config.save_every, complain)
     try:
         with closing(saver), Stop() as stop, Display(config) as display:
-            result = run(config, env, Reporter(display, record, track), start=start, save=Keeper(saver, stop))
+            keeper, reporter = Keeper(saver, stop, also), Reporter(display, record, track)
+            result = run(config, env, reporter, start=start, save=keeper, names=record.names)
             stop.release()
-            summary = summarise(config, result, time.perf_counter() - began)
+            summary = summarise(config, result, time.perf_counter() - began, record.labels)
             write_json(directory / "summary.json", summary)
             display.status("drawing")
             record.draw_curve()
@@ -229,17 +263,17 @@ def fill(config: RunConfig, env: Env, record: Record, track: Any, start: RunStat
         record.draw_curve()
         steps = record.rows[-1]["env_steps"] if record.rows else 0
         complain(f"stopped after {steps:,} steps; what was measured so far is in {directory}")
-        complain(f"go on with: {again(directory)}")
+        complain(f"go on with: {go_on}")
         raise SystemExit(128 + (stop.signal or signal.SIGINT)) from None
     except Diverged as error:
-        write_json(directory / "diverged.json", describe(error, config.seed + error.row, record.rows))
+        write_json(directory / "diverged.json", describe(error, record))
         kept = f"the last checkpoint before is {saver.newest()}" if saver.newest() else "there is no checkpoint"
         fail(f"the run diverged: {error}; what was measured until then is in {directory}; {kept}")
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        fail(f"no space is left in {directory}; make some, and go on with: {again(directory)}")
-    print_result(config, result, summary)
+        fail(f"no space is left in {directory}; make some, and go on with: {go_on}")
+    return result, summary
 
 
 def again(directory: Path) -> str:
@@ -252,16 +286,16 @@ def complain(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def describe(error: Diverged, seed: int, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def describe(error: Diverged, record: Record) -> dict[str, Any]:
     """Returns what is known about a quantity that is no longer finite."""
-    last = next((row for row in reversed(rows) if row["seed"] == seed), None)
+    label = record.labels[error.row]
     return {
         "quantity": error.quantity,
         "value": str(error.value),
-        "seed": seed,
+        **label,
         "iteration": error.iteration,
         "phase": error.phase,
-        "last_finite": last,
+        "last_finite": next(reversed(record.rows_of(label)), None),
     }
 
 

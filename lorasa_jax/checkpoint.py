@@ -122,8 +122,8 @@ def _describe(array: np.ndarray) -> dict[str, Any]:
 # Writing
 
 
-def write(directory: Path, snapshot: Snapshot) -> Path:
-    """Writes a checkpoint below `directory`, drops all but the last two, and returns its path.
+def write(directory: Path, snapshot: Snapshot, keep: int | None = KEEP) -> Path:
+    """Writes a checkpoint below `directory`, drops all but the last two (`keep`; None: all stay), and returns its path.
 
     Raises:
         OSError: it could not be written, for instance because the disk is full; what was there before still is.
@@ -147,7 +147,7 @@ def write(directory: Path, snapshot: Snapshot) -> Path:
         files = _digests(unfinished)
         (unfinished / _FILES).write_text(json.dumps({"sha256": _digest_of(files), "files": files}))
         unfinished.rename(path)
-        for older in complete(directory)[:-KEEP]:
+        for older in complete(directory)[:-keep] if keep else ():
             _remove(older)
     except ValueError as error:  # how orbax passes on what the file system said
         code = errno.ENOSPC if "RESOURCE_EXHAUSTED" in str(error) else errno.EIO

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from functools import cache, partial
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -29,24 +30,24 @@ from lorasa_jax.system import init_optimizer, is_two_phase, make_system
 from lorasa_jax.trainer import graft, make_trainer
 from lorasa_jax.types import PyTree, TrainState
 
+C = TypeVar("C", bound=Config)
 _Leaves = dict[str, Any]
 
 
-def backbone_config(config: Config, env: Env) -> Config:
-    """Returns the configuration of the run whose states a fork goes on from.
+def backbone_config(config: C, env: Env) -> C:
+    """Returns the configuration of the run whose states a fork goes on from; that of seed 0 alone.
 
-    It is that of the first phase alone, with everything that concerns only the second at its default.
-
-    Raises:
-        ConfigError: the scheme has a single phase.
+    It is that of the first phase, with everything that concerns only the second at its default. Of
+    schemes with one phase it is that phase.
     """
-    require(is_two_phase(config, env), f"sharing {config.sharing} has one phase, and nothing to fork from")
-    trunks = trunks_only(make_sharing(env.spec.n_agents, config))
-    name: Any = next(name for name, scheme in SCHEMES.items() if scheme(env.spec.n_agents, config) == trunks)
+    name: Any = config.sharing
+    if is_two_phase(config, env):
+        trunks = trunks_only(make_sharing(env.spec.n_agents, config))
+        name = next(name for name, scheme in SCHEMES.items() if scheme(env.spec.n_agents, config) == trunks)
     return replace(_neutral(config), sharing=name)
 
 
-def _neutral(config: Config) -> Config:
+def _neutral(config: C) -> C:
     """The configuration without what may differ between forks that share a program."""
     default = Config()
     changes = {name: getattr(default, name) for name in ("rank", "alpha", "placement", "switch_step", "seed", "seeds")}
@@ -66,7 +67,7 @@ def share_programs(configs: Sequence[Config], env: Env) -> list[tuple[int, ...]]
     return sorted(tuple(sorted(group)) for group in groups)
 
 
-def common_config(configs: Sequence[Config]) -> Config:
+def common_config(configs: Sequence[C]) -> C:
     """Returns the configuration of the program that several forks share, a row for each of them."""
     first = configs[0]
     rank = max(config.rank for config in configs)
@@ -88,7 +89,7 @@ def _fit(configs: Sequence[Config], env: Env) -> bool:
     if len({(_neutral(config), config.adapter_scale) for config in configs}) > 1:
         return False
     whole = _leaves(_owned(common_config(configs), env))
-    return all(_is_masked(_leaves(_owned(config, env)), whole) for config in configs)
+    return all(_is_masked(_leaves(_owned(replace(config, seed=0), env)), whole) for config in configs)
 
 
 def _is_masked(own: _Leaves, whole: _Leaves) -> bool:
@@ -96,6 +97,7 @@ def _is_masked(own: _Leaves, whole: _Leaves) -> bool:
     return own.keys() <= whole.keys() and all("full" not in name for name in whole.keys() - own.keys())
 
 
+@cache
 def _owned(config: Config, env: Env) -> PyTree:
     """The shapes of what the agents own."""
     actor = make_system(config, env, adapting=True).actor
@@ -124,7 +126,7 @@ def fork(configs: Sequence[Config], env: Env, origins: Sequence[tuple[RunState, 
     require(_fit(configs, env), "these forks do not fit into one program; share_programs(configs, env) says which do")
     require(all(run.phase != ADAPTERS for run, _ in origins), "a fork begins in a first phase, not in a second one")
     rows = [
-        _graft_into(common, config, env, jax.tree.map(lambda leaf, k=k: leaf[k], run.train))
+        jax.jit(partial(_graft_into, common, config, env))(jax.tree.map(lambda leaf, k=k: leaf[k], run.train))
         for config, (run, k) in zip(configs, origins, strict=True)
     ]
     train = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)

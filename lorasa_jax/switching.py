@@ -17,6 +17,12 @@ def slope(steps: Sequence[int], curve: Sequence[float]) -> float:
     return float(np.polyfit(np.asarray(steps, float), np.asarray(curve, float), 1)[0])
 
 
+def first_switch(steps: Sequence[int], curve: Sequence[float], random_play: float, total_steps: int) -> int | None:
+    """Returns the first of the evaluated steps at which to switch; None: not yet. Arguments as in `should_switch`."""
+    known = range(1, len(steps) + 1)
+    return next((steps[n - 1] for n in known if should_switch(steps[:n], curve[:n], random_play, total_steps)), None)
+
+
 def should_switch(steps: Sequence[int], curve: Sequence[float], random_play: float, total_steps: int) -> bool:
     """Says whether to switch now, from the evaluations so far.
 

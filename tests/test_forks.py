@@ -67,7 +67,10 @@ def test_forks_share_a_program_where_the_same_layers_are_full(configs, groups):
     assert share_programs(configs, ENV) == groups
 
 
-@pytest.mark.parametrize(("scheme", "expected"), [("lorasa", "ps_id"), ("ps_restart", "ps_id"), ("seps_lora", "seps")])
+@pytest.mark.parametrize(
+    ("scheme", "expected"),
+    [("lorasa", "ps_id"), ("ps_restart", "ps_id"), ("seps_lora", "seps"), ("nps", "nps"), ("mtl", "mtl")],
+)
 def test_the_backbone_of_a_scheme_is_its_trunks(scheme, expected):
     changes = {"groups": (0, 1, 0)} if scheme == "seps_lora" else {}
     config = make(2, ("head",), sharing=scheme, seed=3, switch_step=0, alpha=5.0, **changes)
@@ -152,5 +155,3 @@ def test_what_cannot_be_forked_is_refused():
     second = fork([make()], ENV, [(backbone(), 0)])
     with pytest.raises(ConfigError, match="begins in a first phase"):
         fork([make()], ENV, [(second, 0)])
-    with pytest.raises(ConfigError, match="sharing nps has one phase"):
-        backbone_config(make(sharing="nps"), ENV)

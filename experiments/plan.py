@@ -1,0 +1,181 @@
+"""What a sweep runs: from a file of grids to points, and from points to jobs that each compile once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from lorasa_jax.config import ConfigError, require
+
+from cli import RunConfig, parse_settings
+
+if TYPE_CHECKING:
+    from lorasa_jax.envs import Env
+
+Point = dict[str, Any]
+"""Settings by their dotted names, beside those that all points have."""
+RESERVED = ("seed", "seeds", "out", "resume", "gif", "track", "cache", "save_every")
+"""Settings that are no part of a grid."""
+ADAPTERS_ONLY = ("rank", "alpha", "placement", "switch_step", "ppo.adapter_lr")
+"""Settings that concern only the second phase."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One point for one seed: a row of a job's program.
+
+    Attributes:
+        point: what sets it apart from other points.
+        config: its own configuration.
+    """
+
+    point: Point
+    config: RunConfig
+
+    @property
+    def label(self) -> dict[str, Any]:
+        """What the row is known by in records."""
+        return {"seed": self.config.seed, **self.point}
+
+
+@dataclass(frozen=True)
+class Job:
+    """Rows that run side by side in one program, in a directory of their own.
+
+    Attributes:
+        name: of the directory.
+        config: of the program.
+        rows: what it runs.
+        origin: the job whose states these rows go on from, with the place of each row in it; None: from the start.
+        keep: iterations whose states others go on from.
+    """
+
+    name: str
+    config: RunConfig
+    rows: tuple[Row, ...]
+    origin: tuple[str, tuple[int, ...]] | None = None
+    keep: tuple[int, ...] = ()
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[Point]]:
+    """Returns the settings that all points of a sweep have, and its points.
+
+    Raises:
+        ConfigError: the file is not one of a sweep.
+    """
+    require(path.is_file(), f"there is no sweep file {path}")
+    try:
+        found = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+    require(
+        isinstance(found, dict) and {"grids"} <= set(found) <= {"base", "grids"},
+        f"{path} must hold `base`, the settings of all points, and `grids`, a list of what varies",
+    )
+    base, grids = found.get("base") or {}, found["grids"]
+    require(isinstance(base, dict), f"{path}: base must hold settings, one `name: value` a line")
+    require(
+        isinstance(grids, list) and bool(grids) and all(isinstance(grid, dict) and grid for grid in grids),
+        f"{path}: grids must be a list of products, such as `- {{sharing: lorasa, rank: [1, 8]}}`",
+    )
+    points = [point for grid in grids for point in _points(path, grid)]
+    return base, [point for i, point in enumerate(points) if point not in points[:i]]
+
+
+def _points(path: Path, grid: dict[str, Any]) -> Iterator[Point]:
+    """The product of a grid's lists; what is no list is the same for all its points."""
+    for name in grid:
+        require(str(name) not in RESERVED, f"{path}: {name} is no part of a grid; say it in base, or leave it out")
+    choices = [value if isinstance(value, list) else [value] for value in grid.values()]
+    for values in product(*choices):
+        yield dict(zip(map(str, grid), values, strict=True))
+
+
+def configure(path: Path, base: dict[str, Any], point: Point) -> RunConfig:
+    """Returns the configuration of a point, all seeds together.
+
+    Raises:
+        ConfigError: a setting is unknown or cannot be.
+    """
+    settings: dict[str, Any] = {**base}
+    for name, value in point.items():
+        *sections, last = name.split(".")
+        branch = settings
+        for section in sections:
+            branch[section] = dict(branch.get(section) or {})
+            branch = branch[section]
+        branch[last] = value
+    return replace(parse_settings(RunConfig, settings, path), gif=False, out=None)
+
+
+def make_jobs(env_of: Callable[[RunConfig], Env], configs: Iterable[tuple[Point, RunConfig]]) -> list[Job]:
+    """Returns what has to run, in an order in which it can.
+
+    Runs of one phase are a job each. Points with two phases go on from a backbone, the run of their trunks
+    alone, which is a job that may be a point itself; those that fit into one program are one job.
+
+    Args:
+        env_of: the environment of a configuration.
+        configs: points, with their configurations.
+    """
+    from lorasa_jax.forks import backbone_config
+    from lorasa_jax.system import is_two_phase
+
+    points: dict[RunConfig, Point] = {}
+    forks: dict[RunConfig, list[tuple[Point, RunConfig]]] = {}
+    for point, config in configs:
+        env = env_of(config)
+        whole = replace(backbone_config(config, env), seed=config.seed, seeds=config.seeds)
+        if is_two_phase(config, env):
+            trunks = {name: value for name, value in point.items() if name not in ADAPTERS_ONLY}
+            points.setdefault(whole, {**trunks, "sharing": whole.sharing})
+            forks.setdefault(whole, []).append((point, config))
+        else:
+            points[whole] = point
+    jobs: list[Job] = []
+    for config, point in points.items():
+        forked = forks.get(config, [])
+        keep = sorted({i for _, fork in forked for i in switch_iterations(fork)})
+        rows = tuple(Row(point, _row_config(config, k)) for k in range(config.seeds))
+        jobs.append(Job(f"{len(jobs) + 1}-{config.sharing}", config, rows, keep=tuple(keep)))
+        jobs += _fork_jobs(env_of(config), jobs[-1], forked)
+    return jobs
+
+
+def _fork_jobs(env: Env, origin: Job, forked: list[tuple[Point, RunConfig]]) -> Iterator[Job]:
+    from lorasa_jax.forks import common_config, share_programs
+
+    first = int(origin.name.split("-")[0])
+    for n, group in enumerate(share_programs([config for _, config in forked], env), first + 1):
+        rows: list[Row] = []
+        places: list[int] = []
+        for point, config in (forked[i] for i in group):
+            rows += [Row(point, _row_config(config, k)) for k in range(config.seeds)]
+            places += range(config.seeds)
+        config = common_config([row.config for row in rows])
+        yield Job(f"{n}-{config.sharing}", config, tuple(rows), (origin.name, tuple(places)))
+
+
+def switch_iterations(config: RunConfig) -> list[int]:
+    """Returns the iterations after which a point may switch: one, or with `auto` the evaluations that may say so."""
+    from lorasa_jax.switching import EARLIEST, LATEST
+
+    if config.switch_iteration is not None:
+        return [config.switch_iteration]
+    found = []
+    for i in range(config.evaluation_interval, config.iterations, config.evaluation_interval):
+        share = i * config.steps_per_iteration / config.total_steps
+        if share >= EARLIEST:
+            found.append(i)
+        if share >= LATEST:
+            return found
+    return [*found, config.iterations - 1]
+
+
+def _row_config(config: RunConfig, k: int) -> RunConfig:
+    return replace(config, seed=config.seed + k, seeds=1)

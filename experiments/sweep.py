@@ -1,0 +1,382 @@
+"""Run a grid of settings: one pretraining, many continuations: python experiments/sweep.py FILE.yaml."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from lorasa_jax.config import Config, ConfigError, changed_settings, require
+
+import plan
+from cli import FREE, RunConfig, fail, read_config
+from plan import Job
+
+if TYPE_CHECKING:
+    from lorasa_jax.envs import Env
+    from lorasa_jax.loop import RunState
+
+BACKBONES = "backbones"
+"""Where a job's directory keeps the states that others go on from."""
+ROWS = "rows.json"
+"""What a job's rows are."""
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Run every point of a grid, each shared policy trained once. A sweep that was stopped goes on when run again."""
+
+    file: Annotated[Path, tyro.conf.Positional]
+    """YAML file: `base`, the settings of all points, and `grids`, lists whose product is run."""
+    out: Path | None = None
+    """Directory of the results; not given: runs/NAME, after the file."""
+    launcher: Literal["here", "local", "slurm"] = "here"
+    """here: one job after the other; local, slurm: all that can run at once, through submitit."""
+    cluster: tuple[str, ...] = ()
+    """Options of the launcher as name=value, such as timeout_min=600 slurm_partition=gpu gpus_per_node=1."""
+    plan: bool = False
+    """Only print what would run, and in how many programs."""
+    only: str | None = None
+    """Run a single job, by its name (which is what the launchers do)."""
+    save_every: float = 60.0
+    """Seconds between two checkpoints, at least; 0: one after every iteration."""
+    cache: bool = True
+    """Keep compiled programs in the user's cache directory."""
+
+    @property
+    def directory(self) -> Path:
+        """Where the results go."""
+        return self.out or Path("runs") / self.file.stem
+
+
+@cache
+def _env(settings: Config) -> Env:
+    from lorasa_jax.envs import make_env
+
+    return make_env(settings)
+
+
+def env_of(config: Config) -> Env:
+    """Returns the environment of a configuration; the same one for the same settings."""
+    names = ("env", "task", "n_agents", "smax", "mabrax")
+    return _env(Config(**{name: getattr(config, name) for name in names}))
+
+
+def make_plan(config: SweepConfig) -> list[Job]:
+    """Returns the jobs of a sweep."""
+    from lorasa_jax.grouping import with_groups
+    from lorasa_jax.system import is_two_phase
+    from lorasa_jax.trainer import make_trainer
+
+    base, points = plan.read(config.file)
+    configured = []
+    for point in points:
+        found = plan.configure(config.file, base, point)
+        env = env_of(found)
+        found = replace(with_groups(found, env, print), save_every=config.save_every, cache=config.cache)
+        make_trainer(found, env, adapting=is_two_phase(found, env))  # says what does not fit
+        configured.append((point, found))
+    return plan.make_jobs(env_of, configured)
+
+
+def print_plan(jobs: list[Job]) -> None:
+    """Says what runs, and in how many programs."""
+    for job in jobs:
+        steps, after = job.config.iterations * job.config.steps_per_iteration, ""
+        if job.origin:
+            after = f", from {job.origin[0]}"
+        print(f"{job.name}: {len(job.rows)} rows to {steps:,} steps{after}")
+        for point in {json.dumps(row.point): row.point for row in job.rows}.values():
+            seeds = sum(row.point == point for row in job.rows)
+            words = "  ".join(f"{name}={_word(value)}" for name, value in point.items())
+            print(f"    {words}  ({seeds} {'seed' if seeds == 1 else 'seeds'})")
+    print(f"{sum(len(job.rows) for job in jobs)} rows in {len(jobs)} programs")
+
+
+def _word(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def run_job(job: Job, out: Path, go_on: str) -> None:
+    """Runs what is left of a job, in a directory of its own."""
+    import run
+    from record import Record, write_json
+
+    began = time.perf_counter()
+    directory = out / job.name
+    begun = (directory / "versions.json").exists()
+    config = replace(job.config, out=directory, resume=directory if begun else None)
+    env = env_of(config)
+    rows = {"rows": [row.label for row in job.rows]}
+    if begun:
+        _require_unchanged(job, directory, rows)
+    run.use_cache(config)
+    with closing(Record(directory, config, [row.label for row in job.rows])) as record:
+        write_json(directory / ROWS, rows)
+        start = run.find_start(config, env, record, lambda: find_origins(job, out, env))
+        run.fill(config, env, record, ignore, start, began - record.wall_seconds, go_on, keeper(job, directory))
+
+
+def ignore(row: dict[str, Any]) -> None:
+    """Takes a row, and does nothing."""
+
+
+def keeper(job: Job, directory: Path) -> Any:
+    """Returns what keeps the states that others go on from."""
+    from lorasa_jax.checkpoint import take_snapshot, write
+
+    def keep(state: RunState) -> None:
+        if int(state.iterations.max()) in job.keep and not (directory / BACKBONES / str(state.rows)).exists():
+            write(directory / BACKBONES, take_snapshot(state, job.config), keep=None)
+
+    return keep
+
+
+def find_origins(job: Job, out: Path, env: Env) -> RunState | None:
+    """Returns the state that a job of forks begins in; None where a job begins from the start."""
+    from lorasa_jax.checkpoint import load
+    from lorasa_jax.forks import fork
+    from lorasa_jax.switching import first_switch
+
+    if job.origin is None:
+        return None
+    name, places = job.origin
+    origin = read_config(RunConfig, out / name / "config.json")
+
+    @cache
+    def kept(iteration: int) -> RunState:
+        return load(out / name / BACKBONES / str(origin.seeds * iteration), origin, env)
+
+    def at(config: RunConfig, k: int) -> RunState:
+        choices = plan.switch_iterations(config)
+        last = kept(choices[-1])
+        if len(choices) == 1:
+            return last
+        steps, returns = zip(*last.curve, strict=True)
+        step = first_switch(steps, [row[k] for row in returns], last.random_return[k], config.total_steps)
+        return last if step is None else kept(step // config.steps_per_iteration)
+
+    configs = [row.config for row in job.rows]
+    return fork(configs, env, [(at(config, k), k) for config, k in zip(configs, places, strict=True)])
+
+
+def _require_unchanged(job: Job, directory: Path, rows: dict[str, Any]) -> None:
+    """A job goes on only as it began."""
+    require(
+        json.loads((directory / ROWS).read_text()) == rows,
+        f"{directory} was begun with other points than the sweep now has; put them back, or name another "
+        "directory with --out",
+    )
+    before, now = read_config(RunConfig, directory / "config.json"), job.config
+    for name, then, value in changed_settings(_settings(before), _settings(now)):
+        require(
+            name in FREE or name == "out",
+            f"{directory} was begun with {name} {then}, and the sweep now says {value}; "
+            "put it back, or name another directory with --out",
+        )
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    from lorasa_jax.checkpoint import settings
+
+    return settings(config)
+
+
+def run_here(jobs: list[Job], out: Path, go_on: str) -> list[str]:
+    """Runs jobs one after the other; returns the names of those that failed."""
+    failed: list[str] = []
+    for job in jobs:
+        if is_done(out / job.name):
+            continue
+        if job.origin and job.origin[0] in failed:
+            failed.append(job.name)
+            continue
+        print(f"{job.name}: {len(job.rows)} rows")
+        try:
+            run_job(job, out, go_on)
+        except SystemExit as stop:
+            if stop.code != 2:  # stopped from outside
+                raise
+            failed.append(job.name)
+    return failed
+
+
+def is_done(directory: Path) -> bool:
+    """Says whether a job has left its summary."""
+    return (directory / "summary.json").exists()
+
+
+def launch(config: SweepConfig, jobs: list[Job]) -> list[str]:
+    """Runs jobs through submitit, each as soon as its backbone is there; returns the names of those that failed."""
+    try:
+        import submitit
+    except ModuleNotFoundError:
+        raise ConfigError(
+            f"--launcher {config.launcher} needs the package submitit: pip install -c constraints.txt -e '.[cluster]'"
+        ) from None
+
+    class Command(submitit.helpers.CommandFunction, submitit.helpers.Checkpointable):
+        """A job that begins again where its machine was taken from it."""
+
+    out = config.directory
+    executor = submitit.AutoExecutor(folder=out / "logs", cluster=config.launcher)
+    executor.update_parameters(**_options(config.cluster))
+    waiting = [job for job in jobs if not is_done(out / job.name)]
+    running: dict[str, Any] = {}
+    failed: list[str] = []
+    while waiting or running:
+        for job in list(waiting):
+            if job.origin and job.origin[0] in failed:
+                waiting.remove(job)
+                failed.append(job.name)
+            elif not job.origin or is_done(out / job.origin[0]):
+                waiting.remove(job)
+                running[job.name] = executor.submit(Command(_command(config, job), cwd=Path.cwd()))
+                print(f"{job.name}: submitted as {running[job.name].job_id}", flush=True)
+        for name, submitted in list(running.items()):
+            if submitted.done():
+                del running[name]
+                print(
+                    f"{name}: {'done' if is_done(out / name) else 'failed; see ' + str(submitted.paths.stderr)}",
+                    flush=True,
+                )
+                if not is_done(out / name):
+                    failed.append(name)
+        time.sleep(1)
+    return failed
+
+
+def _command(config: SweepConfig, job: Job) -> list[str]:
+    here = [sys.executable, str(Path(__file__).resolve()), str(config.file), "--out", str(config.directory)]
+    return [*here, "--only", job.name, "--save-every", str(config.save_every), "--cache", str(config.cache)]
+
+
+def _options(words: Sequence[str]) -> dict[str, Any]:
+    """Options as submitit takes them: numbers where they are numbers."""
+    options: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        require(bool(equals), f"--cluster takes options as name=value, got {word!r}")
+        options[name] = int(value) if value.isdecimal() else value
+    return options
+
+
+def write_table(jobs: list[Job], out: Path) -> Path:
+    """Writes one row per point and seed that has been run, and returns where."""
+    from lorasa_jax.system import is_two_phase
+    from lorasa_jax.trainer import count_params, make_trainer
+
+    @cache
+    def sizes(config: RunConfig) -> dict[str, int]:
+        env = env_of(config)
+        return count_params(make_trainer(config, env, adapting=is_two_phase(config, env)))
+
+    rows = []
+    for job in jobs:
+        if not is_done(out / job.name):
+            continue
+        summary = json.loads((out / job.name / "summary.json").read_text())
+        for k, row in enumerate(job.rows):
+            params = sizes(replace(row.config, seed=0))
+            rows.append(
+                {
+                    "job": job.name,
+                    **{name: _word(value) for name, value in row.point.items()},
+                    "seed": row.config.seed,
+                    "switched_at": summary["switch_steps"][k],
+                    "env_steps": summary["env_steps"],
+                    **{
+                        f"{play}_{name}": values[k]
+                        for play, final in summary["final"].items()
+                        for name, values in final.items()
+                    },
+                    "eval_episodes": summary["eval_episodes"],
+                    **{f"params_{name}": params[name] for name in ("shared", "per_agent", "actors")},
+                }
+            )
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    path = out / "table.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def curves(jobs: list[Job], out: Path, name: str) -> dict[str, tuple[list[int], list[float]]]:
+    """Returns the greedy evaluations of every point: steps, and means over its seeds."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for job in jobs:
+        path = out / job.name / "metrics.jsonl"
+        for line in path.read_text().splitlines() if path.exists() else ():
+            row = json.loads(line)
+            if row.get(f"eval_{name}") is not None:
+                words = [
+                    _word(row[key]) if key == "sharing" else f"{key} {_word(row[key])}" for key in job.rows[0].point
+                ]
+                found.setdefault(", ".join(words), {}).setdefault(row["env_steps"], []).append(row[f"eval_{name}"])
+    return {
+        point: (sorted(values), [sum(values[step]) / len(values[step]) for step in sorted(values)])
+        for point, values in found.items()
+    }
+
+
+def draw(jobs: list[Job], out: Path) -> Path:
+    """Draws the greedy return and win rate of every point over environment steps; returns where."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import EngFormatter
+
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4), constrained_layout=True)
+    for axis, name in zip(axes, ("return", "win_rate"), strict=True):
+        for point, (steps, values) in curves(jobs, out, name).items():
+            axis.plot(steps, values, lw=1.3, marker=".", label=point)
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.set(xlabel="environment steps", ylabel=f"greedy {name.replace('_', ' ')}")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    axes[1].legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    path = out / "curves.png"
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    config = tyro.cli(SweepConfig, args=argv, config=(tyro.conf.FlagConversionOff,))
+    out, go_on = config.directory, shlex.join(["python", *sys.argv])
+    try:
+        jobs = make_plan(config)
+        if config.plan:
+            print_plan(jobs)
+            return
+        if config.only is not None:
+            names = [job.name for job in jobs]
+            require(config.only in names, f"there is no job {config.only!r} in {config.file}; jobs: {', '.join(names)}")
+            run_job(jobs[names.index(config.only)], out, go_on)
+            return
+        print_plan(jobs)
+        out.mkdir(parents=True, exist_ok=True)
+        failed = run_here(jobs, out, go_on) if config.launcher == "here" else launch(config, jobs)
+        print(f"one row per point and seed: {write_table(jobs, out)}; drawn: {draw(jobs, out)}")
+    except ConfigError as error:
+        fail(error)
+    if failed:
+        fail(f"{len(failed)} of {len(jobs)} jobs failed: {', '.join(failed)}; run the same command again to go on")
+
+
+if __name__ == "__main__":
+    main()
