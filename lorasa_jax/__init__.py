@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from lorasa_jax.envs import EnvSpec as EnvSpec
     from lorasa_jax.envs import TimeStep as TimeStep
     from lorasa_jax.envs import make_env as make_env
+    from lorasa_jax.forks import common_config as common_config
     from lorasa_jax.forks import fork as fork
+    from lorasa_jax.forks import share_programs as share_programs
     from lorasa_jax.grouping import find_groups as find_groups
     from lorasa_jax.grouping import with_groups as with_groups
     from lorasa_jax.loop import Report as Report
@@ -51,7 +53,7 @@ _HOMES = {
     "adapters": ("NOTHING", "Adapter", "low_rank"),
     "config": ("Config", "ConfigError", "CriticConfig", "MabraxConfig", "NetworkConfig", "PPOConfig", "SmaxConfig"),
     "envs": ("ENVS", "Env", "EnvSpec", "TimeStep", "make_env"),
-    "forks": ("fork",),
+    "forks": ("common_config", "fork", "share_programs"),
     "grouping": ("find_groups", "with_groups"),
     "loop": ("Report", "Result", "run"),
     "policy": ("Policy", "make_policy"),

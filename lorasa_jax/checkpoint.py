@@ -44,7 +44,7 @@ from lorasa_jax.types import PyTree, TrainState
 
 KEEP = 2
 """Complete checkpoints that stay."""
-FORMAT = 1
+FORMAT = 2
 """Changes where what is written changes."""
 SHARED_ITEM, ADAPTERS_ITEM, TRAIN_ITEM = "shared", "adapters", "train"
 _HOMES = {SHARED_ITEM: "learner/actor/shared/", ADAPTERS_ITEM: "learner/actor/agents/", TRAIN_ITEM: ""}

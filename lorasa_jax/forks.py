@@ -140,6 +140,7 @@ def fork(configs: Sequence[Config], env: Env, origins: Sequence[tuple[RunState, 
         evaluation_interval=common.evaluation_interval,
         compile_seconds=0.0,
         train_seconds=0.0,
+        inherited=int(np.asarray(train.iteration).sum()),
     )
 
 

@@ -97,6 +97,7 @@ class RunState(NamedTuple):
             began with; one that is given more goes on in the same intervals.
         compile_seconds: spent tracing and waiting for compilations so far.
         train_seconds: spent on iterations so far, waiting for compilations not.
+        inherited: iterations of all rows together that a fork's backbones did, and not this run.
     """
 
     phase: str
@@ -107,6 +108,7 @@ class RunState(NamedTuple):
     evaluation_interval: int
     compile_seconds: float
     train_seconds: float
+    inherited: int = 0
 
     @property
     def iterations(self) -> np.ndarray:
@@ -116,7 +118,7 @@ class RunState(NamedTuple):
     @property
     def rows(self) -> int:
         """Iterations of all seeds together: one row each in a record of the run."""
-        return int(self.iterations.sum())
+        return int(self.iterations.sum()) - self.inherited
 
 
 class Result(NamedTuple):

@@ -1,0 +1,192 @@
+"""A sweep runs every point once, each from the backbone that it shares, and goes on where it stopped."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lorasa_jax.config import ConfigError
+
+import plan
+import run
+import sweep
+
+BASE = {
+    "env": "toy", "task": "own_number", "n_agents": 4, "total_steps": 512,
+    "n_envs": 8, "rollout_length": 8, "evaluations": 4, "eval_episodes": 16,
+    "seed": 3, "seeds": 2, "actor": {"hidden": 16}, "ppo": {"lr": 0.01},
+}  # fmt: skip
+FORKS = {"sharing": "lorasa", "switch_step": [128, "auto"], "rank": [1, 2]}
+
+
+def write(path: Path, base: Any = None, grids: Any = None) -> Path:
+    path.write_text(yaml.safe_dump({"base": base or BASE, "grids": grids or [FORKS]}, sort_keys=False))
+    return path
+
+
+def jobs_of(path: Path) -> list[plan.Job]:
+    return sweep.make_plan(sweep.SweepConfig(file=path))
+
+
+def test_points_are_the_products_and_each_counts_once(tmp_path: Path) -> None:
+    grids = [{"sharing": "lorasa", "rank": [1, 2]}, {"sharing": ["lorasa", "ps"], "rank": 2}]
+    _, points = plan.read(write(tmp_path / "a.yaml", grids=grids))
+    assert points == [{"sharing": s, "rank": r} for s, r in (("lorasa", 1), ("lorasa", 2), ("ps", 2))]
+
+
+def test_a_plan_trains_every_trunk_once(tmp_path: Path) -> None:
+    grids = [FORKS, {"sharing": "lorasa", "switch_step": 128, "rank": 16}, {"sharing": "ps_restart", "switch_step": 64}]
+    grids += [{"sharing": ["nps", "ps"], "rank": [1, 2]}, {"sharing": "lorasa", "ppo.gamma": 0.5, "switch_step": 0}]
+    jobs = jobs_of(write(tmp_path / "a.yaml", grids=grids))
+    assert [(job.name, job.origin and job.origin[0], len(job.rows)) for job in jobs] == [
+        ("1-ps_id", None, 2),
+        ("2-lorasa", "1-ps_id", 8),
+        ("3-lorasa", "1-ps_id", 2),  # full rank on every layer
+        ("4-ps_restart", "1-ps_id", 2),
+        ("5-nps", None, 2),
+        ("6-ps", None, 2),
+        ("7-ps_id", None, 2),
+        ("8-lorasa", "7-ps_id", 2),
+    ]
+    # 1: after 64 steps; 2: after 128; and every evaluation from a tenth of the budget to 60 %.
+    assert jobs[0].keep == (1, 2, 4, 6)
+    assert jobs[7].keep == () and jobs[6].keep == (0,)
+    assert [(row.label["seed"], row.label["rank"]) for row in jobs[1].rows[:4]] == [(3, 1), (4, 1), (3, 2), (4, 2)]
+    assert jobs[1].origin == ("1-ps_id", (0, 1) * 4)
+    assert [row.point for row in jobs[0].rows] == [{"sharing": "ps_id"}] * 2
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("grids: [", "is no valid YAML"),
+        ("grid: [{rank: 1}]", "must hold `base`, the settings of all points, and `grids`"),
+        ("grids: {rank: 1}", "grids must be a list of products"),
+        ("base: 3\ngrids: [{rank: 1}]", "base must hold settings"),
+        ("grids: [{seed: [1, 2]}]", "seed is no part of a grid"),
+        ("base: {env: toy}\ngrids: [{rnak: 1}]", "there is no setting 'rnak' (did you mean 'rank'"),
+        ("base: {env: toy}\ngrids: [{ppo.lrr: 1}]", "there is no setting 'ppo.lrr'"),
+        ("base: {env: toy}\ngrids: [{rank: 0}]", "rank must be positive, got 0"),
+        ("base: {env: toy}\ngrids: [{task: nothing}]", "no toy game 'nothing'"),
+        ("!!python/object/apply:os.system ['false']", "is no valid YAML"),
+    ],
+)
+def test_a_file_that_cannot_be_run_is_one_line(content: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError) as error:
+        jobs_of(path)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_plan_is_printed_and_nothing_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep.main([str(write(tmp_path / "a.yaml")), "--plan", "True", "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().out
+    assert "2-lorasa: 8 rows to 512 steps, from 1-ps_id" in said
+    assert "sharing=lorasa  switch_step=auto  rank=2  (2 seeds)" in said
+    assert said.endswith("10 rows in 2 programs\n")
+    assert not (tmp_path / "out").exists()
+
+
+def table(out: Path) -> list[dict[str, str]]:
+    with (out / "table.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep that has been run, beside its file."""
+    path = tmp_path_factory.mktemp("sweep")
+    sweep.main([str(write(path / "a.yaml")), "--out", str(path / "out"), "--cache", "False"])
+    return path
+
+
+@pytest.mark.slow
+def test_the_table_has_a_row_per_point_and_seed(done: Path) -> None:
+    rows = table(done / "out")
+    assert [(row["sharing"], row["seed"], row["switch_step"], row["rank"]) for row in rows] == [
+        ("ps_id", "3", "", ""), ("ps_id", "4", "", ""),
+        *(("lorasa", seed, step, rank) for step in ("128", "auto") for rank in ("1", "2") for seed in ("3", "4")),
+    ]  # fmt: skip
+    assert {row["switched_at"] for row in rows[:2]} == {""}
+    assert {row["switched_at"] for row in rows[2:6]} == {"128"}
+    assert all(int(row["switched_at"]) in (256, 384) for row in rows[6:])
+    assert all(0 <= float(row["greedy_return"]) <= 1 and row["env_steps"] == "512" for row in rows)
+    per_agent = {row["rank"]: int(row["params_per_agent"]) for row in rows}
+    assert per_agent[""] == 0 < per_agent["1"] < per_agent["2"]
+    assert (done / "out" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_rows_of_a_fork_are_known_by_their_point(done: Path) -> None:
+    directory = done / "out" / "2-lorasa"
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    early = [row for row in rows if (row["seed"], row["rank"], row["switch_step"]) == (4, 2, 128)]
+    assert [row["env_steps"] for row in early] == [192, 256, 320, 384, 448, 512]
+    assert {row["phase"] for row in rows} == {"adapters"}
+    assert len(json.loads((directory / "summary.json").read_text())["rows"]) == 8
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_where_it_stopped(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(done / "out", out)
+    argv = [str(done / "a.yaml"), "--out", str(out), "--cache", "False"]
+    whole = table(out)
+    shutil.rmtree(out / "2-lorasa")
+    fill, seen = run.fill, []
+
+    def stop_early(config: Any, *args: Any, **kwargs: Any) -> Any:
+        *args_, also = args
+
+        def stop(state: Any) -> None:
+            also(state)
+            seen.append(state.rows)
+            if len(seen) == 3:
+                raise KeyboardInterrupt
+
+        return fill(config, *args_, stop, **kwargs)
+
+    monkeypatch.setattr(run, "fill", stop_early)
+    with pytest.raises(SystemExit) as stopped:
+        sweep.main([*argv, "--save-every", "0"])
+    assert stopped.value.code == 130
+    assert "go on with: python" in capsys.readouterr().err
+    monkeypatch.setattr(run, "fill", fill)
+    sweep.main(argv)
+    assert table(out) == whole
+    assert "1-ps_id: 2 rows\n" not in capsys.readouterr().out.split("programs\n")[1]
+
+
+@pytest.mark.slow
+def test_a_sweep_that_was_changed_is_not_mixed_with_what_was(
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(done / "out", tmp_path / "out")
+    (tmp_path / "out" / "2-lorasa" / "summary.json").unlink()
+    for change, said in (
+        ({"grids": [{**FORKS, "rank": [2, 1]}]}, "was begun with other points"),
+        ({"base": {**BASE, "n_envs": 16}}, "was begun with n-envs 8, and the sweep now says 16"),
+    ):
+        path = write(tmp_path / "b.yaml", **change)  # type: ignore[arg-type]
+        with pytest.raises(SystemExit) as stop:
+            sweep.main([str(path), "--out", str(tmp_path / "out"), "--cache", "False", "--only", "2-lorasa"])
+        assert stop.value.code == 2
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_launcher_fills_the_same_folder(done: Path, tmp_path: Path) -> None:
+    sweep.main(
+        [str(done / "a.yaml"), "--out", str(tmp_path / "out"), "--launcher", "local", "--cluster", "timeout_min=9"]
+    )
+    assert table(tmp_path / "out") == table(done / "out")
