@@ -1,0 +1,177 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Two phases, and forks: one backbone, many continuations
+#
+# A two-phase run asks three questions at once: *when* to freeze the shared policy, *how large* the adapters should be, and
+# whether adapters are what helps at all, or only the additional training. To answer them one by one, every continuation has to start from
+# **the same backbone**. Here one shared policy is trained, and its states at three moments are continued
+# in many ways, side by side in one program.
+
+# %%
+import os
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+
+from lorasa_jax import (
+    Config,
+    CriticConfig,
+    NetworkConfig,
+    PPOConfig,
+    Report,
+    common_config,
+    fork,
+    make_env,
+    run,
+    share_programs,
+)
+from lorasa_jax.loop import RunState
+
+# Set this to look at everything in a minute or two, with policies that are not trained to the end.
+SMALL = bool(os.environ.get("LORASA_NOTEBOOK_SMALL"))
+
+# %% [markdown]
+# The game: eight agents see the same noise and their own number; agent i is paid if it plays action i.
+
+# %%
+small_network = {"hidden": 32, "layers": 2, "layers_after": 0, "recurrent": False}
+config = Config(
+    env="toy",
+    task="own_number",
+    n_agents=8,
+    sharing="lorasa",
+    seeds=2 if SMALL else 4,
+    total_steps=15_360 if SMALL else 61_440,
+    n_envs=64,
+    rollout_length=16,
+    evaluations=15 if SMALL else 30,
+    actor=NetworkConfig(**small_network),
+    critic=CriticConfig(**small_network, scope="agent"),
+    ppo=PPOConfig(lr=1e-3, critic_lr=1e-3, epochs=2, chunk_length=0),
+)
+env = make_env(config)
+batch = config.steps_per_iteration
+switches = [batch * i for i in ((2, 4, 8) if SMALL else (5, 15, 30))]
+
+# %% [markdown]
+# ## The backbone
+#
+# `ps_id` is the first phase of `lorasa` by itself. `run` offers the whole run between any two iterations to `save`; the next
+# iteration consumes its arrays, so what is kept is copied. The backbone trains to the end of the budget: that is the
+# first control, *the shared policy continued*.
+
+
+# %%
+class Curves:
+    """A listener that remembers the greedy return of every row."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def status(self, text: str) -> None:
+        """Ignores what happens in between."""
+
+    def report(self, report: Report) -> None:
+        """Keeps what was evaluated."""
+        if report.evaluation is not None:
+            self.points.append((report.active, report.env_steps, report.evaluation["return"]))
+
+    def of(self, rows: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns steps and mean return of some rows that stand at the same steps."""
+        points = [(steps[rows[0]], returns[rows].mean()) for active, steps, returns in self.points if active[rows[0]]]
+        steps, means = zip(*points, strict=True)
+        return np.array(steps), np.array(means)
+
+
+moments: dict[int, RunState] = {}
+
+
+def keep(state: RunState) -> None:
+    """Copies the run at the moments from which it will be continued."""
+    step = int(state.iterations[0]) * batch
+    if step in switches:
+        moments[step] = state._replace(train=jax.tree.map(jnp.copy, state.train))
+
+
+backbone = Curves()
+trunks = replace(config, sharing="ps_id")
+run(trunks, env, backbone, save=keep)
+sorted(moments)
+
+# %% [markdown]
+# ## Forks
+#
+# Each fork is a configuration, and a place to go on from: a kept moment, and a row (a seed) in it. `share_programs`
+# says which of them can be rows of one program: all that have full-rank corrections on the same layers. Here ranks 1 and 4 are low everywhere,
+# and rank 32 is full everywhere.
+
+# %%
+ranks, seeds = (1, 4) if SMALL else (1, 4, 32), range(config.seeds)
+points = [(switch, rank, seed) for switch in switches for rank in ranks for seed in seeds]
+forks = [
+    replace(config, seed=config.seed + seed, seeds=1, switch_step=switch, rank=rank) for switch, rank, seed in points
+]
+groups = share_programs(forks, env)
+print(f"{len(forks)} forks in {len(groups)} programs: {[len(group) for group in groups]} rows")
+
+# %%
+curves: dict[tuple[int, str], tuple[np.ndarray, np.ndarray]] = {}
+for group in groups:
+    members, seen = [points[i] for i in group], Curves()
+    start = fork([forks[i] for i in group], env, [(moments[switch], seed) for switch, _, seed in members])
+    run(common_config([forks[i] for i in group]), env, seen, start=start)
+    for switch, rank in dict.fromkeys((switch, rank) for switch, rank, _ in members):
+        rows = [k for k, member in enumerate(members) if member[:2] == (switch, rank)]
+        curves[switch, f"rank {rank}"] = seen.of(rows)
+
+# %% [markdown]
+# The second control: the same shared policy with a *fresh optimiser*, as adapters have one. It is a scheme of its own.
+
+# %%
+again = [replace(fork_, sharing="ps_restart") for fork_, point in zip(forks, points, strict=True) if point[1] == 1]
+origins = [(switch, seed) for switch, rank, seed in points if rank == 1]
+seen = Curves()
+start = fork(again, env, [(moments[switch], seed) for switch, seed in origins])
+run(common_config(again), env, seen, start=start)
+for switch in switches:
+    rows = [k for k, origin in enumerate(origins) if origin[0] == switch]
+    curves[switch, "shared, fresh Adam"] = seen.of(rows)
+
+# %% [markdown]
+# ## One plot
+
+# %%
+figure, axes = plt.subplots(1, len(switches), figsize=(12, 3.4), sharey=True, constrained_layout=True)
+for axis, switch in zip(axes, switches, strict=True):
+    axis.plot(*backbone.of(list(seeds)), color="black", lw=1, label="shared, continued")
+    for (at, name), (steps, values) in curves.items():
+        if at == switch:
+            axis.plot(steps, values, marker=".", ms=3, lw=1.2, label=name)
+    axis.axvline(switch, color="grey", ls="--", lw=1)
+    axis.set(title=f"switch at {switch:,}", xlabel="environment steps", ylim=(0, 1.03))
+axes[0].set_ylabel("greedy return, mean of seeds")
+axes[-1].legend(fontsize=8)
+
+# %% [markdown]
+# A fork begins where its backbone stood, to the bit: an adapter starts as the identity. What lies above the black line is
+# due to the continuation, and what lies above *shared, fresh Adam* is due to the adapters. In this game the shared
+# policy sees its number and can do everything the adapters can; it is a place to look at the machinery, not an argument for either.
+#
+# The same from the command line, with checkpoints and a table: `python experiments/sweep.py experiments/sweeps/ranks.yaml`.
