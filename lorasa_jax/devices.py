@@ -14,7 +14,7 @@ device keeps its own: `join` and `part` know, and are plain reshapes wherever en
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -144,7 +144,11 @@ def choose_layout(
         status(f"using {len(used)} of {jax.device_count()} devices, which have equal shares of {what}")
     if len(used) == 1:
         return Layout()
-    return Layout(Mesh(np.array(used), (by,), axis_types=(jax.sharding.AxisType.Auto,)))
+    return Layout(_mesh(by, used))
+
+
+def _mesh(by: str, used: Sequence[jax.Device]) -> Mesh:
+    return Mesh(np.array(used), (by,), axis_types=(jax.sharding.AxisType.Auto,))
 
 
 def _too_few(by: str, n_rows: int, n_blocks: int, processes: int) -> str:
