@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -106,6 +107,24 @@ def test_several_processes_must_be_introduced(monkeypatch):
     monkeypatch.setenv("JAX_PROCESS_ID", "first")
     with pytest.raises(ConfigError, match="must be whole numbers"):
         devices.join_processes()
+
+
+@pytest.mark.parametrize(
+    ("phase", "changes"),
+    [
+        ("adapters", {"sharing": "lorasa", "recurrent": True, "critic": {"scope": "agent", "recurrent": True}}),
+        ("shared", {"sharing": "nps", "critic": {"scope": "agent", "separate": True}}),
+        ("shared", {"sharing": "mtl"}),
+    ],
+)
+def test_memory_follows_the_formula(phase, changes):
+    spec = importlib.util.spec_from_file_location("memory", TESTS.parent / "benchmarks" / "memory.py")
+    memory = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(memory)
+    env = make_toy("probe_death", 3)
+    trainer, arrays, _ = memory.measure(small_config(**changes), env, phase)
+    held_by_env = memory.nbytes(jax.eval_shape(env.reset, jax.random.key(0))[0])
+    assert memory.formula(trainer, held_by_env) == arrays
 
 
 # In a process of its own, with several devices
