@@ -202,26 +202,31 @@ def _spread_environments_change_nothing_and_share_only_sums() -> None:
     assert_close(after, before, atol=1e-4)
 
 
-def small_run(shard: str, seeds: int) -> tuple[Result, list[Any]]:
+def small_run(shard: str, seeds: int, **changes: Any) -> tuple[Result, list[Any]]:
     ppo = {"lr": 3e-3, "critic_lr": 3e-3, "minibatches": 2, "epochs": 2}
-    config = small_config(
-        recurrent=True, sharing="lorasa", algo="a2po", seeds=seeds, n_envs=8, switch_step=128, total_steps=256,
-        evaluations=2, ppo=ppo,
-    )  # fmt: skip
+    whole = {"sharing": "lorasa", "n_envs": 8, "switch_step": 128, "total_steps": 256, "evaluations": 2, **changes}
+    config = small_config(seeds=seeds, ppo=ppo, **whole)
     reports: list[Any] = []
     listener = SimpleNamespace(status=lambda text: None, report=lambda report: reports.append(report.metrics))
     return run(config, make_toy("probe_death", 3), listener, shard=shard), reports
 
 
-def _a_run_does_not_depend_on_the_devices() -> None:
-    for shard, seeds in ((ROWS, 2), (ENVS, 1)):
-        (one, before), (many, after) = small_run("off", seeds), small_run(shard, seeds)
-        assert len(one.states.iteration.sharding.device_set) == 1
-        assert len(many.states.iteration.sharding.device_set) == 2
-        assert_close(many.states.learner, one.states.learner, atol=1e-4)
-        assert_close(after, before, atol=1e-3)
-        assert_close(many.final, one.final, atol=1e-5)
-        assert_same(devices.row(many.states, seeds - 1).key, one.states.key[seeds - 1])
+def check_run(shard: str, seeds: int, **changes: Any) -> None:
+    (one, before), (many, after) = (small_run(name, seeds, **changes) for name in ("off", shard))
+    assert len(one.states.iteration.sharding.device_set) == 1
+    assert len(many.states.iteration.sharding.device_set) == 2
+    assert_close(many.states.learner, one.states.learner, atol=1e-4)
+    assert_close(after, before, atol=1e-3)
+    assert_close(many.final, one.final, atol=1e-5)
+    assert (devices.row(many.states, seeds - 1).key == one.states.key[seeds - 1]).all()
+
+
+def _a_run_of_rows_does_not_depend_on_the_devices() -> None:
+    check_run(ROWS, 2)
+
+
+def _a_run_of_environments_does_not_depend_on_the_devices() -> None:
+    check_run(ENVS, 1, algo="a2po", recurrent=True)
 
 
 def test_merging_keeps_environments_where_they_are():
@@ -237,9 +242,15 @@ def test_spread_environments_change_nothing_and_share_only_sums():
 
 
 @pytest.mark.slow
-def test_a_run_does_not_depend_on_the_devices():
+def test_a_run_of_rows_does_not_depend_on_the_devices():
+    """Both phases."""
+    on_devices(2, _a_run_of_rows_does_not_depend_on_the_devices)
+
+
+@pytest.mark.slow
+def test_a_run_of_environments_does_not_depend_on_the_devices():
     """Both phases, agents one by one, recurrent."""
-    on_devices(2, _a_run_does_not_depend_on_the_devices)
+    on_devices(2, _a_run_of_environments_does_not_depend_on_the_devices)
 
 
 # Several processes
