@@ -20,7 +20,7 @@ from lorasa_jax.config import TASKS, Config, ConfigError, changed_settings, near
 PRESETS = Path(__file__).parent / "configs"
 CHECKPOINTS = "checkpoints"
 """Where a run directory keeps them."""
-FREE = ("gif", "track", "cache", "save-every", "resume", "total-steps")
+FREE = ("gif", "track", "cache", "save-every", "resume", "total-steps", "shard", "distributed")
 """Flags that may differ when a run goes on. Whether its budget may is found out with its checkpoint."""
 C = TypeVar("C", bound=Config)
 
@@ -43,6 +43,12 @@ class RunConfig(Config):
     """Seconds between two checkpoints, at least; 0: one after every iteration."""
     resume: Path | None = None
     """Go on with the run in this directory (or from a checkpoint, DIR/checkpoints/N). Settings are its own."""
+
+    shard: Literal["auto", "rows", "envs", "off"] = "auto"
+    """What several devices share: rows: the seeds; envs: the environments of every seed; off: nothing, one device is
+    used; auto: rows if there are several, otherwise envs if each device gets many."""
+    distributed: bool = False
+    """This is one of several processes, which their launcher introduces to each other (docs/scaling.md)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

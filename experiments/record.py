@@ -154,7 +154,8 @@ class Record:
 
     def _write_config(self) -> None:
         settings = dataclasses.asdict(self.config)
-        settings.pop("resume", None)  # how a command began says nothing about the run
+        for how in ("resume", "distributed"):  # how a command began says nothing about the run
+            settings.pop(how, None)
         write_json(self.directory / "config.json", settings)
 
     @property

@@ -90,9 +90,11 @@ class Keeper:
 
     def __call__(self, state: RunState) -> None:
         """Takes a state between two iterations."""
+        from lorasa_jax.devices import anywhere
+
         self.also(state)
         self.saver(state)
-        if self.stop.signal:
+        if anywhere(bool(self.stop.signal)):
             self.saver.take(state)
             raise KeyboardInterrupt
 
@@ -139,6 +141,7 @@ def draw_episode(config: RunConfig, result: Result, path: Path) -> None:
     """Draws one greedy episode of the first seed, where the environment can be drawn."""
     import jax
 
+    from lorasa_jax.devices import row
     from lorasa_jax.envs.drawing import save_gif
     from lorasa_jax.rollout import record_episode
     from lorasa_jax.trainer import EPISODE
@@ -146,7 +149,7 @@ def draw_episode(config: RunConfig, result: Result, path: Path) -> None:
     system = result.trainer.system
     if system.env.draw is None:
         return
-    first = jax.tree.map(lambda leaf: leaf[0], result.states)
+    first = row(result.states, 0)
     key = jax.random.fold_in(first.key, EPISODE)  # the run's own key has been used
     states = record_episode(system, result.trainer.weights(first), key)
     save_gif(system.env.draw(states), path, system.env.fps)
@@ -163,6 +166,7 @@ def use_cache(config: RunConfig) -> None:
 
 def train(config: RunConfig, began: float) -> None:
     """Runs the configuration, from its beginning or from a checkpoint, and fills its run directory."""
+    from lorasa_jax.devices import is_leader
     from lorasa_jax.envs import make_env
     from lorasa_jax.grouping import with_groups
     from lorasa_jax.trainer import make_trainer
@@ -172,8 +176,11 @@ def train(config: RunConfig, began: float) -> None:
 
     use_cache(config)
     env = make_env(config)
-    config = with_groups(config, env, print)
+    config = with_groups(config, env, print if is_leader() else lambda text: None)
     make_trainer(config, env)  # what does not fit the environment is said before anything is written
+    if not is_leader():
+        follow(config, env)
+        return
     directory = config.directory
     track = make_tracker(config.track, directory, dataclasses.asdict(config))
     try:
@@ -186,6 +193,39 @@ def train(config: RunConfig, began: float) -> None:
     print_result(config, result, summary)
 
 
+def find_checkpoint(config: RunConfig) -> Path | None:
+    """Returns the checkpoint that a run goes on from, if it does."""
+    from lorasa_jax.checkpoint import complete
+
+    if config.resume is None or config.resume != config.directory:
+        return config.resume
+    newest = next(reversed(complete(config.directory / CHECKPOINTS)), None)
+    require(
+        newest is not None or not (config.directory / "summary.json").exists(),
+        f"{config.directory} holds a finished run, but no checkpoint to go on from",
+    )
+    return newest
+
+
+def follow(config: RunConfig, env: Env) -> None:
+    """Takes part in a run whose first process prints and writes; does all that the processes must do together."""
+    from lorasa_jax.checkpoint import Saver, load
+    from lorasa_jax.devices import row
+    from lorasa_jax.loop import Diverged, run
+
+    path = find_checkpoint(config)
+    start = load(path, config, env) if path else None
+    saver = Saver(config.directory / CHECKPOINTS, config, config.save_every, complain)
+    try:
+        with closing(saver), Stop() as stop:
+            result = run(config, env, start=start, save=Keeper(saver, stop, lambda state: None), shard=config.shard)
+            stop.release()
+    except Diverged:
+        raise SystemExit(2) from None
+    if config.gif and env.draw is not None:
+        row(result.states, 0)
+
+
 def find_start(
     config: RunConfig, env: Env, record: Record, begin: Callable[[], RunState | None] = lambda: None
 ) -> RunState | None:
@@ -193,18 +233,12 @@ def find_start(
 
     A run that was stopped before its first checkpoint begins anew, with what `begin` gives.
     """
-    from lorasa_jax.checkpoint import complete, drop_after, load
+    from lorasa_jax.checkpoint import drop_after, load
 
-    path = None
+    path = find_checkpoint(config)
     if config.resume is not None:
         for note in record.notes():
             complain(f"note: {note}")
-        newest = next(reversed(complete(config.directory / CHECKPOINTS)), None)
-        path = newest if config.resume == config.directory else config.resume
-        require(
-            path is not None or not (config.directory / "summary.json").exists(),
-            f"{config.directory} holds a finished run, but no checkpoint to go on from",
-        )
         if path is None:
             complain(f"note: {config.directory} has no checkpoint yet, so the run begins anew")
     if path is None:
@@ -251,7 +285,7 @@ def fill(
     try:
         with closing(saver), Stop() as stop, Display(config) as display:
             keeper, reporter = Keeper(saver, stop, also), Reporter(display, record, track)
-            result = run(config, env, reporter, start=start, save=keeper, names=record.names)
+            result = run(config, env, reporter, start=start, save=keeper, names=record.names, shard=config.shard)
             stop.release()
             summary = summarise(config, result, time.perf_counter() - began, record.labels)
             write_json(directory / "summary.json", summary)
@@ -319,6 +353,17 @@ def is_done(config: RunConfig) -> bool:
     return config.resume == config.directory and summary["env_steps"] == config.iterations * config.steps_per_iteration
 
 
+def is_taken(config: RunConfig) -> bool:
+    """Says whether a new run would find its directory in use; several processes meet here."""
+    taken = config.resume is None and config.directory.exists()
+    if not config.distributed:
+        return taken
+    from lorasa_jax.devices import anywhere, join_processes
+
+    join_processes()
+    return anywhere(taken)  # all have looked before the first one makes it
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     began = time.perf_counter()
@@ -326,11 +371,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.resume is not None and is_done(config):
         print(f"nothing is left to do: {config.directory} has all of its {config.total_steps:,} steps")
         return
-    if config.resume is None and config.directory.exists():
-        fail(f"{config.directory} exists already; name another directory with --out, remove it, or go on with --resume")
-    if sys.stdout.isatty():
-        print("loading", end="\r", flush=True)
     try:
+        if is_taken(config):
+            raise ConfigError(
+                f"{config.directory} exists already; name another directory with --out, remove it, "
+                "or go on with --resume"
+            )
+        if sys.stdout.isatty():
+            print("loading", end="\r", flush=True)
         train(config, began)
     except ConfigError as error:
         fail(error)

@@ -35,6 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lorasa_jax.config import Config, ConfigError, changed_settings, require
+from lorasa_jax.devices import anywhere, is_leader, local
 from lorasa_jax.envs.base import Env
 from lorasa_jax.loop import ADAPTERS, RunState, is_finished
 from lorasa_jax.programs import over_seeds
@@ -71,7 +72,7 @@ class Snapshot(NamedTuple):
 def take_snapshot(state: RunState, config: Config) -> Snapshot:
     """Returns a copy of the run; keys as their bits."""
     items: dict[str, Arrays] = {item: {} for item in _HOMES}
-    for name, leaf in _leaves(state.train).items():
+    for name, leaf in _leaves(local(state.train)).items():
         item = next(item for item, home in _HOMES.items() if name.startswith(home))
         bits = jax.random.key_data(leaf) if _is_key(leaf) else leaf
         items[item][name.removeprefix(_HOMES[item])] = np.array(bits)
@@ -142,7 +143,7 @@ def write(directory: Path, snapshot: Snapshot, keep: int | None = KEEP) -> Path:
     args = {item: ocp.args.StandardSave(tree) for item, tree in trees.items() if tree}
     args[_META] = ocp.args.JsonSave({**snapshot.meta, "leaves": described})
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        with _orbax() as checkpointer:
             checkpointer.save(unfinished, args=ocp.args.Composite(**args))
         files = _digests(unfinished)
         (unfinished / _FILES).write_text(json.dumps({"sha256": _digest_of(files), "files": files}))
@@ -202,6 +203,7 @@ class Saver:
 
     It is the `save` of `loop.run`. What is due is copied at once and written in a thread,
     one after the other. A checkpoint that cannot be written is reported, and the run goes on.
+    Of several processes each has a saver, and the first one writes.
 
     Args:
         directory: where the checkpoints go.
@@ -215,7 +217,8 @@ class Saver:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._job: Future[Path] | None = None
         self._last, self._phase = time.monotonic(), ""
-        clean(directory)
+        if is_leader():
+            clean(directory)
 
     def __call__(self, state: RunState) -> None:
         """Is offered a state, and takes it where it is due."""
@@ -224,15 +227,20 @@ class Saver:
         switched = self._phase not in ("", state.phase)
         self._phase = state.phase
         in_time = state.rows > 0 and time.monotonic() - self._last >= self._every
-        if switched or in_time or is_finished(state, self._config):
+        finished = is_finished(state, self._config)
+        # Clocks differ from process to process, and all must take part in copying what is spread over them.
+        if anywhere(is_leader() and (switched or in_time or finished)):
             self.take(state)
 
     def take(self, state: RunState) -> None:
         """Writes this state, unless it has been."""
         self.wait()
         self._last = time.monotonic()
-        if not (self.directory / str(state.rows)).exists():
-            self._job = self._pool.submit(write, self.directory, take_snapshot(state, self._config))
+        exists = (self.directory / str(state.rows)).exists()
+        if anywhere(is_leader() and not exists):
+            snapshot = take_snapshot(state, self._config)
+            if is_leader():
+                self._job = self._pool.submit(write, self.directory, snapshot)
 
     def wait(self) -> None:
         """Returns when the last checkpoint that was begun is on disk, or has failed."""
@@ -335,8 +343,22 @@ def _restore(path: Path, item: str) -> Any:
         what = "is damaged" if (path / wrong).exists() else "is missing"
         raise ConfigError(f"{wrong} of checkpoint {path} {what}{_elsewhere(path)}")
     how = ocp.args.JsonRestore() if item == _META else ocp.args.StandardRestore()
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    with _orbax() as checkpointer:
         return checkpointer.restore(path.absolute(), args=ocp.args.Composite(**{item: how}))[item]
+
+
+def _orbax() -> Any:
+    """What writes and reads; of several processes each for itself alone, without waiting for the others."""
+    import orbax.checkpoint as ocp
+
+    if jax.process_count() == 1:
+        return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+    )
+    handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=alone))
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _files(path: Path, item: str) -> dict[str, str]:

@@ -12,13 +12,14 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from lorasa_jax.config import Config
+from lorasa_jax.devices import Shard, choose_layout, fetch
 from lorasa_jax.envs.base import Env
 from lorasa_jax.grouping import with_groups
 from lorasa_jax.programs import Programs, over_seeds
 from lorasa_jax.switching import should_switch
 from lorasa_jax.system import is_two_phase
 from lorasa_jax.trainer import Trainer, graft, make_trainer
-from lorasa_jax.types import Metrics, PyTree, RolloutState, TrainState, Trajectory, Weights
+from lorasa_jax.types import Metrics, RolloutState, TrainState, Trajectory, Weights
 
 SHARED, ADAPTERS = "shared", "adapters"
 """Names of the phases."""
@@ -113,7 +114,7 @@ class RunState(NamedTuple):
     @property
     def iterations(self) -> np.ndarray:
         """Iterations that each seed has done, [K]; a copy, since an update consumes its state."""
-        return np.array(self.train.iteration)
+        return fetch(self.train.iteration)
 
     @property
     def rows(self) -> int:
@@ -170,15 +171,18 @@ class _Runner:
         listener: Listener,
         start: RunState | None = None,
         names: Sequence[str] | None = None,
+        shard: Shard = "auto",
     ):
         self.config, self.listener = config, listener
         self.names = names or [f"seed {config.seed + k}" for k in range(config.seeds)]
+        self.layout = choose_layout(shard, config.seeds, config, listener.status)
         self.two_phase = is_two_phase(config, env)
         self.trainers = {SHARED: make_trainer(config, env)}
         if self.two_phase:
             self.trainers[ADAPTERS] = make_trainer(config, env, adapting=True)
-        self.keys = jnp.stack([jax.random.key(config.seed + k) for k in range(config.seeds)])
-        self.programs = Programs(config.seeds, listener.status, start.compile_seconds if start else 0.0)
+        self.keys = self.layout.place(jnp.stack([jax.random.key(config.seed + k) for k in range(config.seeds)]))
+        waited = start.compile_seconds if start else 0.0
+        self.programs = Programs(config.seeds, listener.status, waited, self.layout)
         self.clock = _Clock(self.programs, start.train_seconds if start else 0.0)
         self._compile(start)
 
@@ -187,7 +191,11 @@ class _Runner:
         config, programs = self.config, self.programs
         phase = start.phase if start else SHARED
         trainer = self.trainers[phase]
-        states = start.train if start else programs.submit("init", trainer.init, self.keys)
+        states = (
+            jax.eval_shape(lambda train: train, start.train)
+            if start
+            else programs.submit("init", trainer.init, self.keys)
+        )
         flags = jax.ShapeDtypeStruct((config.seeds,), bool)
         weights = jax.eval_shape(over_seeds(trainer.weights, config.seeds), states)
         played = (weights, states.learner.critic, states.rollout, states.key, states.iteration)
@@ -244,10 +252,11 @@ class _Runner:
         rollout, trajectory, episodes = programs["collect"](
             weights, train.learner.critic, train.rollout, train.key, train.iteration
         )
-        train, metrics = programs[f"{phase} update"](train, rollout, trajectory, active)
+        flags = self.layout.place(active)
+        train, metrics = programs[f"{phase} update"](train, rollout, trajectory, flags)
         due = after[np.argmax(active)] % state.evaluation_interval == 0
         evaluation = self.evaluate(phase, train) if due else None
-        measured = _fetch({**episodes, **metrics})
+        measured = fetch({**episodes, **metrics})
         report = Report(phase, after * config.steps_per_iteration, active, measured, evaluation)
         self._check_finite(report)
 
@@ -305,8 +314,8 @@ class _Runner:
         return self._play(self.programs[f"{phase} weights"](train), train, greedy)
 
     def _play(self, weights: Weights, train: TrainState, greedy: bool) -> dict[str, np.ndarray]:
-        flags = jnp.full(self.config.seeds, greedy)
-        return _fetch(self.programs["evaluate"](weights, train.key, train.iteration, flags))
+        flags = self.layout.place(np.full(self.config.seeds, greedy))
+        return fetch(self.programs["evaluate"](weights, train.key, train.iteration, flags))
 
     def finish(self, state: RunState) -> Result:
         """Evaluates a run that has spent its budget."""
@@ -326,10 +335,6 @@ class _Runner:
         )
 
 
-def _fetch(tree: PyTree) -> dict[str, np.ndarray]:
-    return {name: np.asarray(leaf) for name, leaf in tree.items()}
-
-
 def run(
     config: Config,
     env: Env,
@@ -338,6 +343,7 @@ def run(
     start: RunState | None = None,
     save: Callable[[RunState], None] | None = None,
     names: Sequence[str] | None = None,
+    shard: Shard = "auto",
 ) -> Result:
     """Trains all seeds of a configuration and evaluates them.
 
@@ -354,13 +360,15 @@ def run(
             next iteration consumes the arrays: what is kept must be copied before it returns. An
             exception it raises ends the run.
         names: what the rows are called where they are not `seed 0`, `seed 1`, and so on.
+        shard: what is spread over several devices, `rows` (seeds) or `envs`; `off`: nothing; `auto`: rows where there
+            are several, otherwise environments where there are many.
 
     Raises:
         ConfigError: the configuration does not fit the environment.
         Diverged: a loss or gradient is no longer finite.
     """
     listener = listener or Silent()
-    runner = _Runner(with_groups(config, env, listener.status), env, listener, start, names)
+    runner = _Runner(with_groups(config, env, listener.status), env, listener, start, names, shard)
     try:
         return _run(runner, start, save or (lambda state: None))
     finally:
@@ -371,7 +379,7 @@ def _run(runner: _Runner, start: RunState | None, save: Callable[[RunState], Non
     if start is None:
         state = runner.begin()
     else:
-        state = start._replace(train=jax.tree.map(jnp.copy, start.train))
+        state = start._replace(train=runner.layout.place(jax.tree.map(jnp.copy, start.train)))
         runner.clock.start()
     save(state)
     while not is_finished(state, runner.config):

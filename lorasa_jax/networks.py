@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from lorasa_jax.config import NetworkConfig
+from lorasa_jax.devices import join, part
 
 ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh}
 
@@ -142,17 +143,17 @@ class Network(nn.Module):
             first: steps that open an episode: the state before them counts as zero.
             valid: the columns of the input that mean something; the others are zero, and stay so.
         """
-        length, batch = x.shape[:2]
+        length = x.shape[0]
         # All but the recurrence sees one flat batch: a single large product per layer.
-        x = x.reshape(length * batch, -1)
+        x = join(x)
         if self.config.input_norm:
             x = self._norm("input_norm")(x, mask=valid)
             x = x if valid is None else jnp.where(valid, x, 0.0)
         for i in range(self.config.layers):
             x = self._layer(f"fc{i + 1}", self.config.gain, x)
         if self.config.recurrent:
-            carries = self._recur(carry, x.reshape(length, batch, -1), first)
-            x = carries.reshape(length * batch, -1)
+            carries = self._recur(carry, part(x, length), first)
+            x = join(carries)
             if self.config.layer_norm:
                 x = self._norm("gru_norm")(x)
         else:
@@ -160,7 +161,7 @@ class Network(nn.Module):
         for i in range(self.config.layers_after):
             x = self._layer(f"after{i + 1}", self.config.gain_after, x)
         x = Linear(self.n_out, orthogonal(self.head_gain), name="head")(x.shape[-1])(x)
-        x = x.reshape(length, batch, self.n_out)
+        x = part(x, length)
         if self.log_std is not None:
             log_std = Vector(self.n_out, self.log_std, name="log_std")()
             x = jnp.concatenate([x, jnp.broadcast_to(log_std, x.shape)], axis=-1)

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import jax
 
+from lorasa_jax.devices import Layout
 from lorasa_jax.types import PyTree
 
 
@@ -29,15 +30,17 @@ class Programs:
         waited: seconds the run stood still for tracing and compilation, those of earlier parts included.
     """
 
-    def __init__(self, n_seeds: int, status: Callable[[str], None], waited: float = 0.0):
+    def __init__(self, n_seeds: int, status: Callable[[str], None], waited: float = 0.0, layout: Layout | None = None):
         self._n_seeds, self._status, self.waited = n_seeds, status, waited
+        self._layout = layout or Layout()
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="compile")
         self._jobs: dict[str, Future] = {}
 
     def submit(self, name: str, function: Callable, *shapes: PyTree, donate: tuple[int, ...] = ()) -> PyTree:
         """Starts compiling a function of one seed for all seeds; returns the shapes of what it gives."""
         began = time.perf_counter()
-        traced = jax.jit(over_seeds(function, self._n_seeds), donate_argnums=donate).trace(*shapes)
+        mapped = over_seeds(function, self._layout.rows_each(self._n_seeds))
+        traced = self._layout.trace(mapped, shapes, donate)
         self.waited += time.perf_counter() - began
         self._jobs[name] = self._pool.submit(lambda: traced.lower().compile())
         return traced.out_info

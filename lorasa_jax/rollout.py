@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from lorasa_jax.devices import join, part, spread
 from lorasa_jax.envs.base import Env, TimeStep
 from lorasa_jax.losses import masked_mean
 from lorasa_jax.system import System
@@ -164,10 +165,10 @@ def _values(
     carries, value = system.critic.unroll(params, start.critic_carry, view, first)
     if final is not None:
         # One flat batch: each final state is a single step on from the state before it.
-        hidden, view, alive = (jax.lax.collapse(leaf, 0, 2) for leaf in (carries, *final))
+        hidden, view, alive = (join(leaf) for leaf in (carries, *final))
         first = system.critic_first(jnp.zeros(view.shape[0], bool), alive)
         _, next_value = system.critic.unroll(params, hidden, view[None], first[None])
-        return carries, value[..., 0], next_value.reshape(value.shape)[..., 0]
+        return carries, value[..., 0], part(next_value[0], len(value))[..., 0]
     # Without time limits a step is followed by the next one, or by nothing that counts.
     seen = _standardised(system, weights, later.timestep)
     first = system.critic_first(later.first, seen.alive)
@@ -225,7 +226,7 @@ def evaluate(
     """
     env, episodes = system.env, system.config.eval_episodes
     reset_key, play_key = jax.random.split(key)
-    env_state, timestep = jax.vmap(env.reset)(jax.random.split(reset_key, episodes))
+    env_state, timestep = spread(jax.vmap(env.reset)(jax.random.split(reset_key, episodes)))
     nothing_yet = jnp.zeros(episodes)
 
     def going_on(carry: tuple) -> Array:

@@ -7,6 +7,7 @@ outside the block that have already moved in this update correct what the block 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from lorasa_jax.advantages import traced_gae
+from lorasa_jax.devices import by_shard
 from lorasa_jax.losses import masked_mean, normalise_advantages, policy_loss, value_loss
 from lorasa_jax.system import System
 from lorasa_jax.types import Learner, Metrics, PolicyParams, PyTree, Rates, Schedule, Trajectory
@@ -188,13 +190,16 @@ def _batch(
 def _minibatch(batch: Batch, envs: Int[Array, "Q M"] | None) -> Batch:
     """All chunks of environment envs[q, m] for each agent m; of all environments where none are named."""
 
-    def pick(x: Array, axis: int) -> Array:
+    def pick(x: Array, envs: Int[Array, "Q M"] | None, axis: int) -> Array:
         if envs is not None:
             width = x.shape[axis + 1]  # M, or the number of values
             x = x[(*(slice(None),) * axis, envs[:, :width], jnp.arange(width))]
         return jax.lax.collapse(jnp.moveaxis(x, 0, axis - 1), axis - 1, axis + 1)
 
-    return Batch(**{name: pick(x, 1 if name in CARRIES else 2) for name, x in batch._asdict().items()})
+    axes = {name: 1 if name in CARRIES else 2 for name in batch._fields}
+    return Batch(
+        **{name: by_shard(partial(pick, axis=axes[name]), x, envs, axes[name]) for name, x in batch._asdict().items()}
+    )
 
 
 def _deal(key: PRNGKeyArray, n_envs: int, minibatches: int, width: int) -> Int[Array, "B Q M"]:
