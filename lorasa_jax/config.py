@@ -43,6 +43,9 @@ def changed_settings(
             yield flag, before, after
 
 
+AdapterKey = Literal["agent", "unit_type", "unit_type,agent"]
+
+
 def _positive(section: object, *names: str) -> None:
     for name in names:
         value = getattr(section, name)
@@ -249,6 +252,11 @@ class Config:
     only the optimiser starts again (ps_restart); auto: when learning slows."""
     rank: int = 8
     """Rank of the adapters; layers no wider than this get a full-rank one."""
+    adapter_key: AdapterKey = "agent"
+    """Whom an adapter belongs to: every agent has its own; or all agents of a type of unit share one, also where types
+    are drawn anew each episode (smax); or both, added up."""
+    ranks: tuple[int, ...] | None = None
+    """A rank for each level of adapter-key, in its order; not given: the rank is the same at every level."""
     alpha: float | None = None
     """Adapters are scaled by alpha / rank; not given: alpha = rank."""
     placement: tuple[str, ...] = ("all",)
@@ -289,6 +297,7 @@ class Config:
         self._check_budget()
         self._check_minibatches()
         self.adapted_layers  # noqa: B018  (raises where the placement names no layer)
+        self.adapter_levels  # noqa: B018  (raises where the ranks do not fit the levels)
 
     def _check_budget(self) -> None:
         batch = self.steps_per_iteration
@@ -353,8 +362,20 @@ class Config:
 
     @property
     def adapter_scale(self) -> float:
-        """alpha / rank, the factor on every low-rank product."""
+        """alpha / rank, the factor on every low-rank product, where no level has a rank of its own."""
         return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    @property
+    def adapter_levels(self) -> tuple[tuple[str, int, float], ...]:
+        """For each level of adapters, which add up: its key, its rank, and the factor on its products."""
+        keys = self.adapter_key.split(",")
+        ranks = (self.rank,) * len(keys) if self.ranks is None else self.ranks
+        require(
+            len(ranks) == len(keys) and min(ranks) > 0,
+            f"ranks must be a positive number for each level of adapter-key {self.adapter_key}, got {self.ranks}",
+        )
+        scales = (1.0 if self.alpha is None else self.alpha / rank for rank in ranks)
+        return tuple(zip(keys, ranks, scales, strict=True))
 
     @property
     def adapted_layers(self) -> tuple[str, ...]:

@@ -42,9 +42,9 @@ def backbone_config(config: C, env: Env) -> C:
     """
     name: Any = config.sharing
     if is_two_phase(config, env):
-        trunks = trunks_only(make_sharing(env.spec.n_agents, config))
+        trunks = trunks_only(make_sharing(env.spec, config))
         name = next(name for name, scheme in SCHEMES.items() if scheme(env.spec.n_agents, config) == trunks)
-    return replace(_neutral(config), sharing=name)
+    return replace(_neutral(config), sharing=name, adapter_key="agent", ranks=None)
 
 
 def _neutral(config: C) -> C:

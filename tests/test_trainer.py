@@ -17,6 +17,7 @@ from helpers import (
     random_trajectory,
     small_config,
     two_phases,
+    with_roles,
 )
 
 from lorasa_jax import trainer as trainer_module
@@ -164,10 +165,12 @@ def test_parameters_are_counted_by_hand(scheme):
         "seps": (2 * trunk, 0),
         "seps_lora": (2 * trunk, own),
     }[scheme]
+    owners = n if scheme in ("nps", "mtl", "lorasa", "seps_lora") else 0
     critic, alone = network(env.spec.state_dim, 1)[1], n * network(env.spec.obs_dim, env.spec.n_actions)[1]
     assert count_params(make_trainer(config, env, adapting=is_two_phase(config, env))) == {
         "shared": shared,
         "per_agent": per_agent,
+        "owners": owners,
         "critic": critic,
         "actors": shared + n * per_agent,
         "total": shared + n * per_agent + critic,
@@ -192,3 +195,17 @@ def test_a_shared_policy_that_restarts_keeps_all_but_its_optimiser(run):
     assert_same(after.learner.actor, run[2].learner.actor)
     assert_same(after.learner.actor_opt, {"shared": fresh})
     assert_same(after.learner._replace(actor_opt={}), run[2].learner._replace(actor_opt={}))
+
+
+@pytest.mark.parametrize("roles", [{"roles": (0, 1, 1)}, {"n_roles": 2}])
+def test_what_a_role_owns_is_counted_once(roles):
+    env, sizes = with_roles(make_diary(), **roles), {}
+    for key in ("agent", "unit_type", "unit_type,agent"):
+        config = small_config(sharing="lorasa", adapter_key=key)
+        sizes[key] = count_params(make_trainer(config, env, adapting=True))
+    own = sizes["agent"]["per_agent"]
+    assert [(x["owners"], x["per_agent"], x["actors"] - x["shared"]) for x in sizes.values()] == [
+        (3, own, 3 * own),
+        (2, own, 2 * own),
+        (5, 2 * own, 5 * own),
+    ]
