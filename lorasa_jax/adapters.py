@@ -38,7 +38,8 @@ class Adapter(NamedTuple):
         factored: `factored(trunk, own) -> variables`, the collections that the network is
             applied with: `params`, and `delta` for low-rank corrections.
         merge: `merge(trunk, own) -> params`, the agent's full weights.
-        rest: `rest(trunk) -> trunk` without what no agent uses any more.
+        rest: `rest(trunks) -> trunks`, leaves [G, ...]: all that agents share, without what no agent uses any
+            more, and with what makes agents' weights from what they own.
         among: `among(trunk, owned) -> variables` from the parameters of all K owners, [K, ...], of
             whom every sample names its own when the network is applied.
     """
@@ -168,6 +169,75 @@ def side_by_side(one: dict[str, PyTree], other: dict[str, PyTree]) -> dict[str, 
                 "right": jnp.concatenate([known["right"], parts["right"]], axis=0),
             }
     return both
+
+
+def generated(size: int, where: Collection[str]) -> Adapter:
+    """Returns kernels that a linear hypernetwork corrects for every agent.
+
+    With e_i (z,) what agent i owns, its embedding, and W (z, in, out) the trunk's, both trained, agent i's kernel is
+
+        K + sum_z e_i[z] W[z],   W = 0,   e_i ~ U(-1/sqrt(z), 1/sqrt(z))
+
+    At the start only K and W have a gradient.
+
+    Args:
+        size: z.
+        where: names of the layers.
+
+    Source: the idea is HyperMARL's (Tessera et al. 2025, arXiv 2412.04233), where all weights are generated.
+    """
+
+    def init(key: PRNGKeyArray, trunk: PyTree) -> PyTree:
+        bound = 1 / math.sqrt(size)
+        return {"embedding": jax.random.uniform(key, (size,), minval=-bound, maxval=bound)}
+
+    def merge(trunk: PyTree, own: PyTree) -> PyTree:
+        def corrected(kernel: Array, generator: Array, **rest: Array) -> dict[str, Array]:
+            return {**rest, "kernel": kernel + jnp.tensordot(own["embedding"], generator, axes=1)}
+
+        return {name: corrected(**leaves) if name in where else leaves for name, leaves in trunk.items()}
+
+    def rest(trunk: PyTree) -> PyTree:
+        def grown(kernel: Array, **rest: Array) -> dict[str, Array]:
+            n_trunks, *shape = kernel.shape
+            return {**rest, "kernel": kernel, "generator": jnp.zeros((n_trunks, size, *shape), kernel.dtype)}
+
+        return {name: grown(**leaves) if name in where else leaves for name, leaves in trunk.items()}
+
+    return Adapter(init=init, factored=lambda trunk, own: {"params": merge(trunk, own)}, merge=merge, rest=rest)
+
+
+def masked(where: Collection[str]) -> Adapter:
+    """Returns kernels of which every agent leaves out the entries below thresholds of its own.
+
+    With t_i (in, out) what agent i owns, its kernel is
+
+        K * [|K| > t_i],   t_i = 0
+
+    where backwards the bracket counts as |K| - t_i with |K| held: an entry left out can come back.
+
+    Args:
+        where: names of the layers.
+
+    Source: the idea is Kaleidoscope's (Li et al. 2024, arXiv 2410.08540); the straight-through gradient is Bengio et
+    al.'s (2013).
+    """
+
+    def merge(trunk: PyTree, own: PyTree) -> PyTree:
+        def thinned(leaves: dict[str, Array], threshold: Array) -> dict[str, Array]:
+            margin = jax.lax.stop_gradient(jnp.abs(leaves["kernel"])) - threshold
+            mask = (margin > 0) + (margin - jax.lax.stop_gradient(margin))
+            return {**leaves, "kernel": leaves["kernel"] * mask}
+
+        return {**trunk, **{name: thinned(trunk[name], parts["threshold"]) for name, parts in own.items()}}
+
+    return Adapter(
+        init=lambda key, trunk: {
+            name: {"threshold": jnp.zeros_like(layer["kernel"])} for name, layer in trunk.items() if name in where
+        },
+        factored=lambda trunk, own: {"params": merge(trunk, own)},
+        merge=merge,
+    )
 
 
 def own_layers(where: Collection[str]) -> Adapter:

@@ -237,7 +237,9 @@ class Config:
     algo: Literal["mappo", "a2po", "sequential"] = "mappo"
     """Algorithm: all agents move at once (mappo); one after the other, each corrected for those before it (a2po);
     the same without the correction of advantages (sequential)."""
-    sharing: Literal["ps", "ps_id", "ps_restart", "nps", "mtl", "lorasa", "seps", "seps_lora"] = "lorasa"
+    sharing: Literal[
+        "ps", "ps_id", "ps_restart", "nps", "mtl", "hyper", "mask", "lorasa", "seps", "seps_lora"
+    ] = "lorasa"  # fmt: skip
     """Who shares parameters with whom."""
     groups: tuple[int, ...] | None = None
     """The cluster of each agent, numbered from 0 (seps, seps_lora); not given: found before training."""
@@ -251,7 +253,7 @@ class Config:
     """Environment step at which the second phase begins: the trunk freezes and adapters start (lorasa, seps_lora), or
     only the optimiser starts again (ps_restart); auto: when learning slows."""
     rank: int = 8
-    """Rank of the adapters; layers no wider than this get a full-rank one."""
+    """Rank of the adapters; layers no wider than this get a full-rank one. Under hyper the width of an embedding."""
     adapter_key: AdapterKey = "agent"
     """Whom an adapter belongs to: every agent has its own; or all agents of a type of unit share one, also where types
     are drawn anew each episode (smax); or both, added up."""
@@ -260,7 +262,8 @@ class Config:
     alpha: float | None = None
     """Adapters are scaled by alpha / rank; not given: alpha = rank."""
     placement: tuple[str, ...] = ("all",)
-    """Layers that get an adapter, by name or pattern, or all, early, recurrent, late, head."""
+    """Layers that get an adapter (under hyper a generator, under mask thresholds), by name or pattern, or all, early,
+    recurrent, late, head."""
     n_envs: int = 32
     """Environments stepped side by side."""
     rollout_length: int = 160

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import jax
 
-from lorasa_jax.adapters import NOTHING, Adapter, added_up, low_rank, own_layers
+from lorasa_jax.adapters import NOTHING, Adapter, added_up, generated, low_rank, masked, own_layers
 from lorasa_jax.config import Config, ConfigError, require
 from lorasa_jax.envs.base import EnvSpec
 from lorasa_jax.types import PolicyParams, PyTree
@@ -134,10 +134,9 @@ def adapted(trunks: Sharing, config: Config) -> Sharing:
     return replace(trunks, levels=tuple(levels), two_phase=True)
 
 
-def own_heads(n_agents: int) -> Sharing:
-    """Returns one trunk, and on it a last layer for every agent; both are trained from the start."""
-    level = by_agent(n_agents, own_layers(("head", "log_std")))
-    return replace(one_trunk(n_agents, agent_id=False), levels=(level,))
+def one_phase(n_agents: int, adapter: Adapter) -> Sharing:
+    """Returns one trunk, and what every agent owns besides; both are trained from the start."""
+    return replace(one_trunk(n_agents, agent_id=False), levels=(by_agent(n_agents, adapter),))
 
 
 SCHEMES: dict[str, Callable[[int, Config], Sharing]] = {
@@ -146,7 +145,9 @@ SCHEMES: dict[str, Callable[[int, Config], Sharing]] = {
     # What adapters have to beat: the same trunk trained on, with the fresh optimiser that adapters have.
     "ps_restart": lambda n, config: replace(one_trunk(n, agent_id=True), two_phase=True),
     "nps": lambda n, config: own_trunks(n),
-    "mtl": lambda n, config: own_heads(n),
+    "mtl": lambda n, config: one_phase(n, own_layers(("head", "log_std"))),
+    "hyper": lambda n, config: one_phase(n, generated(config.rank, config.adapted_layers)),
+    "mask": lambda n, config: one_phase(n, masked(config.adapted_layers)),
     "lorasa": lambda n, config: adapted(one_trunk(n, agent_id=True), config),  # arXiv 2502.05573
     "seps": cluster_trunks,
     "seps_lora": lambda n, config: adapted(cluster_trunks(n, config), config),

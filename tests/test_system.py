@@ -63,10 +63,10 @@ def test_only_trunks_are_trained_in_the_first_phase_and_only_adapters_in_the_sec
     two_phase = is_two_phase(small_config(sharing=scheme), ENV)
     assert two_phase == (scheme in ("lorasa", "seps_lora", "ps_restart"))
     adapts = two_phase and scheme != "ps_restart"  # which goes on training its trunk
-    from_scratch = ("shared", "agents") if scheme == "mtl" else ("shared",)
+    from_scratch = ("shared", "agents") if scheme in ("mtl", "hyper", "mask") else ("shared",)
     assert make(scheme).train == from_scratch
     assert make(scheme, adapting=True).train == (("agents",) if adapts else from_scratch)
-    assert bool(random_params(make(scheme).actor).agents) == (scheme == "mtl")
+    assert bool(random_params(make(scheme).actor).agents) == (len(from_scratch) == 2)
 
 
 @pytest.mark.parametrize("adapting", [False, True])

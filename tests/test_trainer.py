@@ -154,6 +154,7 @@ def test_parameters_are_counted_by_hand(scheme):
     width = env.spec.obs_dim + (n if scheme in ("ps_id", "ps_restart", "lorasa") else 0)
     kernels, trunk = network(width, env.spec.n_actions)
     own = sum(rank * (i + o) if rank < min(i, o) else i * o for i, o in kernels)
+    weights = sum(i * o for i, o in kernels)
     head = kernels[-1][0] * kernels[-1][1] + kernels[-1][1]
     shared, per_agent = {
         "ps": (trunk, 0),
@@ -161,11 +162,13 @@ def test_parameters_are_counted_by_hand(scheme):
         "ps_restart": (trunk, 0),
         "nps": (0, trunk),
         "mtl": (trunk - head, head),
+        "hyper": (trunk + rank * weights, rank),
+        "mask": (trunk, weights),
         "lorasa": (trunk, own),
         "seps": (2 * trunk, 0),
         "seps_lora": (2 * trunk, own),
     }[scheme]
-    owners = n if scheme in ("nps", "mtl", "lorasa", "seps_lora") else 0
+    owners = n if scheme in ("nps", "mtl", "hyper", "mask", "lorasa", "seps_lora") else 0
     critic, alone = network(env.spec.state_dim, 1)[1], n * network(env.spec.obs_dim, env.spec.n_actions)[1]
     assert count_params(make_trainer(config, env, adapting=is_two_phase(config, env))) == {
         "shared": shared,
