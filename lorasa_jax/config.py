@@ -43,6 +43,9 @@ def changed_settings(
             yield flag, before, after
 
 
+AdapterKey = Literal["agent", "unit_type", "unit_type,agent"]
+
+
 def _positive(section: object, *names: str) -> None:
     for name in names:
         value = getattr(section, name)
@@ -234,7 +237,9 @@ class Config:
     algo: Literal["mappo", "a2po", "sequential"] = "mappo"
     """Algorithm: all agents move at once (mappo); one after the other, each corrected for those before it (a2po);
     the same without the correction of advantages (sequential)."""
-    sharing: Literal["ps", "ps_id", "ps_restart", "nps", "mtl", "lorasa", "seps", "seps_lora"] = "lorasa"
+    sharing: Literal[
+        "ps", "ps_id", "ps_restart", "nps", "mtl", "hyper", "mask", "lorasa", "seps", "seps_lora"
+    ] = "lorasa"  # fmt: skip
     """Who shares parameters with whom."""
     groups: tuple[int, ...] | None = None
     """The cluster of each agent, numbered from 0 (seps, seps_lora); not given: found before training."""
@@ -248,11 +253,17 @@ class Config:
     """Environment step at which the second phase begins: the trunk freezes and adapters start (lorasa, seps_lora), or
     only the optimiser starts again (ps_restart); auto: when learning slows."""
     rank: int = 8
-    """Rank of the adapters; layers no wider than this get a full-rank one."""
+    """Rank of the adapters; layers no wider than this get a full-rank one. Under hyper the width of an embedding."""
+    adapter_key: AdapterKey = "agent"
+    """Whom an adapter belongs to: every agent has its own; or all agents of a type of unit share one, also where types
+    are drawn anew each episode (smax); or both, added up."""
+    ranks: tuple[int, ...] | None = None
+    """A rank for each level of adapter-key, in its order; not given: the rank is the same at every level."""
     alpha: float | None = None
     """Adapters are scaled by alpha / rank; not given: alpha = rank."""
     placement: tuple[str, ...] = ("all",)
-    """Layers that get an adapter, by name or pattern, or all, early, recurrent, late, head."""
+    """Layers that get an adapter (under hyper a generator, under mask thresholds), by name or pattern, or all, early,
+    recurrent, late, head."""
     n_envs: int = 32
     """Environments stepped side by side."""
     rollout_length: int = 160
@@ -289,6 +300,7 @@ class Config:
         self._check_budget()
         self._check_minibatches()
         self.adapted_layers  # noqa: B018  (raises where the placement names no layer)
+        self.adapter_levels  # noqa: B018  (raises where the ranks do not fit the levels)
 
     def _check_budget(self) -> None:
         batch = self.steps_per_iteration
@@ -353,8 +365,20 @@ class Config:
 
     @property
     def adapter_scale(self) -> float:
-        """alpha / rank, the factor on every low-rank product."""
+        """alpha / rank, the factor on every low-rank product, where no level has a rank of its own."""
         return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    @property
+    def adapter_levels(self) -> tuple[tuple[str, int, float], ...]:
+        """For each level of adapters, which add up: its key, its rank, and the factor on its products."""
+        keys = self.adapter_key.split(",")
+        ranks = (self.rank,) * len(keys) if self.ranks is None else self.ranks
+        require(
+            len(ranks) == len(keys) and min(ranks) > 0,
+            f"ranks must be a positive number for each level of adapter-key {self.adapter_key}, got {self.ranks}",
+        )
+        scales = (1.0 if self.alpha is None else self.alpha / rank for rank in ranks)
+        return tuple(zip(keys, ranks, scales, strict=True))
 
     @property
     def adapted_layers(self) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from lorasa_jax.config import Config, require
 from lorasa_jax.envs.base import Env
 from lorasa_jax.loop import ADAPTERS, RunState
 from lorasa_jax.sharing import SCHEMES, make_sharing, trunks_only
-from lorasa_jax.system import init_optimizer, is_two_phase, make_system
+from lorasa_jax.system import init_optimizer, make_system
 from lorasa_jax.trainer import graft, make_trainer
 from lorasa_jax.types import PyTree, TrainState
 
@@ -41,10 +41,19 @@ def backbone_config(config: C, env: Env) -> C:
     schemes with one phase it is that phase.
     """
     name: Any = config.sharing
-    if is_two_phase(config, env):
-        trunks = trunks_only(make_sharing(env.spec.n_agents, config))
+    sharing = make_sharing(env.spec, config)
+    if sharing.two_phase:
+        trunks = trunks_only(sharing)
         name = next(name for name, scheme in SCHEMES.items() if scheme(env.spec.n_agents, config) == trunks)
-    return replace(_neutral(config), sharing=name)
+    backbone = replace(_neutral(config), sharing=name, adapter_key="agent", ranks=None)
+    if sharing.levels and not sharing.two_phase and _parameters(config, env) != _parameters(backbone, env):
+        return replace(backbone, rank=config.rank, placement=config.placement)  # they shape what the one phase trains
+    return backbone
+
+
+def _parameters(config: Config, env: Env) -> PyTree:
+    """The shapes of the actors' parameters."""
+    return jax.eval_shape(make_system(config, env).actor.init, jax.random.key(0))
 
 
 def _neutral(config: C) -> C:

@@ -9,6 +9,7 @@ output.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -61,22 +62,32 @@ class Linear(nn.Module):
 
     Where the variable collection `delta` holds `left` (in, r) and `right` (r, out) under
     this layer's name, the map is x K + b + (x left) right: the correction is applied
-    without ever forming an (in, out) matrix, and neither does its gradient.
+    without ever forming an (in, out) matrix, and neither does its gradient. Where it holds
+    `lefts` (K, in, r) and `rights` (K, r, out), sum_k owner_k (x lefts_k) rights_k is added,
+    with the one-hot rows `owner` (..., K) of the samples.
     """
 
     features: int
     kernel_init: Callable
 
     @nn.compact
-    def __call__(self, width: int) -> Callable[[Array], Array]:
-        """Returns the map itself, so that a scan can close over its weights."""
+    def __call__(self, width: int) -> Callable[[Array, Array | None], Array]:
+        """Returns the map (x, owner or None) -> y itself, so that a scan can close over its weights."""
         kernel = self.param("kernel", self.kernel_init, (width, self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-        if not self.has_variable("delta", "left"):
-            return lambda x: x @ kernel + bias
-        left: Array = self.get_variable("delta", "left")
-        right: Array = self.get_variable("delta", "right")
-        return lambda x: x @ kernel + bias + (x @ left) @ right
+        delta: Any = self.variables.get("delta", {})
+
+        def apply(x: Float[Array, "... I"], owner: Any) -> Float[Array, "... O"]:
+            y = x @ kernel + bias
+            if "left" in delta:
+                y = y + (x @ delta["left"]) @ delta["right"]
+            if "lefts" in delta:
+                # Two products for all owners, and a mask: a gather would copy an owner's factors to every sample.
+                bottleneck = jnp.einsum("...i,kir->...kr", x, delta["lefts"]) * owner[..., None]
+                y = y + jnp.einsum("...kr,kro->...o", bottleneck, delta["rights"])
+            return y
+
+        return apply
 
 
 class Vector(nn.Module):
@@ -86,10 +97,12 @@ class Vector(nn.Module):
     start: float
 
     @nn.compact
-    def __call__(self) -> Float[Array, " F"]:
-        """Returns it."""
+    def __call__(self, owner: Any) -> Float[Array, "... F"]:
+        """Returns it; where there is a `delta`, with the owner's `rights` (K, F) added for every sample."""
         # Named as in `Linear`, so that what agents own adds to it in the same way.
-        return self.param("kernel", nn.initializers.constant(self.start), (self.features,))
+        vector = self.param("kernel", nn.initializers.constant(self.start), (self.features,))
+        delta: Any = self.variables.get("delta", {})
+        return vector + owner @ delta["rights"] if "rights" in delta else vector
 
 
 def gru_step(gates_x: Float[Array, "... H3"], gates_h: Float[Array, "... H3"], h: Float[Array, "... H"]) -> Array:
@@ -134,6 +147,7 @@ class Network(nn.Module):
         x: Float[Array, "L B D"],
         first: Bool[Array, "L B"],
         valid: Bool[Array, " D"] | None = None,
+        owner: Float[Array, "L B K"] | None = None,
     ) -> tuple[Float[Array, "L B H"], Float[Array, "L B O"]]:
         """Returns the recurrent state after every step, and the outputs.
 
@@ -142,53 +156,62 @@ class Network(nn.Module):
             x: inputs; L steps of B sequences.
             first: steps that open an episode: the state before them counts as zero.
             valid: the columns of the input that mean something; the others are zero, and stay so.
+            owner: which of K owners' corrections in `delta` counts for each sample, as one-hot rows.
         """
         length = x.shape[0]
+        flat = None if owner is None else join(owner)
         # All but the recurrence sees one flat batch: a single large product per layer.
         x = join(x)
         if self.config.input_norm:
             x = self._norm("input_norm")(x, mask=valid)
             x = x if valid is None else jnp.where(valid, x, 0.0)
         for i in range(self.config.layers):
-            x = self._layer(f"fc{i + 1}", self.config.gain, x)
+            x = self._layer(f"fc{i + 1}", self.config.gain, x, flat)
         if self.config.recurrent:
-            carries = self._recur(carry, part(x, length), first)
+            carries = self._recur(carry, part(x, length), first, owner)
             x = join(carries)
             if self.config.layer_norm:
                 x = self._norm("gru_norm")(x)
         else:
             carries = jnp.broadcast_to(carry, (length, *carry.shape))
         for i in range(self.config.layers_after):
-            x = self._layer(f"after{i + 1}", self.config.gain_after, x)
-        x = Linear(self.n_out, orthogonal(self.head_gain), name="head")(x.shape[-1])(x)
+            x = self._layer(f"after{i + 1}", self.config.gain_after, x, flat)
+        x = Linear(self.n_out, orthogonal(self.head_gain), name="head")(x.shape[-1])(x, flat)
         x = part(x, length)
         if self.log_std is not None:
-            log_std = Vector(self.n_out, self.log_std, name="log_std")()
+            log_std = Vector(self.n_out, self.log_std, name="log_std")(owner)
             x = jnp.concatenate([x, jnp.broadcast_to(log_std, x.shape)], axis=-1)
         return carries, x
 
     def _norm(self, name: str) -> nn.LayerNorm:
         return nn.LayerNorm(epsilon=1e-5, name=name)
 
-    def _layer(self, name: str, gain: float, x: Float[Array, "R D"]) -> Float[Array, "R H"]:
-        x = Linear(self.config.hidden, orthogonal(gain), name=name)(x.shape[-1])(x)
+    def _layer(
+        self, name: str, gain: float, x: Float[Array, "R D"], owner: Float[Array, "R K"] | None
+    ) -> Float[Array, "R H"]:
+        x = Linear(self.config.hidden, orthogonal(gain), name=name)(x.shape[-1])(x, owner)
         x = ACTIVATIONS[self.config.activation](x)
         return self._norm(f"{name}_norm")(x) if self.config.layer_norm else x
 
     def _recur(
-        self, carry: Float[Array, "B H"], x: Float[Array, "L B D"], first: Bool[Array, "L B"]
+        self,
+        carry: Float[Array, "B H"],
+        x: Float[Array, "L B D"],
+        first: Bool[Array, "L B"],
+        owner: Float[Array, "L B K"] | None,
     ) -> Float[Array, "L B H"]:
         hidden = self.config.hidden
         init = orthogonal(1.0) if self.config.gru_init == "stacked" else stacked(orthogonal(1.0), 3)
-        gates_x = Linear(3 * hidden, init, name="gru_in")(x.shape[-1])(x)
+        gates_x = Linear(3 * hidden, init, name="gru_in")(x.shape[-1])(x, owner)
         through = Linear(3 * hidden, init, name="gru_hidden")(hidden)
 
-        def step(h: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
-            gates, opens = inputs
+        def step(h: Array, inputs: tuple[Array, Array, Array | None]) -> tuple[Array, Array]:
+            gates, opens, owner = inputs
             h = jnp.where(opens[:, None], 0.0, h)
-            h = gru_step(gates, through(h), h)
+            h = gru_step(gates, through(h, owner), h)
             return h, h
 
+        inputs = gates_x, first, owner
         if x.shape[0] == 1:  # acting: no loop around a single step
-            return step(carry, (gates_x[0], first[0]))[1][None]
-        return jax.lax.scan(step, carry, (gates_x, first))[1]
+            return step(carry, jax.tree.map(lambda leaf: leaf[0], inputs))[1][None]
+        return jax.lax.scan(step, carry, inputs)[1]

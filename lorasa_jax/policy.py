@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from lorasa_jax.networks import Network
-from lorasa_jax.sharing import Sharing
-from lorasa_jax.types import PolicyParams
+from lorasa_jax.sharing import Level, Sharing
+from lorasa_jax.types import PolicyParams, PyTree
 
 
 class Policy(NamedTuple):
@@ -27,12 +27,13 @@ class Policy(NamedTuple):
         graft: `graft(key, params) -> PolicyParams`: the same trunks with what the agents own
             started afresh, so that every agent's network equals its trunk.
         merge: `merge(params) -> PolicyParams` for a policy of the same network under
-            `sharing.merged(scheme)`: each agent's full weights.
+            `sharing.merged(scheme)`: each agent's full weights; where owners change, what it was given.
         initial_carry: `initial_carry(n_envs) -> [E, N, H]` of zeros.
-        unroll: `unroll(params, carry [E, N, H], obs [T, E, N, D], first [T, E], block=None)
+        unroll: `unroll(params, carry [E, N, H], obs [T, E, N, D], first [T, E], block=None, owner=None)
             -> (carries [T, E, N, H] after each step, outputs [T, E, N, O])`. With `block`
             (indices, [M]) the agent axes of the inputs and outputs are the block's. `first` may
-            be [T, E, M], where every agent's environments are in an order of their own.
+            be [T, E, M], where every agent's environments are in an order of their own. Where owners
+            change, `owner` [T, E, N] names them.
     """
 
     sharing: Sharing
@@ -58,8 +59,6 @@ def make_policy(sharing: Sharing, network: Network, obs_dim: int, obs_widths: tu
     valid = None
     if obs_widths is not None:
         valid = (columns < jnp.array(obs_widths)[:, None]) | (columns >= obs_dim)
-    groups = jnp.array(sharing.groups)
-    everyone_apart = sharing.groups == tuple(range(n_agents))
 
     def init_trunk(key: PRNGKeyArray) -> dict:
         carry, x = jnp.zeros((1, network.carry_width)), jnp.zeros((1, 1, width))
@@ -72,24 +71,47 @@ def make_policy(sharing: Sharing, network: Network, obs_dim: int, obs_widths: tu
         return params._replace(shared=sharing.adapter.rest(params.shared))
 
     def graft(key: PRNGKeyArray, params: PolicyParams) -> PolicyParams:
-        trunks = jax.tree.map(lambda leaf: leaf[groups], params.shared)
-        own = jax.vmap(sharing.adapter.init)(jax.random.split(key, n_agents), trunks)
-        return PolicyParams(params.shared, own)
+        def start(key: PRNGKeyArray, level: Level) -> PyTree:
+            # An owner starts as its first agent would; where owners change, the trunk gives but the shapes.
+            homes = [0] * level.n_owners
+            if level.owner is not None:
+                homes = [sharing.groups[level.owner.index(k)] for k in range(level.n_owners)]
+            trunks = jax.tree.map(lambda leaf: leaf[jnp.array(homes)], params.shared)
+            return jax.vmap(level.adapter.init)(jax.random.split(key, level.n_owners), trunks)
+
+        stacks = sharing.stacks
+        keys = jax.random.split(key, len(stacks)) if len(stacks) > 1 else [key] * len(stacks)
+        own = {name: start(k, level) for k, (name, level) in zip(keys, stacks.items(), strict=True)}
+        return sharing.join(PolicyParams(params.shared, {}), own)
+
+    def rows(stack: PyTree, home: tuple[int, ...], block: Array | None) -> PyTree:
+        """Each member's row of a stack; nothing is copied where everyone has the row of its own number."""
+        if block is None and home == tuple(range(n_agents)):
+            return stack
+        members = jnp.array(home) if block is None else jnp.array(home)[block]
+        return jax.tree.map(lambda leaf: leaf[members], stack)
+
+    def own_of(params: PolicyParams, block: Array | None) -> tuple[PyTree, PyTree]:
+        """What each agent owns, alone or with others, and its mapped axes; where owners change, what all own."""
+        own, axes = {}, {}
+        for name, level in sharing.stacks.items():
+            stack = sharing.split(params)[name]
+            own[name] = stack if level.owner is None else rows(stack, level.owner, block)
+            axes[name] = None if level.owner is None else 0
+        return sharing.join(params, own).agents, sharing.join(params, axes).agents
 
     def trunks_of(shared: dict, block: Array | None) -> tuple[dict, int | None]:
         """The trunk of each agent, with its mapped axis; a single trunk is not copied."""
         if sharing.n_trunks == 1:
             return jax.tree.map(lambda leaf: leaf[0], shared), None
-        if block is None and everyone_apart:
-            return shared, 0
-        members = groups if block is None else groups[block]
-        return jax.tree.map(lambda leaf: leaf[members], shared), 0
+        return rows(shared, sharing.groups, block), 0
 
     def merge(params: PolicyParams) -> PolicyParams:
-        if not params.agents:
+        if not params.agents or sharing.changing:
             return params
         trunks, axis = trunks_of(params.shared, None)
-        full = jax.vmap(sharing.adapter.merge, in_axes=(axis, 0))(trunks, params.agents)
+        own, _ = own_of(params, None)
+        full = jax.vmap(sharing.adapter.merge, in_axes=(axis, 0))(trunks, own)
         return PolicyParams(full, {})
 
     def with_ids(obs: Float[Array, "T E M D"], block: Array | None) -> Float[Array, "T E M W"]:
@@ -102,18 +124,23 @@ def make_policy(sharing: Sharing, network: Network, obs_dim: int, obs_widths: tu
         obs: Float[Array, "T E M D"],
         first: Bool[Array, "T E"] | Bool[Array, "T E M"],
         block: Int[Array, " M"] | None = None,
+        owner: Int[Array, "T E M"] | None = None,
     ) -> tuple[Float[Array, "T E M H"], Float[Array, "T E M O"]]:
         trunks, axis = trunks_of(params.shared, block)
-        own = params.agents if block is None else jax.tree.map(lambda leaf: leaf[block], params.agents)
+        own, own_axes = own_of(params, block)
         inputs = with_ids(obs, block) if sharing.agent_id else obs
+        owners = None
+        if sharing.changing:
+            n_owners = next(level.n_owners for level in sharing.levels if level.owner is None)
+            owners = jax.nn.one_hot(owner, n_owners)
 
-        def one_agent(trunk: dict, own: dict, carry: Array, x: Array, first: Array, valid: Any) -> tuple[Array, Array]:
-            carries_and_outputs: Any = network.apply(sharing.adapter.factored(trunk, own), carry, x, first, valid)
+        def one_agent(trunk: dict, own: dict, *inputs: Any) -> tuple[Array, Array]:
+            carries_and_outputs: Any = network.apply(sharing.adapter.factored(trunk, own), *inputs)
             return carries_and_outputs
 
         means = valid if valid is None or block is None else valid[block]
-        axes = (axis, 0, 1, 2, 2 if first.ndim == 3 else None, 0)
-        return jax.vmap(one_agent, in_axes=axes, out_axes=2)(trunks, own, carry, inputs, first, means)
+        axes = (axis, own_axes, 1, 2, 2 if first.ndim == 3 else None, 0, 2)
+        return jax.vmap(one_agent, in_axes=axes, out_axes=2)(trunks, own, carry, inputs, first, means, owners)
 
     return Policy(
         sharing=sharing,

@@ -105,6 +105,8 @@ def collect(
             "action": action, "log_prob": system.dist.log_prob(params, action),
             "reward": timestep.reward, "terminated": timestep.terminated, "truncated": timestep.truncated,
         }  # fmt: skip
+        if system.acting.sharing.changing:
+            record["owner"] = seen.role
         ended = {"done": done, "won": timestep.won, "return": episode_return, "length": episode_length}
         # What the critic must see to value a step cut short by the clock.
         shown = _standardised(system, weights, timestep)
@@ -144,7 +146,8 @@ def _decide(
 ) -> tuple[Float[Array, "E N H"], Float[Array, "E N P"]]:
     """The recurrent states after a step, and the parameters of the distributions of actions."""
     opens = system.actor_first(first, seen.alive)
-    carries, output = system.acting.unroll(weights.actors, hidden, seen.obs[None], opens[None])
+    owner = seen.role[None] if system.acting.sharing.changing else None
+    carries, output = system.acting.unroll(weights.actors, hidden, seen.obs[None], opens[None], owner=owner)
     return carries[0], system.dist.mask(output[0], seen.avail)
 
 

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lorasa_jax import distributions, normalize
-from lorasa_jax.adapters import NOTHING
 from lorasa_jax.config import Config, require
 from lorasa_jax.distributions import Distribution
 from lorasa_jax.envs.base import Env
@@ -20,7 +19,7 @@ from lorasa_jax.optim import Optimizer, slotted_adam
 from lorasa_jax.policy import Policy, make_policy
 from lorasa_jax.schedules import SCHEDULES, Scheduler
 from lorasa_jax.sharing import Sharing, critic_sharing, make_sharing, merged, trunks_only
-from lorasa_jax.types import Learner, PolicyParams
+from lorasa_jax.types import Learner, PolicyParams, PyTree
 
 
 class System(NamedTuple):
@@ -30,7 +29,8 @@ class System(NamedTuple):
         config: the run's configuration.
         env: the environment.
         actor: the policy that is trained, its adapters applied in factored form.
-        acting: the policy that plays, with the full weights of each agent.
+        acting: the policy that plays, with the full weights of each agent; where owners
+            change, with trunks and adapters, those at rest as zeros.
         weights: `weights(params) -> PolicyParams` of `acting` from those of `actor`. Both
             phases of a scheme play with the same `acting`, so the programs that only play
             serve both.
@@ -66,7 +66,7 @@ class System(NamedTuple):
 
 def is_two_phase(config: Config, env: Env) -> bool:
     """Says whether the scheme trains its trunks alone first."""
-    return make_sharing(env.spec.n_agents, config).two_phase
+    return make_sharing(env.spec, config).two_phase
 
 
 def make_system(config: Config, env: Env, *, adapting: bool = False) -> System:
@@ -88,7 +88,7 @@ def make_system(config: Config, env: Env, *, adapting: bool = False) -> System:
         f"{spec.name} pays each agent by itself, and one value for the team cannot tell whose it is; "
         "use critic.scope agent or own",
     )
-    scheme = make_sharing(spec.n_agents, config)
+    scheme = make_sharing(spec, config)
     sharing: Sharing = trunks_only(scheme) if scheme.two_phase and not adapting else scheme
     dist = distributions.categorical
     if spec.continuous:
@@ -115,6 +115,9 @@ def make_system(config: Config, env: Env, *, adapting: bool = False) -> System:
 
     def weights(params: PolicyParams) -> PolicyParams:
         full = actor.merge(params)
+        if scheme.changing and not full.agents:
+            at_rest = jax.eval_shape(acting.init, jax.random.key(0)).agents
+            return full._replace(agents=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), at_rest))
         if merged(sharing).groups == acting.sharing.groups:
             return full
         homes = jnp.array(sharing.groups)
@@ -142,12 +145,18 @@ def make_system(config: Config, env: Env, *, adapting: bool = False) -> System:
 
 
 def _trained_parts(sharing: Sharing) -> tuple[str, ...]:
-    if sharing.adapter is NOTHING:
+    if not sharing.levels:
         return ("shared",)
     return ("agents",) if sharing.two_phase else ("shared", "agents")  # adapters stand on frozen trunks
 
 
+def trained_stacks(system: System, params: PolicyParams) -> dict[str, PyTree]:
+    """Returns the stacks of slots that are trained, by name: `shared`, `agents` or the levels that agents own at."""
+    stacks = system.actor.sharing.split(params)
+    return {name: stack for name, stack in stacks.items() if (name if name == "shared" else "agents") in system.train}
+
+
 def init_optimizer(system: System, learner: Learner) -> Learner:
     """Returns the learner with a fresh optimiser for its actors; what is frozen gets none."""
-    state = {part: system.optimizer.init(getattr(learner.actor, part)) for part in system.train}
+    state = {name: system.optimizer.init(stack) for name, stack in trained_stacks(system, learner.actor).items()}
     return learner._replace(actor_opt=state)

@@ -14,7 +14,7 @@ from lorasa_jax.config import Config, ConfigError
 from lorasa_jax.envs.base import Env
 from lorasa_jax.rollout import collect, evaluate, initial_state
 from lorasa_jax.sharing import count
-from lorasa_jax.system import System, init_optimizer, is_two_phase, make_system
+from lorasa_jax.system import System, init_optimizer, is_two_phase, make_system, trained_stacks
 from lorasa_jax.types import Learner, Metrics, PolicyParams, Rates, RolloutState, TrainState, Trajectory, Weights
 from lorasa_jax.update import run_schedule
 
@@ -156,8 +156,9 @@ def count_params(trainer: Trainer) -> dict[str, int]:
     """Returns how many parameters the scheme holds, and how many separate policies would.
 
     Returns:
-        `shared`: of the trunks, unless every agent has one to itself. `per_agent`: what each agent has
-        for itself. `critic`. `actors` = shared + N per_agent and `total` = actors + critic;
+        `shared`: of the trunks, unless every agent has one to itself. `per_agent`: what each agent uses besides,
+        for itself or with its role. `owners`: how many hold it: agents or roles, or both. `critic`. `actors` = shared
+        and what all owners hold (N per_agent where they are the agents), `total` = actors + critic;
         `nps_actors` and `nps_total`, the same with one plain network per agent.
     """
     system, key = trainer.system, jax.random.key(0)
@@ -166,13 +167,16 @@ def count_params(trainer: Trainer) -> dict[str, int]:
     per_trunk = count(actor.shared) // sharing.n_trunks
     apart = sharing.n_trunks == sharing.n_agents
     shared = 0 if apart else count(actor.shared)
-    per_agent = count(actor.agents) // sharing.n_agents + (per_trunk if apart else 0)
+    stacks = sharing.split(actor)
+    per_agent = sum(count(stacks[name]) // level.n_owners for name, level in sharing.stacks.items())
+    owners = sum(level.n_owners for level in sharing.levels) or (sharing.n_agents if apart else 0)
     separate = replace(system.config, sharing="nps", groups=None)
     alone = count(jax.eval_shape(make_system(separate, system.env).actor.init, key))
-    actors = shared + sharing.n_agents * per_agent
+    actors = count(actor)
     return {
         "shared": shared,
-        "per_agent": per_agent,
+        "per_agent": per_agent + (per_trunk if apart else 0),
+        "owners": owners,
         "critic": count(critic),
         "actors": actors,
         "total": actors + count(critic),
@@ -185,5 +189,5 @@ def optimizer_bytes(trainer: Trainer) -> int:
     """Returns what the actors' optimiser keeps in this phase: moments of what is trained, none of what is frozen."""
     system = trainer.system
     actor = jax.eval_shape(system.actor.init, jax.random.key(0))
-    state = [jax.eval_shape(system.optimizer.init, getattr(actor, part)) for part in system.train]
+    state = [jax.eval_shape(system.optimizer.init, stack) for stack in trained_stacks(system, actor).values()]
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))

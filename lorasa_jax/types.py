@@ -7,6 +7,7 @@ T     time steps of one rollout (L: of one chunk of it, C: the chunks)
 E     environments stepped side by side
 N     agents (V: values per environment, 1 for a team critic and N otherwise)
 G     trunks: shared networks, each the home of one or more agents
+K     owners of what stands on a trunk: agents, or their roles
 M     agents that move together in one stage (a block)
 S     stages of one update (P: passes over the rollout in each)
 ====  =======================================================================
@@ -29,8 +30,9 @@ class PolicyParams(NamedTuple):
 
     Attributes:
         shared: one tree per trunk, stacked: every leaf is [G, ...].
-        agents: what each agent owns on top of its trunk, stacked: every leaf is
-            [N, ...]; the empty dict where agents own nothing.
+        agents: what is owned on top of the trunks, stacked: every leaf is [K, ...] for K
+            owners, which are the agents or their roles; the empty dict where nothing is. Where
+            both own something, a dictionary of two such trees, by their keys.
     """
 
     shared: PyTree
@@ -57,6 +59,7 @@ class Trajectory(NamedTuple):
         actor_carry: the actors' recurrent states at the start of each chunk, [C, E, N, H].
         critic_carry: the critic's, [C, E, V, H].
         inputs: statistics of what was seen, as it was before it was standardised.
+        owner: the role of each agent, [T, E, N], where what is owned changes hands with it.
     """
 
     obs: Float[Array, "T E N D"]
@@ -74,6 +77,7 @@ class Trajectory(NamedTuple):
     actor_carry: Float[Array, "C E N H"]
     critic_carry: Float[Array, "C E V H"]
     inputs: PyTree = ()
+    owner: PyTree = ()
 
 
 class Schedule(NamedTuple):

@@ -17,7 +17,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from lorasa_jax.advantages import traced_gae
 from lorasa_jax.devices import by_shard
 from lorasa_jax.losses import masked_mean, normalise_advantages, policy_loss, value_loss
-from lorasa_jax.system import System
+from lorasa_jax.sharing import Level
+from lorasa_jax.system import System, trained_stacks
 from lorasa_jax.types import Learner, Metrics, PolicyParams, PyTree, Rates, Schedule, Trajectory
 
 
@@ -38,6 +39,7 @@ class Batch(NamedTuple):
     target: Float[Array, "L B V"]
     actor_carry: Float[Array, "B M H"]
     critic_carry: Float[Array, "B V H2"]
+    owner: PyTree = ()
 
 
 ACTOR = ("obs", "avail", "mask", "actor_first", "action", "log_prob", "advantage", "preceding", "actor_carry")
@@ -124,10 +126,13 @@ def _look_again(system: System, progress: Progress, trajectory: Trajectory, bloc
     Where nobody outside the block uses what it trained, only the block's probabilities have changed.
     """
     sharing = system.actor.sharing
-    groups = jnp.array(sharing.groups)
     users = jnp.zeros(sharing.n_agents, bool).at[block].set(True)
-    if "shared" in system.train and sharing.n_trunks < sharing.n_agents:
-        users = jnp.zeros(sharing.n_trunks, bool).at[groups[block]].set(True)[groups]
+    homes = {"shared": sharing.groups} | {name: level.owner or () for name, level in sharing.stacks.items()}
+    trained = [homes[name] for name in trained_stacks(system, progress.learner.actor)]
+    common = [jnp.array(home) for home in trained if len(set(home)) < sharing.n_agents]
+    for home in common:
+        users |= jnp.zeros(sharing.n_agents, bool).at[home[block]].set(True)[home]
+    if common:
         log_prob = _log_prob_now(system, progress.learner.actor, trajectory, None)
     else:
         now = _log_prob_now(system, progress.learner.actor, trajectory, block)
@@ -162,7 +167,7 @@ def _batch(
     block: Int[Array, " M"] | None,
 ) -> Batch:
     """The rollout of a block as one batch, in chunks: every leaf is [C, L, E, ...], and [C, E, ...] the carries."""
-    fields = {
+    fields: dict[str, PyTree] = {
         "obs": trajectory.obs,
         "view": system.critic_view(trajectory.obs, trajectory.state),
         "avail": trajectory.avail,
@@ -178,6 +183,8 @@ def _batch(
         "actor_carry": trajectory.actor_carry,
         "critic_carry": trajectory.critic_carry,
     }
+    if system.actor.sharing.changing:
+        fields["owner"] = trajectory.owner
     if block is not None:
         narrowed = ACTOR + (CRITIC if system.critic.sharing.n_agents > 1 else ())
         fields |= {name: jnp.take(fields[name], block, axis=2) for name in narrowed}
@@ -196,10 +203,11 @@ def _minibatch(batch: Batch, envs: Int[Array, "Q M"] | None) -> Batch:
             x = x[(*(slice(None),) * axis, envs[:, :width], jnp.arange(width))]
         return jax.lax.collapse(jnp.moveaxis(x, 0, axis - 1), axis - 1, axis + 1)
 
-    axes = {name: 1 if name in CARRIES else 2 for name in batch._fields}
-    return Batch(
-        **{name: by_shard(partial(pick, axis=axes[name]), x, envs, axes[name]) for name, x in batch._asdict().items()}
-    )
+    def pick_all(x: Array, axis: int) -> Array:
+        return by_shard(partial(pick, axis=axis), x, envs, axis)
+
+    axes = {name: 1 if name in CARRIES else 2 for name in Batch._fields}
+    return Batch(**{k: jax.tree.map(partial(pick_all, axis=axes[k]), x) for k, x in batch._asdict().items()})
 
 
 def _deal(key: PRNGKeyArray, n_envs: int, minibatches: int, width: int) -> Int[Array, "B Q M"]:
@@ -286,10 +294,13 @@ def _update_actor(
     counts = jnp.sum(batch.mask, axis=(0, 1), dtype=jnp.float32)
     on_trunk = jax.nn.one_hot(jnp.array(sharing.groups)[members], sharing.n_trunks)
     pool = jnp.maximum(on_trunk @ (counts @ on_trunk), 1.0)
+    if sharing.across:
+        pool = jnp.full_like(pool, jnp.maximum(jnp.sum(counts), 1.0))
 
-    def loss(trained: dict[str, PyTree]) -> tuple[Array, Metrics]:
-        params = learner.actor._replace(**trained)
-        _, logits = system.actor.unroll(params, batch.actor_carry, batch.obs, batch.actor_first, block)
+    def loss(stacks: dict[str, PyTree]) -> tuple[Array, Metrics]:
+        params = sharing.join(learner.actor, stacks)
+        played = batch.actor_carry, batch.obs, batch.actor_first
+        _, logits = system.actor.unroll(params, *played, block, batch.owner if sharing.changing else None)
         logits = dist.mask(logits, batch.avail)
         log_prob, entropy = dist.log_prob(logits, batch.action), dist.entropy(logits)
         parts, judged = dist.parts(batch.avail), (log_prob, batch.log_prob)
@@ -297,25 +308,45 @@ def _update_actor(
             *judged, parts, entropy, advantage, batch.preceding, batch.mask, pool, clip_eps, ppo.entropy_coef
         )  # fmt: skip
 
-    grads, info = jax.grad(loss, has_aux=True)({part: getattr(learner.actor, part) for part in system.train})
-    moved = {
-        "shared": None if block is None else jnp.any(on_trunk > 0, axis=0),
-        "agents": None if block is None else jnp.zeros(sharing.n_agents, bool).at[block].set(True),
-    }
-    if "agents" in grads:
-        # The loss pools the agents of a trunk; what an agent owns follows the mean over its own samples.
-        undilute = jnp.zeros(sharing.n_agents).at[members].set(pool / jnp.maximum(counts, 1.0))
-        grads["agents"] = jax.vmap(lambda scale, tree: jax.tree.map(lambda g: scale * g, tree))(
-            undilute, grads["agents"]
+    stacks = trained_stacks(system, learner.actor)
+    grads, info = jax.grad(loss, has_aux=True)(stacks)
+    moved = {"shared": None if block is None else jnp.any(on_trunk > 0, axis=0)}
+    for name, level in sharing.stacks.items():
+        if name in grads:
+            # The loss pools the agents of a trunk; what an owner has follows the mean over its own samples.
+            undilute, moved[name] = _own_samples(level, batch, counts, pool, block)
+            grads[name] = jax.vmap(lambda scale, tree: jax.tree.map(lambda g: scale * g, tree))(undilute, grads[name])
+    states, norms = dict(learner.actor_opt), []
+    for name, grad in grads.items():
+        stacks[name], states[name], norm = system.optimizer.apply(
+            stacks[name], states[name], grad, rates.actor, moved[name]
         )
-    params, states, norms = learner.actor, dict(learner.actor_opt), []
-    for part, grad in grads.items():
-        new, states[part], norm = system.optimizer.apply(
-            getattr(params, part), states[part], grad, rates.actor, moved[part]
-        )
-        params = params._replace(**{part: new})
         norms.append(jnp.mean(norm))
-    return learner._replace(actor=params, actor_opt=states), {**info, "actor_grad_norm": sum(norms)}
+    learner = learner._replace(actor=sharing.join(learner.actor, stacks), actor_opt=states)
+    return learner, {**info, "actor_grad_norm": sum(norms)}
+
+
+def _own_samples(
+    level: Level, batch: Batch, counts: Float[Array, " M"], pool: Float[Array, " M"], block: Array | None
+) -> tuple[Float[Array, " K"], Bool[Array, " K"] | None]:
+    """The pool's samples over each owner's own, and which owners move; None: all.
+
+    Args:
+        level: what is owned, and by whom.
+        batch: of the block.
+        counts: samples of each member of the block.
+        pool: those that the loss takes each member's mean over.
+        block: the members; None: everyone.
+    """
+    nobody = jnp.zeros(level.n_owners)
+    if level.owner is None:
+        # Who has no sample here keeps its moments, as if the batch had never been.
+        own = jax.nn.one_hot(batch.owner, level.n_owners) * batch.mask[..., None]
+        own = jnp.sum(own, axis=(0, 1, 2))
+        return pool[0] / jnp.maximum(own, 1.0), own > 0
+    owner = jnp.array(level.owner) if block is None else jnp.array(level.owner)[block]
+    undilute = nobody.at[owner].max(pool) / jnp.maximum(nobody.at[owner].add(counts), 1.0)
+    return undilute, None if block is None else (nobody > 0).at[owner].set(True)
 
 
 def _update_critic(

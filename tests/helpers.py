@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -135,6 +136,8 @@ def random_trajectory(system: System, seed: int = 0) -> Trajectory:
         truncated=jnp.asarray(ended & by_clock),
         actor_carry=noise(chunks, *system.actor.initial_carry(1).shape[1:]),
         critic_carry=noise(chunks, *system.critic.initial_carry(1).shape[1:]),
+        # The last of all roles never occurs.
+        owner=jnp.asarray(rng.integers(0, spec.n_roles - 1, (length, n_envs, n))) if spec.n_roles else (),
     )
 
 
@@ -213,14 +216,33 @@ def check_shapes(env: Env) -> None:
         terminated=((), "bool"),
         truncated=((), "bool"),
         won=((), "bool"),
+        role=((n,), "int32") if spec.n_roles else (),
     )
     reset = jax.eval_shape(env.reset, KEY)
     step = jax.eval_shape(env.step, KEY, reset[0], jax.ShapeDtypeStruct((n,), "int32"))
     for _, shown in (reset, step):
-        assert TimeStep(*((leaf.shape, str(leaf.dtype)) for leaf in shown)) == expected
+        assert jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), shown) == expected
     # Weak types count: where they differ, a compiled step is compiled again for its own output.
     for before, after in zip(jax.tree.leaves(reset), jax.tree.leaves(step), strict=True):
         assert (before.shape, before.dtype, before.weak_type) == (after.shape, after.dtype, after.weak_type)
+
+
+def with_roles(env: Env, roles: tuple[int, ...] | None = None, n_roles: int = 0) -> Env:
+    """The diary with roles: fixed ones, or `n_roles` of them, which follow from the number of the episode."""
+
+    def show(state: DiaryState, seen: TimeStep) -> tuple[DiaryState, TimeStep]:
+        return state, seen._replace(role=role_in(state.number, env.spec.n_agents, n_roles) if n_roles else ())
+
+    return env._replace(
+        spec=replace(env.spec, roles=roles, n_roles=n_roles),
+        reset=lambda key: show(*env.reset(key)),
+        step=lambda key, state, action: show(*env.step(key, state, action)),
+    )
+
+
+def role_in(number: Array, n: int, n_roles: int) -> Array:
+    """The roles of an episode with a number in [-1, 1)."""
+    return jnp.floor((number[..., None] + 1) * 997 * (1 + jnp.arange(n))).astype(int) % n_roles
 
 
 def row_of(tree: Any, k: int) -> Any:

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import KEY, assert_close, assert_same, random_like
+from helpers import KEY, assert_close, assert_same, random_like, row_of
 
-from lorasa_jax.adapters import NOTHING, low_rank, own_layers
+from lorasa_jax.adapters import NOTHING, generated, low_rank, masked, own_layers
 from lorasa_jax.config import PLACEMENTS, Config, NetworkConfig
 from lorasa_jax.networks import Network
 from lorasa_jax.sharing import count
@@ -127,6 +127,42 @@ def test_nothing_changes_nothing(trunk):
     assert NOTHING.init(KEY, trunk) == {}
     assert_same(NOTHING.merge(trunk, {}), trunk)
     assert_same(NOTHING.factored(trunk, {}), {"params": trunk})
+
+
+def test_a_generator_makes_an_agents_correction_from_its_embedding(trunk, apply):
+    adapter = generated(3, ("fc1", "head"))
+    shared = row_of(adapter.rest(jax.tree.map(lambda leaf: leaf[None], trunk)), 0)
+    assert shared["fc1"]["generator"].shape == (3, *trunk["fc1"]["kernel"].shape)
+    own = adapter.init(KEY, trunk)
+    assert_same(adapter.merge(shared, own), trunk)
+    assert_same(apply(adapter.factored(shared, own)), apply({"params": trunk}))
+    shared = random_like(shared, seed=1)
+    merged = adapter.merge(shared, own)
+    for name in shared:
+        expected = shared[name]
+        if name in ("fc1", "head"):
+            parts = [np.asarray(e) * g for e, g in zip(own["embedding"], shared[name]["generator"], strict=True)]
+            expected = {"kernel": shared[name]["kernel"] + sum(parts), "bias": shared[name]["bias"]}
+        assert_close(merged[name], expected)
+
+
+def test_a_mask_leaves_out_what_is_below_its_agents_thresholds_and_lets_it_come_back(trunk, apply):
+    adapter = masked(("fc1", "head"))
+    own = adapter.init(KEY, trunk)
+    assert_same(adapter.merge(trunk, own), trunk)
+    assert_same(apply(adapter.factored(trunk, own)), apply({"params": trunk}))
+    own = random_like(own, seed=1)
+    merged = adapter.merge(trunk, own)
+    for name in trunk:
+        kernel = np.asarray(trunk[name].get("kernel", 0.0))
+        kept = np.abs(kernel) > np.asarray(own[name]["threshold"]) if name in own else True
+        assert_close(merged[name], {**trunk[name], **({"kernel": kernel * kept} if "kernel" in trunk[name] else {})})
+    push = random_like(trunk, seed=2)
+    back = jax.vjp(adapter.merge, trunk, own)[1](push)
+    for name in own:
+        kernel, arrives = trunk[name]["kernel"], push[name]["kernel"]
+        assert_close(back[0][name]["kernel"], np.where(np.abs(kernel) > own[name]["threshold"], arrives, 0.0))
+        assert_close(back[1][name]["threshold"], -kernel * arrives)
 
 
 def test_own_layers_stand_in_place_of_the_trunks(trunk, apply):

@@ -128,3 +128,12 @@ def test_require_raises_unless():
 def test_configuration_does_not_load_jax():
     code = "import sys, lorasa_jax.config; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_level_of_adapters_has_a_rank_and_a_scale():
+    levels = Config(adapter_key="unit_type,agent", ranks=(2, 4), alpha=4.0).adapter_levels
+    assert levels == (("unit_type", 2, 2.0), ("agent", 4, 1.0))
+    assert Config(adapter_key="unit_type,agent", rank=3).adapter_levels == (("unit_type", 3, 1.0), ("agent", 3, 1.0))
+    for ranks in ((2, 4), (0,), ()):
+        with pytest.raises(ConfigError, match="ranks must be a positive number for each level of adapter-key agent"):
+            Config(ranks=ranks)

@@ -20,6 +20,7 @@ from helpers import (
     row_of,
     small_config,
     two_phases,
+    with_roles,
 )
 
 from lorasa_jax.config import ConfigError
@@ -77,6 +78,19 @@ def test_the_backbone_of_a_scheme_is_its_trunks(scheme, expected):
     found = backbone_config(config, ENV)
     assert found.sharing == expected
     assert found == backbone_config(make(sharing=scheme, **changes), ENV)
+
+
+@pytest.mark.parametrize("scheme", ["hyper", "mask"])
+def test_the_backbone_of_one_phase_keeps_what_shapes_it(scheme):
+    found = backbone_config(make(2, ("head",), sharing=scheme, seed=3, switch_step=0), ENV)
+    assert found == backbone_config(make(2, ("head",), sharing=scheme), ENV)
+    assert (found.sharing, found.rank, found.placement, found.seed) == (scheme, 2, ("head",), 0)
+
+
+def test_the_backbone_of_roles_knows_none():
+    env = with_roles(ENV, roles=(0, 1, 1))
+    config = make(adapter_key="unit_type,agent", ranks=(1, 2))
+    assert backbone_config(config, env) == backbone_config(make(), env)
 
 
 @pytest.fixture(scope="module")

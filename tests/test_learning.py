@@ -155,3 +155,19 @@ def test_values_are_those_of_the_states(task, limit, values, network):
     _, value = system.critic.unroll(critic, system.critic.initial_carry(1), jnp.stack(shown)[:, None], first)
     value = system.value_norm.denormalise(state.learner.value_norm, value[:, 0, 0, 0])
     np.testing.assert_allclose(value, values, rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("task", "key", "algo", "reached"),
+    [
+        ("drawn_kinds", "unit_type", "mappo", 1.0),
+        pytest.param("drawn_kinds", "unit_type,agent", "mappo", 1.0, marks=pytest.mark.slow),
+        pytest.param("drawn_kinds", "agent", "mappo", 0.5, marks=pytest.mark.slow),
+        pytest.param("two_kinds", "unit_type", "mappo", 1.0, marks=pytest.mark.slow),
+        pytest.param("two_kinds", "unit_type", "a2po by epochs", 1.0, marks=pytest.mark.slow),
+    ],
+)
+def test_adapters_of_roles_do_what_no_agents_own_can(task, key, algo, reached):
+    config = make_config(task, "lorasa", switch_step=0, adapter_key=key, rank=4, **ALGOS[algo])
+    greedy, sampled = returns(*trained(config))
+    assert (greedy, sampled) == pytest.approx((reached,) * 2, abs=0.06)

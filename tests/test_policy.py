@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from helpers import KEY, TRIO, assert_close, assert_same, differs, every_scheme, random_params, row_of, small_config
 
+from lorasa_jax.envs.base import EnvSpec
 from lorasa_jax.networks import Network
 from lorasa_jax.policy import make_policy
-from lorasa_jax.sharing import SCHEMES, merged, trunks_only
+from lorasa_jax.sharing import SCHEMES, make_sharing, merged, trunks_only
+from lorasa_jax.types import PolicyParams
 
 T, E, N, D, OUT = 5, 4, 3, 4, 2
 CONFIG = small_config(recurrent=True, groups=TRIO)
@@ -133,3 +137,107 @@ def test_grafted_agents_equal_their_trunk():
 def test_separate_networks_start_apart():
     kernels = jax.jit(team("nps").policy.init)(KEY).shared["fc1"]["kernel"]
     assert len(np.unique(kernels)) == kernels.size
+
+
+# ---------------------------------------------------------------- owners that are not the agents
+
+K = 4
+SCALE = {1: 1.0, 2: 0.5}  # alpha / rank
+WIDE = Network(CONFIG.actor, OUT, head_gain=0.01, log_std=-0.5)  # full-rank: the head at rank 2, the deviation
+OWNERS = np.random.default_rng(4).integers(0, K - 1, (T, E, N))
+both_keys = pytest.mark.parametrize("key", ["unit_type", "unit_type,agent"])
+
+
+@cache
+def keyed(key: str, changing: bool = False) -> SimpleNamespace:
+    """A team whose adapters belong to roles: of fixed ones the last two agents share one; of others there are four."""
+    ranks = (2, 1) if "," in key else (2,)
+    config = replace(CONFIG, sharing="lorasa", groups=None, adapter_key=key, ranks=ranks, alpha=1.0)
+    roles = {"n_roles": K} if changing else {"roles": (0, 1, 1)}
+    policy = make_policy(make_sharing(EnvSpec("game", N, D, D, OUT, 1, True, **roles), config), WIDE, D)
+    params, inputs = random_params(policy), team("lorasa").inputs
+    # What is compiled for changing owners takes them last.
+    unroll = jax.jit(lambda *args: policy.unroll(*args[:4], owner=args[4] if changing else None))
+    outputs = unroll(params, *inputs, OWNERS)
+    levels = {name: policy.sharing.split(params)[name] for name in policy.sharing.stacks}
+    return SimpleNamespace(
+        policy=policy, params=params, levels=levels, ranks=ranks, unroll=unroll, inputs=inputs, outputs=outputs
+    )
+
+
+def weights_of(t: SimpleNamespace, owners: tuple[int, ...]) -> dict:
+    """A trunk with the corrections of an owner at each level added up, product by product."""
+    weights = jax.tree.map(np.array, row_of(t.params.shared, 0))
+    for stack, k, rank in zip(t.levels.values(), owners, t.ranks, strict=True):
+        for layer, parts in jax.tree.map(np.asarray, row_of(stack, k)).items():
+            full = "full" in parts
+            weights[layer]["kernel"] += parts["full"] if full else SCALE[rank] * parts["left"] @ parts["right"]
+    return weights
+
+
+def with_id(obs, i: int):
+    return np.concatenate([obs, np.broadcast_to(np.eye(N, dtype=np.float32)[i], (*obs.shape[:-1], N))], axis=-1)
+
+
+@cache
+def wide_alone():
+    return jax.jit(WIDE.apply)
+
+
+@both_keys
+def test_an_agent_is_its_trunk_with_what_its_role_and_it_itself_own(key):
+    t, (carry, obs, first) = keyed(key), keyed(key).inputs
+    assert {name: {len(x) for x in jax.tree.leaves(stack)} for name, stack in t.levels.items()} == (
+        {"agents": {2}} if key == "unit_type" else {"unit_type": {2}, "agent": {N}}
+    )
+    for i, role in enumerate((0, 1, 1)):
+        weights = weights_of(t, (role, i)[: len(t.ranks)])
+        alone = wide_alone()({"params": weights}, carry[:, i], with_id(obs[:, :, i], i), first)
+        assert_close([leaf[:, :, i] for leaf in t.outputs], list(alone))
+
+
+@both_keys
+def test_where_owners_change_every_step_is_its_owners_at_that_moment(key):
+    t, (carry, obs, first) = keyed(key, changing=True), keyed(key, changing=True).inputs
+    for i in range(N):
+        now = np.asarray(carry[:, i])
+        for step in range(T):
+            seen = with_id(obs[step : step + 1, :, i], i)
+            found = np.zeros((E, HIDDEN)), np.zeros((E, 2 * OUT))
+            for k in range(K):
+                weights = weights_of(t, (k, i)[: len(t.ranks)])
+                pair = wide_alone()({"params": weights}, now, seen, first[step : step + 1])
+                found = [np.where(OWNERS[step, :, i, None] == k, x[0], y) for x, y in zip(pair, found, strict=True)]
+            assert_close([leaf[step, :, i] for leaf in t.outputs], found, atol=3e-5)
+            now = found[0].astype(np.float32)
+
+
+def test_a_role_for_every_agent_is_adapters_of_their_own():
+    """By either way of applying them: gathered by agent, or chosen sample by sample."""
+    spec, config = EnvSpec("game", N, D, D, OUT, 1, True), replace(CONFIG, sharing="lorasa", groups=None)
+    policies = [
+        make_policy(make_sharing(replace(spec, **roles), replace(config, adapter_key=key)), NETWORK, D)
+        for key, roles in (("agent", {}), ("unit_type", {"roles": (0, 1, 2)}), ("unit_type", {"n_roles": N}))
+    ]
+    params = team("lorasa").params
+    started = [jax.jit(policy.graft)(KEY, params) for policy in policies]
+    assert_same(started[1], started[0])
+    assert_same(started[2], started[0])
+    t, everyone = team("lorasa"), np.broadcast_to(np.arange(N), (T, E, N))
+    for policy in policies[1:]:
+        assert_close(jax.jit(policy.unroll)(t.params, *t.inputs, owner=everyone), t.outputs, atol=2e-6)
+
+
+def test_fresh_adapters_of_roles_and_agents_are_the_identity():
+    fixed, changing = keyed("unit_type,agent"), keyed("unit_type,agent", changing=True)
+    shared = make_policy(trunks_only(fixed.policy.sharing), WIDE, D)
+    expected = jax.jit(shared.unroll)(PolicyParams(fixed.params.shared, {}), *fixed.inputs)
+    for t in (fixed, changing):
+        fresh = jax.jit(t.policy.graft)(KEY, t.params._replace(shared=fixed.params.shared))
+        assert_close(t.unroll(fresh, *t.inputs, OWNERS), expected)
+
+
+def test_merged_weights_of_roles_and_agents_play_like_the_factored_team():
+    t = keyed("unit_type,agent")
+    acting = make_policy(merged(t.policy.sharing), WIDE, D)
+    assert_close(jax.jit(acting.unroll)(t.policy.merge(t.params), *t.inputs), t.outputs, atol=2e-5)

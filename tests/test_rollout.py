@@ -12,7 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import DIARY_LIMIT, KEY, assert_close, assert_same, make_diary, random_params, small_config
+from helpers import (
+    DIARY_LIMIT,
+    KEY,
+    assert_close,
+    assert_same,
+    make_diary,
+    random_params,
+    role_in,
+    small_config,
+    with_roles,
+)
 
 from lorasa_jax.distributions import categorical, mask_logits
 from lorasa_jax.envs.toy import ceilings, make_toy
@@ -269,3 +279,23 @@ def test_selection_is_by_environment():
     mask = jnp.array([True, False])
     yes, no = {"a": jnp.ones((2, 3)), "b": jnp.ones(2, int)}, {"a": jnp.zeros((2, 3)), "b": jnp.zeros(2, int)}
     assert_same(select(mask, yes, no), {"a": np.array([[1.0] * 3, [0.0] * 3]), "b": np.array([1, 0])})
+
+
+def test_roles_that_change_are_written_down_and_played_from_one_episode_to_the_next():
+    env, n_roles = with_roles(make_diary(), n_roles=4), 4
+    config = small_config(sharing="lorasa", adapter_key="unit_type", recurrent=True, ppo={"chunk_length": 8})
+    system = make_system(config, env, adapting=True)
+    actor, critic = random_params(system.actor, 1), random_params(system.critic, 2)
+    start = initial_state(system, KEY)
+    _, t, _ = jax.jit(partial(collect, system))(Weights(system.weights(actor)), critic, start, jax.random.key(1))
+    number = t.obs[:, :, 0, 0]
+    assert t.first[1:].any()
+    np.testing.assert_array_equal(t.owner, role_in(number, env.spec.n_agents, n_roles))
+    # Who plays is who learns: before any update every ratio is 1.
+    _, logits = jax.jit(system.actor.unroll)(actor, t.actor_carry[0], t.obs, t.first, owner=t.owner)
+    again = categorical.log_prob(mask_logits(logits, t.avail), t.action)
+    assert_close(again, t.log_prob, atol=1e-5)
+    # At rest, adapters of all owners change nothing, and both phases play with the same program.
+    first = make_system(config, env)
+    weights = jax.eval_shape(first.weights, jax.eval_shape(first.actor.init, KEY))
+    assert jax.tree.map(jnp.shape, weights) == jax.tree.map(jnp.shape, system.weights(actor))

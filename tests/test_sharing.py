@@ -17,6 +17,8 @@ KNOWN = {  # trunks, whether agents own something, whether they see their id, wh
     "ps_restart": (1, False, True, True),
     "nps": (N, False, False, False),
     "mtl": (1, True, False, False),
+    "hyper": (1, True, False, False),
+    "mask": (1, True, False, False),
     "lorasa": (1, True, True, True),
     "seps": (2, False, False, False),
     "seps_lora": (2, True, False, True),

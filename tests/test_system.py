@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import KEY, assert_close, every_scheme, make_diary, random_params, small_config
+from helpers import KEY, assert_close, every_scheme, make_diary, random_params, small_config, with_roles
 
 from lorasa_jax.config import ConfigError
 from lorasa_jax.system import is_two_phase, make_system
@@ -63,10 +63,10 @@ def test_only_trunks_are_trained_in_the_first_phase_and_only_adapters_in_the_sec
     two_phase = is_two_phase(small_config(sharing=scheme), ENV)
     assert two_phase == (scheme in ("lorasa", "seps_lora", "ps_restart"))
     adapts = two_phase and scheme != "ps_restart"  # which goes on training its trunk
-    from_scratch = ("shared", "agents") if scheme == "mtl" else ("shared",)
+    from_scratch = ("shared", "agents") if scheme in ("mtl", "hyper", "mask") else ("shared",)
     assert make(scheme).train == from_scratch
     assert make(scheme, adapting=True).train == (("agents",) if adapts else from_scratch)
-    assert bool(random_params(make(scheme).actor).agents) == (scheme == "mtl")
+    assert bool(random_params(make(scheme).actor).agents) == (len(from_scratch) == 2)
 
 
 @pytest.mark.parametrize("adapting", [False, True])
@@ -86,3 +86,22 @@ def test_both_phases_play_with_the_same_program(scheme):
         for system in (make(scheme), make(scheme, adapting=True))
     ]
     assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize(
+    ("roles", "changes", "message"),
+    [
+        ({}, {}, "adapter-key unit_type needs agents with roles, and those of diary have none"),
+        ({"n_roles": 2}, {"algo": "a2po"}, "in diary roles change, and with them who shares an adapter"),
+    ],
+)
+def test_roles_that_do_not_fit_are_refused_in_one_line(roles, changes, message):
+    config = small_config(sharing="lorasa", adapter_key="unit_type", **changes)
+    with pytest.raises(ConfigError) as error:
+        make_system(config, with_roles(ENV, **roles))
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_roles_mean_nothing_to_schemes_without_adapters():
+    make_system(small_config(sharing="ps", adapter_key="unit_type", algo="a2po"), ENV)

@@ -17,6 +17,7 @@ from helpers import (
     random_trajectory,
     small_config,
     two_phases,
+    with_roles,
 )
 
 from lorasa_jax import trainer as trainer_module
@@ -153,6 +154,7 @@ def test_parameters_are_counted_by_hand(scheme):
     width = env.spec.obs_dim + (n if scheme in ("ps_id", "ps_restart", "lorasa") else 0)
     kernels, trunk = network(width, env.spec.n_actions)
     own = sum(rank * (i + o) if rank < min(i, o) else i * o for i, o in kernels)
+    weights = sum(i * o for i, o in kernels)
     head = kernels[-1][0] * kernels[-1][1] + kernels[-1][1]
     shared, per_agent = {
         "ps": (trunk, 0),
@@ -160,14 +162,18 @@ def test_parameters_are_counted_by_hand(scheme):
         "ps_restart": (trunk, 0),
         "nps": (0, trunk),
         "mtl": (trunk - head, head),
+        "hyper": (trunk + rank * weights, rank),
+        "mask": (trunk, weights),
         "lorasa": (trunk, own),
         "seps": (2 * trunk, 0),
         "seps_lora": (2 * trunk, own),
     }[scheme]
+    owners = n if scheme in ("nps", "mtl", "hyper", "mask", "lorasa", "seps_lora") else 0
     critic, alone = network(env.spec.state_dim, 1)[1], n * network(env.spec.obs_dim, env.spec.n_actions)[1]
     assert count_params(make_trainer(config, env, adapting=is_two_phase(config, env))) == {
         "shared": shared,
         "per_agent": per_agent,
+        "owners": owners,
         "critic": critic,
         "actors": shared + n * per_agent,
         "total": shared + n * per_agent + critic,
@@ -192,3 +198,17 @@ def test_a_shared_policy_that_restarts_keeps_all_but_its_optimiser(run):
     assert_same(after.learner.actor, run[2].learner.actor)
     assert_same(after.learner.actor_opt, {"shared": fresh})
     assert_same(after.learner._replace(actor_opt={}), run[2].learner._replace(actor_opt={}))
+
+
+@pytest.mark.parametrize("roles", [{"roles": (0, 1, 1)}, {"n_roles": 2}])
+def test_what_a_role_owns_is_counted_once(roles):
+    env, sizes = with_roles(make_diary(), **roles), {}
+    for key in ("agent", "unit_type", "unit_type,agent"):
+        config = small_config(sharing="lorasa", adapter_key=key)
+        sizes[key] = count_params(make_trainer(config, env, adapting=True))
+    own = sizes["agent"]["per_agent"]
+    assert [(x["owners"], x["per_agent"], x["actors"] - x["shared"]) for x in sizes.values()] == [
+        (3, own, 3 * own),
+        (2, own, 2 * own),
+        (5, 2 * own, 5 * own),
+    ]

@@ -21,13 +21,14 @@ from helpers import (
     rates_of,
     row_of,
     small_config,
+    with_roles,
 )
 
 from lorasa_jax import update
 from lorasa_jax.distributions import mask_logits
 from lorasa_jax.envs.base import Env, EnvSpec
 from lorasa_jax.sharing import SCHEMES
-from lorasa_jax.system import System, init_optimizer, is_two_phase, make_system
+from lorasa_jax.system import System, init_optimizer, is_two_phase, make_system, trained_stacks
 from lorasa_jax.types import Learner, PolicyParams, Schedule, Trajectory
 
 N = 3
@@ -74,6 +75,11 @@ VARIANTS = {
     "a2po by epochs": {"algo": "a2po", "loop_order": "epoch", "scope": "team"},
     "sequential": {"algo": "sequential", "loop_order": "epoch"},
 }
+
+
+KEYED = ("lorasa by unit_type", "lorasa by unit_type,agent", "seps_lora by unit_type")
+DRAWN = "seps_lora by drawn"
+"""Schemes whose adapters belong to roles: fixed ones, or such as change from sample to sample."""
 
 
 # ---------------------------------------------------------------- where the data goes
@@ -209,11 +215,17 @@ class Plain:
     def __init__(self, system: System, t: Trajectory):
         ppo = system.config.ppo
         self.system, self.t = system, t
-        slots = {"shared": np.array(system.actor.sharing.groups), "agents": np.arange(N)}
-        self.slot_of = {part: slots[part] for part in system.train}
+        # The slot of every sample in each stack that is trained.
+        slots = {name: t.owner if level.owner is None else level.owner
+                 for name, level in system.actor.sharing.stacks.items()}  # fmt: skip
+        slots["shared"] = system.actor.sharing.groups
+        trained = trained_stacks(system, random_params(system.actor))
+        self.slot_of = {name: np.broadcast_to(slots[name], t.alive.shape) for name in trained}
+        self.stacks = system.actor.sharing.split
 
         def log_probs(actor):
-            _, logits = system.actor.unroll(actor, t.actor_carry[0], t.obs, t.first)
+            owner = t.owner if system.actor.sharing.changing else None
+            _, logits = system.actor.unroll(actor, t.actor_carry[0], t.obs, t.first, owner=owner)
             log_p = jax.nn.log_softmax(mask_logits(logits, t.avail))
             return log_p, jnp.take_along_axis(log_p, t.action[..., None], -1)
 
@@ -264,7 +276,7 @@ class Plain:
         actors = {
             (part, slot): Adam(ppo.lr, ppo.adam_eps, ppo.max_grad_norm)
             for part, slot_of in self.slot_of.items()
-            for slot in slot_of
+            for slot in np.unique(slot_of)
         }
         critics = Adam(ppo.critic_lr, ppo.adam_eps, ppo.max_grad_norm)
         actor, critic, moved = learner.actor, learner.critic, set()
@@ -283,22 +295,24 @@ class Plain:
             for acting, criticised in zip(schedule.train_actor[s], schedule.train_critic[s], strict=True):
                 now = actor
                 for part, slot_of in self.slot_of.items() if acting else []:
-                    for slot in sorted(set(slot_of[block])):
-                        samples = mine & np.isin(np.arange(N), [i for i in block if slot_of[i] == slot])
+                    for slot in np.unique(slot_of[..., block]):
+                        samples = mine & (slot_of == slot)
                         grads = self.policy_gradient(now, advantage, samples / samples.sum(), eps, factor)
-                        grads = row_of(jax.device_get(getattr(grads, part)), slot)
-                        new = actors[part, slot].step(row_of(getattr(actor, part), slot), grads)
-                        actor = actor._replace(**{part: with_row(getattr(actor, part), slot, new)})
+                        grads = row_of(jax.device_get(self.stacks(grads)[part]), slot)
+                        old = self.stacks(actor)[part]
+                        new = with_row(old, slot, actors[part, slot].step(row_of(old, slot), grads))
+                        actor = self.system.actor.sharing.join(actor, {part: new})
                 if criticised:
                     gradient = self.value_gradient(critic.shared, target, valued)
                     critic = critic._replace(shared=critics.step(critic.shared, gradient))
             for slot_of in self.slot_of.values():
-                moved |= {i for i in range(N) if slot_of[i] in slot_of[block]}
+                moved |= {i for i in range(N) if np.isin(slot_of[..., i], slot_of[..., block]).any()}
         return learner._replace(actor=actor, critic=critic, value_norm=new_norm)
 
 
 def fast_and_slow(fast) -> pytest.MarkDecorator:
-    cases = [(s, v) for s in SCHEMES for v in VARIANTS]
+    cases = [(s, v) for s in (*SCHEMES, *KEYED) for v in VARIANTS]
+    cases.append((DRAWN, "everyone at once"))
     marked = [case if case in fast else pytest.param(*case, marks=pytest.mark.slow) for case in cases]
     return pytest.mark.parametrize(("scheme", "variant"), marked)
 
@@ -307,8 +321,13 @@ def make(scheme: str, algo: str = "mappo", scope: str = "auto", schedule=None, *
     # Huge norms are clipped, so the clip is part of what is compared. A large epsilon keeps Adam smooth near zero.
     ppo = {"lr": 0.02, "critic_lr": 0.01, "max_grad_norm": 0.05, "epochs": 2, "huber_delta": float("inf")}
     ppo = {**ppo, "adam_eps": 1e-3, **options}
-    config = small_config(sharing=scheme, algo=algo, critic={"scope": scope}, ppo=ppo)
-    system = make_system(config, make_diary(N), adapting=is_two_phase(config, make_diary(N)))
+    scheme, *key = scheme.split(" by ")
+    env, keyed = make_diary(N), {}
+    if key:
+        roles = {"n_roles": 4} if key == ["drawn"] else {"roles": (0, 1, 1)}  # across trunks
+        env, keyed = with_roles(env, **roles), {"adapter_key": key[0].replace("drawn", "unit_type")}
+    config = small_config(sharing=scheme, algo=algo, critic={"scope": scope}, ppo=ppo, **keyed)
+    system = make_system(config, env, adapting=is_two_phase(config, env))
     return system._replace(schedule=schedule) if schedule else system
 
 
@@ -341,6 +360,8 @@ every_variant = pytest.mark.parametrize("variant", VARIANTS)
 @fast_and_slow(
     [("lorasa", variant) for variant in VARIANTS]
     + [
+        ("lorasa by unit_type,agent", "in pairs"),
+        (DRAWN, "everyone at once"),
         ("mtl", "in pairs"),
         ("seps", "two of three"),
         ("seps_lora", "a2po by epochs"),
@@ -371,6 +392,17 @@ def test_agents_outside_the_block_are_untouched_to_the_bit_moments_included(sche
     assert_same(slots(run.after, 1), slots(run.before, 1))
     for moved in (0, 2):
         assert all(differs(slots(run.after, moved), slots(run.before, moved)))
+
+
+def test_an_owner_without_samples_keeps_what_it_has_to_the_bit_moments_included():
+    run = stepped(DRAWN, "everyone at once")
+
+    def slots(learner, k):
+        return row_of(jax.device_get((learner.actor.agents, learner.actor_opt["agents"])), k)
+
+    for k in range(3):
+        assert any(differs(slots(run.after, k), slots(run.before, k)))
+    assert_same(slots(run.after, 3), slots(run.before, 3))
 
 
 def test_a_trunk_moves_with_any_of_its_tenants():

@@ -35,6 +35,9 @@ class EnvSpec:
             always the same, which of its dimensions an agent has.
         obs_widths: how many leading columns of `TimeStep.obs` each agent owns, where
             agents see unequally much; the columns behind are zeros. None: all own all.
+        roles: the role of each agent, a type of unit say, numbered from 0 without a gap.
+            None: agents have none, or they change.
+        n_roles: how many roles there are where they change, which `TimeStep.role` then says; else 0.
     """
 
     name: str
@@ -46,6 +49,8 @@ class EnvSpec:
     team_reward: bool
     continuous: bool = False
     obs_widths: tuple[int, ...] | None = None
+    roles: tuple[int, ...] | None = None
+    n_roles: int = 0
 
 
 class TimeStep(NamedTuple):
@@ -63,6 +68,7 @@ class TimeStep(NamedTuple):
         truncated: the episode is over because time ran out; never together with
             `terminated`.
         won: the episode ended with the goal reached; false before the end.
+        role: the role of each agent, [N] integers, where roles change; left out elsewhere.
     """
 
     obs: Float[Array, "N D"]
@@ -73,6 +79,7 @@ class TimeStep(NamedTuple):
     terminated: Bool[Array, ""]
     truncated: Bool[Array, ""]
     won: Bool[Array, ""]
+    role: Any = ()
 
 
 class Env(NamedTuple):

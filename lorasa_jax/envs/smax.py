@@ -80,6 +80,7 @@ def make_smax(task: str, config: SmaxConfig, time_limit: str) -> Env:
         # The game asks whether time is up before it counts the step: one more than its limit.
         episode_limit=game.max_steps + 1,
         team_reward=True,
+        **_roles(game),
     )
 
     def show(state: EnvState, obs: dict[str, Array], reward: Float[Array, ""]) -> TimeStep:
@@ -98,6 +99,7 @@ def make_smax(task: str, config: SmaxConfig, time_limit: str) -> Env:
             terminated=over | timeout if time_limit == "terminal" else over,
             truncated=jnp.zeros((), bool) if time_limit == "terminal" else timeout,
             won=ours & ~theirs,
+            role=units.unit_types[:n_agents].astype(jnp.int32) if spec.n_roles else (),
         )
 
     def reset(key: PRNGKeyArray) -> tuple[EnvState, TimeStep]:
@@ -138,6 +140,14 @@ def _battle(task: str) -> dict[str, Any]:
     letters = tables.get("unit_type_shorthands", known["unit_type_shorthands"])
     types = jnp.array([letters.index(letter) for letter in ours + theirs], jnp.uint8)
     return {"scenario": smax.smax_env.Scenario(types, len(ours), len(theirs), False, False), **tables}
+
+
+def _roles(game: Any) -> dict[str, Any]:
+    """Returns the roles of our units: their types, numbered as they come; where they are drawn, how many there are."""
+    if game.smacv2_unit_type_generation:
+        return {"n_roles": game.unit_type_bits}
+    types = game.scenario[: game.num_allies].tolist()
+    return {"roles": tuple(sorted(set(types), key=types.index).index(kind) for kind in types)}
 
 
 def _type_bits(game: Any, kind: UInt8[Array, " U"]) -> Float[Array, "U K"]:

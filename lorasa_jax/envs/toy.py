@@ -1,8 +1,8 @@
 """Toy games whose answers are known exactly: for tests, first steps and notebooks.
 
-Three matrix games ask whether agents can act differently, or alike, and a fourth hides that they
-are of two kinds; each probe isolates one part of a learner. All chance is dealt at the reset, so the
-rest of an episode can be enumerated. Agents see symbols, as one-hot vectors, and the global state is what all of
+Three matrix games ask whether agents can act differently, or alike, and two more hide that they are of two
+kinds, always the same or drawn anew; each probe isolates one part of a learner. All chance is dealt at the reset,
+so the rest of an episode can be enumerated. Agents see symbols, as one-hot vectors, and the global state is what all of
 them see: both have unequal entries, for layer normalisation turns a constant vector into
 zeros. An episode is won when no episode of the game could have paid more.
 
@@ -33,7 +33,7 @@ class Ceilings(NamedTuple):
     Attributes:
         shared_sampled: the supremum for agents that sample from one policy, without their ids.
         shared_greedy: the most for agents that take the likeliest action of such a policy.
-        optimum: the most for agents with policies of their own.
+        optimum: the most for agents with policies of their own; where roles are drawn, for policies of the roles.
         chance: what actions drawn evenly from the available ones earn.
     """
 
@@ -64,6 +64,9 @@ class Rules(NamedTuple):
         team_reward: every agent is paid the same.
         pay_at_end: what the team earns is paid out in one sum, with the last step.
         clocked: a clock ends the episode, not the game.
+        roles: the role of each agent.
+        role: `role(hand)`: the role of each agent, where chance deals it.
+        n_roles: how many roles chance deals.
     """
 
     ceilings: Ceilings
@@ -80,6 +83,9 @@ class Rules(NamedTuple):
     team_reward: bool = True
     pay_at_end: bool = False
     clocked: bool = False
+    roles: tuple[int, ...] | None = None
+    role: Callable[[Hand], Any] = lambda hand: ()
+    n_roles: int = 0
 
 
 class ToyState(NamedTuple):
@@ -127,10 +133,11 @@ def two_kinds(n: int, kinds: Sequence[int] | None = None) -> Rules:
     Each agent shows a symbol, at first drawn by chance; the next one is the agent's action where it is of kind 0,
     and the opposite where it is of kind 1. Agents see their own symbol, not their kind, which alternates unless
     `kinds` are given. A shared policy that plays 1 with probability p earns p for one kind and 1 - p for the other: at
-    most the share of the larger, sampled or greedy. Policies for each kind reach the optimum, 1; chance earns 0.5.
+    most the share of the larger, sampled or greedy. Policies for each kind, which is an agent's role, reach the
+    optimum, 1; chance earns 0.5.
     """
-    kind = jnp.arange(n) % 2 if kinds is None else jnp.array(kinds)
-    larger = max(jnp.mean(kind == k).item() for k in (0, 1))
+    roles = tuple(i % 2 for i in range(n)) if kinds is None else tuple(kinds)
+    kind, larger = jnp.array(roles), max(roles.count(k) for k in (0, 1)) / n
 
     def turn(time: Time, hand: Int[Array, " N"], action: Int[Array, " N"]) -> Int[Array, " N"]:
         return jnp.where(kind == 0, action, 1 - action)
@@ -142,6 +149,22 @@ def two_kinds(n: int, kinds: Sequence[int] | None = None) -> Rules:
         deal=lambda key: jax.random.randint(key, (n,), 0, 2),
         turn=turn,
         steps=2,
+        roles=roles,
+    )
+
+
+def drawn_kinds(n: int) -> Rules:
+    """The team is paid the share of agents that name their kind, 0 or 1, drawn anew for each and shown nowhere.
+
+    An agent's kind is its role. A shared policy names half of the kinds rightly on average, and so does an agent's
+    own; policies of the kinds reach the optimum, 1. Chance earns 0.5.
+    """
+    return Rules(
+        Ceilings(0.5, 0.5, optimum=1.0, chance=0.5),
+        pay=lambda time, hand, action: (action == hand).mean(),
+        deal=lambda key: jax.random.randint(key, (n,), 0, 2),
+        role=lambda hand: hand,
+        n_roles=2,
     )
 
 
@@ -258,6 +281,7 @@ GAMES: dict[str, Game] = {
     "specialisation": Game(specialisation, least=2),
     "synchronisation": Game(synchronisation, least=2),
     "two_kinds": Game(two_kinds, n_agents=4),
+    "drawn_kinds": Game(drawn_kinds, n_agents=4),
     "probe_value": Game(probe_value),
     "probe_observation": Game(probe_observation),
     "probe_discount": Game(probe_discount),
@@ -309,6 +333,7 @@ def make_toy(task: str, n_agents: int | None = None, time_limit: str = "bootstra
             terminated=over & (not interrupts),
             truncated=over & interrupts,
             won=over & (state.score > rules.best - 1e-4),
+            role=rules.role(state.hand),
         )
 
     def reset(key: PRNGKeyArray) -> tuple[ToyState, TimeStep]:
@@ -324,4 +349,5 @@ def make_toy(task: str, n_agents: int | None = None, time_limit: str = "bootstra
         return state, show(state, reward)
 
     sizes = (n, rules.n_symbols, n * rules.n_symbols, rules.n_actions)
-    return Env(EnvSpec(task, *sizes, episode_limit=rules.steps, team_reward=rules.team_reward), reset, step)
+    spec = EnvSpec(task, *sizes, rules.steps, rules.team_reward, roles=rules.roles, n_roles=rules.n_roles)
+    return Env(spec, reset, step)

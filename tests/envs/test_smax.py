@@ -18,11 +18,12 @@ from helpers import check_shapes
 from PIL import Image, ImageSequence
 
 import lorasa_jax.envs.base
-from lorasa_jax.config import ConfigError, SmaxConfig
+from lorasa_jax.config import Config, ConfigError, CriticConfig, NetworkConfig, SmaxConfig
 from lorasa_jax.envs import drawing
 from lorasa_jax.envs._jaxmarl import load_smax
 from lorasa_jax.envs.base import Env, TimeStep
 from lorasa_jax.envs.smax import make_smax, scenario_names
+from lorasa_jax.loop import run
 
 PACKAGE = Path(lorasa_jax.envs.base.__file__).parents[1]
 STOP, FIRST_ATTACK = 4, 5
@@ -442,3 +443,30 @@ def test_a_gif_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no"):
         drawing.save_gif([Image.new("RGB", (8, 8))], path)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_roles_are_types_of_units():
+    assert battle("2s3z").spec.roles == (0, 0, 1, 1, 1)
+    assert make_smax("MMM2_without_medivacs", SmaxConfig(), "bootstrap").spec.roles == (0,) * 2 + (1,) * 7
+    env = battle("smacv2_5_units")
+    assert (env.spec.roles, env.spec.n_roles) == (None, 6)
+    states, seen, _ = play("smacv2_5_units", episodes=3)[0]
+    np.testing.assert_array_equal(seen.role, states.state.unit_types[:, :5])
+    assert env.reset(KEY)[1].role.tolist() != env.reset(jax.random.key(1))[1].role.tolist()
+
+
+@pytest.mark.slow
+def test_adapters_of_types_that_are_drawn_anew_train_on_smax():
+    network = {"hidden": 8, "layers": 1, "layers_after": 0}
+    config = Config(
+        task="smacv2_5_units", adapter_key="unit_type,agent", ranks=(2, 1), n_envs=2, rollout_length=10, total_steps=60,
+        switch_step=20, evaluations=1, eval_episodes=2, actor=NetworkConfig(**network), critic=CriticConfig(**network),
+    )  # fmt: skip
+    result = run(config, battle("smacv2_5_units"))
+    agents = result.states.learner.actor.agents
+    assert {key: jax.tree.leaves(own)[0].shape[:2] for key, own in agents.items()} == {
+        "unit_type": (1, 6),
+        "agent": (1, 5),
+    }
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(agents))
+    assert np.any(agents["unit_type"]["fc1"]["left"])

@@ -29,6 +29,7 @@ ALL += [("probe_clock", 1, "terminal"), ("probe_discount", 2, "terminal")]
 ONE_SHOT = [(task, n) for task in ("own_number", "specialisation", "synchronisation") for n in TEAMS[task]]
 HANDS = {
     "two_kinds": lambda n: 2**n,
+    "drawn_kinds": lambda n: 2**n,
     "probe_observation": lambda n: 2,
     "probe_policy": lambda n: 2**n,
     "probe_memory": lambda n: 2**n,
@@ -107,16 +108,17 @@ def test_time_steps_match_the_spec(task, n, limit):
         terminated=((), np.bool_),
         truncated=((), np.bool_),
         won=((), np.bool_),
+        role=((n,), np.int32) if spec.n_roles else (),
     )
     # Played under jit, vmap and scan, which holds the state to one shape.
     p = play(task, n, limit)
-    assert TimeStep(*[(leaf.shape[3:], leaf.dtype) for leaf in p.seen]) == expected
+    assert jax.tree.map(lambda leaf: (leaf.shape[3:], leaf.dtype), p.seen) == expected
     assert p.seen.obs.shape[1:3] == (spec.n_actions ** (n * spec.episode_limit), spec.episode_limit + 1)
 
 
 @pytest.mark.parametrize("task", GAMES)
 def test_a_game_knows_the_size_of_its_team(task):
-    assert make_toy(task).spec.n_agents == (4 if task in ("own_number", "two_kinds") else 2)
+    assert make_toy(task).spec.n_agents == (4 if task in ("own_number", "two_kinds", "drawn_kinds") else 2)
     assert ceilings(task) == ceilings(task, make_toy(task).spec.n_agents)
 
 

@@ -40,12 +40,15 @@ def test_every_scheme_has_the_size_that_its_formula_says(paper: sizes.SizesConfi
         return rank * (width + 64) + 896 * rank + head
 
     with_id, head = network(width + N, actions), 65 * actions
+    weights = 64 * (width + actions) + 9 * 64 * 64  # two layers, the GRU, one more layer
     known = {  # shared, per agent, what is trained, by whom; what is trained in the second phase, by whom
         "ps": (plain, 0, plain, 1),
         "ps_id": (with_id, 0, with_id, 1),
         "ps_restart": (with_id, 0, with_id, 1, with_id, 1),
         "nps": (0, plain, N * plain, N),
         "mtl": (plain - head, head, plain - head + N * head, 1 + N),
+        "hyper": (plain + rank * weights, rank, plain + rank * (weights + N), 1 + N),
+        "mask": (plain, weights, plain + N * weights, 1 + N),
         "lorasa": (with_id, adapters(width + N), with_id, 1, N * adapters(width + N), N),
         "seps": (2 * plain, 0, 2 * plain, 2),
         "seps_lora": (2 * plain, adapters(width), 2 * plain, 2, N * adapters(width), N),
