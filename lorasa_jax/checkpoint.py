@@ -25,7 +25,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +40,8 @@ from lorasa_jax.loop import ADAPTERS, RunState, is_finished
 from lorasa_jax.programs import over_seeds
 from lorasa_jax.system import is_two_phase
 from lorasa_jax.trainer import graft, make_trainer
-from lorasa_jax.types import PyTree, TrainState
+from lorasa_jax.trees import by_path, nested
+from lorasa_jax.types import TrainState
 
 KEEP = 2
 """Complete checkpoints that stay."""
@@ -71,7 +72,7 @@ class Snapshot(NamedTuple):
 def take_snapshot(state: RunState, config: Config) -> Snapshot:
     """Returns a copy of the run; keys as their bits."""
     items: dict[str, Arrays] = {item: {} for item in _HOMES}
-    for name, leaf in _leaves(state.train).items():
+    for name, leaf in by_path(state.train).items():
         item = next(item for item, home in _HOMES.items() if name.startswith(home))
         bits = jax.random.key_data(leaf) if _is_key(leaf) else leaf
         items[item][name.removeprefix(_HOMES[item])] = np.array(bits)
@@ -90,24 +91,6 @@ def settings(config: Config) -> dict[str, Any]:
     """Returns the settings that decide what a run computes, as JSON gives them back."""
     whole = dataclasses.asdict(config)
     return json.loads(json.dumps({field.name: whole[field.name] for field in dataclasses.fields(Config)}))
-
-
-def _leaves(tree: PyTree) -> dict[str, Any]:
-    """The leaves of a tree by their paths, such as `fc1/kernel`."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree of dictionaries that has these leaves."""
-    tree: dict[str, Any] = {}
-    for name, array in arrays.items():
-        *parents, last = name.split("/")
-        branch = tree
-        for parent in parents:
-            branch = branch.setdefault(parent, {})
-        branch[last] = array
-    return tree
 
 
 def _is_key(leaf: Any) -> bool:
@@ -136,9 +119,7 @@ def write(directory: Path, snapshot: Snapshot, keep: int | None = KEEP) -> Path:
     _require_space(directory, snapshot)
     described = {item: {name: _describe(a) for name, a in arrays.items()} for item, arrays in snapshot.items.items()}
     # Orbax writes no empty arrays; their shape says all there is to know.
-    trees = {
-        item: _nested({name: a for name, a in arrays.items() if a.size}) for item, arrays in snapshot.items.items()
-    }
+    trees = {item: nested({name: a for name, a in arrays.items() if a.size}) for item, arrays in snapshot.items.items()}
     args = {item: ocp.args.StandardSave(tree) for item, tree in trees.items() if tree}
     args[_META] = ocp.args.JsonSave({**snapshot.meta, "leaves": described})
     try:
@@ -283,7 +264,7 @@ def load(path: Path, config: Config, env: Env) -> RunState:
         for item, described in meta["leaves"].items()
         for name, array in _read(path, item, described).items()
     }
-    names = _leaves(template)
+    names = by_path(template)
     for name in sorted(names.keys() ^ found.keys()):
         where = "is missing from" if name in names else "is not known to this version, but stands in"
         raise ConfigError(f"{name} {where} checkpoint {path}{_elsewhere(path)}")
@@ -312,13 +293,13 @@ def read_item(path: Path, item: str) -> dict[str, Any]:
     """
     items = read_meta(path)["leaves"]
     require(item in items, f"checkpoint {path} has no item {item!r}; it has {', '.join(items)}")
-    return _nested(_read(path, item, items[item]))
+    return nested(_read(path, item, items[item]))
 
 
 def _read(path: Path, item: str, described: dict[str, dict[str, Any]]) -> Arrays:
     """The arrays of an item, each of them as `meta` describes it."""
     empty = {name: np.zeros(leaf["shape"], leaf["dtype"]) for name, leaf in described.items() if 0 in leaf["shape"]}
-    stored = _leaves(_restore(path, item)) if len(empty) < len(described) else {}
+    stored = by_path(_restore(path, item)) if len(empty) < len(described) else {}
     arrays = {name: np.asarray(array) for name, array in {**stored, **empty}.items()}
     for name, leaf in described.items():
         same = name in arrays and _describe(arrays[name]) == leaf

@@ -21,6 +21,7 @@ from lorasa_jax.checkpoint import Saver, complete, drop_after, load, read_item, 
 from lorasa_jax.config import ConfigError
 from lorasa_jax.envs.toy import make_toy
 from lorasa_jax.loop import ADAPTERS, SHARED, RunState
+from lorasa_jax.trees import by_path, nested
 from lorasa_jax.types import TrainState
 
 
@@ -141,16 +142,16 @@ def test_a_change_of_any_leaf_is_noticed(kept: SimpleNamespace, monkeypatch: pyt
     path, restore = kept.paths[ADAPTERS], checkpoint._restore
     meta = restore(path, "meta")
     for item, described in meta["leaves"].items():
-        good = checkpoint._leaves(restore(path, item))
+        good = by_path(restore(path, item))
         for name, array in good.items():
             wrong = array.view(np.uint8) if array.dtype == bool else array.astype(np.complex64)
             for changed in (wrong, array[..., None], np.flip(array) if len(np.unique(array)) > 1 else ~(array > 0)):
-                spoilt = checkpoint._nested({**good, name: changed})
+                spoilt = nested({**good, name: changed})
                 monkeypatch.setattr(checkpoint, "_restore", lambda path, item, spoilt=spoilt: spoilt)
                 with pytest.raises(ConfigError, match=f"{name} in {item} of checkpoint .* is not what was written"):
                     checkpoint._read(path, item, described)
         rest = {name: array for name, array in good.items() if name != next(iter(good))}
-        monkeypatch.setattr(checkpoint, "_restore", lambda path, item, rest=rest: checkpoint._nested(rest))
+        monkeypatch.setattr(checkpoint, "_restore", lambda path, item, rest=rest: nested(rest))
         with pytest.raises(ConfigError, match="is not what was written"):
             checkpoint._read(path, item, described)
 
