@@ -323,7 +323,8 @@ KERNEL = ("leaves", "shared", "fc1/kernel")
             for place, value in [
                 (("leaves",), []), (("leaves", "evil"), {}), (("leaves", "shared"), []), (KERNEL, {}),
                 ((*KERNEL, "shape"), [-1]), ((*KERNEL, "shape"), [2**31]), ((*KERNEL, "shape"), "1"),
-                ((*KERNEL, "dtype"), "object"), ((*KERNEL, "dtype"), []), (("run",), {}), (("config",), 3), (("config", "total_steps"), None),
+                ((*KERNEL, "dtype"), "object"), ((*KERNEL, "dtype"), []), (("run",), {}), (("config",), 3),
+                (("config", "total_steps"), None),
                 (("run", "phase"), "evil"), (("run", "phase"), []), (("run", "evil"), 1), (("run", "curve"), [[1]]),
                 (("run", "curve"), [3]), (("run", "random_return"), None), (("run", "evaluation_interval"), 0),
                 (("run", "switch_steps"), ["x"]), (("run", "train_seconds"), "x"),
