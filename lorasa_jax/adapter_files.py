@@ -314,7 +314,7 @@ def attach(
     _require_finite(by_path(shared), where)
     require(
         any_backbone or digest(shared) == about.backbone,
-        f"these adapters were trained on another backbone than {where}; give any_backbone=True to attach them even so",
+        f"these adapters were not trained on {where}; give any_backbone=True to attach them even so",
     )
     return PolicyParams(shared, adapters.own)
 

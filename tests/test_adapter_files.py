@@ -123,7 +123,7 @@ def test_nothing_else_is_kept_as_adapters(folder: Path) -> None:
 def test_another_backbone_must_be_asked_for_and_must_fit(folder: Path) -> None:
     team = adapters.load(folder)
     other = random_params(system_of().actor, seed=1)
-    assert "another backbone than this backbone; give any_backbone=True" in refusal(adapters.attach, other, team)
+    assert "were not trained on this backbone; give any_backbone=True" in refusal(adapters.attach, other, team)
     assert_same(adapters.attach(other, team, any_backbone=True), PolicyParams(other.shared, team.own))
     for system, said in (
         (system_of(n_agents=4), "fc1/kernel is [1, 7, 8] there, and they need [1, 6, 8]"),
