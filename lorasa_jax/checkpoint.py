@@ -374,6 +374,7 @@ def _is_meta(meta: dict[str, Any]) -> bool:
         and _is_list(run["curve"], list)
         and all(len(row) == 2 and isinstance(row[0], int) and _is_list(row[1], *numbers) for row in run["curve"])
         and isinstance(run["evaluation_interval"], int)
+        and isinstance(run["inherited"], int)
         and run["evaluation_interval"] > 0
         and all(isinstance(run[name], numbers) for name in ("compile_seconds", "train_seconds"))
     )

@@ -195,7 +195,10 @@ def plain_input(scheme: str, n_agents: int) -> System:
     return system_of(scheme, n_agents, actor=(("input_norm", False),))
 
 
-@pytest.mark.parametrize(("scheme", "sources"), [("ps_id", (2, 0)), ("lorasa", (0, 1, 2, 1)), ("lorasa", (1, 1, 0))])
+@pytest.mark.parametrize(
+    ("scheme", "sources"),
+    [("ps_id", (2, 0)), ("lorasa", (0, 1, 2, 1)), pytest.param("lorasa", (1, 1, 0), marks=pytest.mark.slow)],
+)
 def test_agents_that_stay_play_on_and_copies_play_alike(scheme: str, sources: tuple[int, ...]) -> None:
     before, after = plain_input(scheme, 3), plain_input(scheme, len(sources))
     params = random_params(before.actor)

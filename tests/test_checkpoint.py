@@ -317,7 +317,7 @@ KERNEL = ("leaves", "shared", "fc1/kernel")
 @pytest.mark.parametrize(
     ("place", "value", "said"),
     [
-        (("format",), 2, "has format 2"),
+        (("format",), 99, "has format 99"),
         *(
             (place, value, "meta of checkpoint")
             for place, value in [

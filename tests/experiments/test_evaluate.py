@@ -45,16 +45,16 @@ def test_a_run_is_played_as_it_was_learnt(saved: Path, capsys: pytest.CaptureFix
     assert note.endswith("over the means of 2 seeds")
 
 
-def test_drawn_actions_have_the_policys_odds_and_other_draws_are_other_episodes(saved: Path) -> None:
-    team, _ = load_run(saved, eval_episodes=1000)
-    played = [evaluate.play(team, evaluate.keys(team, draw), greedy=False)["return"] for draw in (0, 1)]
+def test_drawn_actions_have_the_policys_odds(saved: Path) -> None:
+    team, _ = load_run(saved, eval_episodes=2000)
+    played = evaluate.play(team, evaluate.keys(team, 0), greedy=False)["return"]
+    assert played.shape == (2, 2000)
     assert np.any(played[0] != played[1])
-    assert np.any(played[0][0] != played[0][1])
     right = np.exp(2) / (np.exp(2) + 3)  # logits of 8 / 4 for the right action, 0 for the three others
     assert np.mean(played) == pytest.approx(right, abs=4 * np.sqrt(right * (1 - right) / 16_000))  # 4 deviations
 
 
-def test_no_key_of_training_is_used_again(saved: Path) -> None:
+def test_no_key_of_training_is_used_again_and_every_draw_is_another(saved: Path) -> None:
     team, _ = load_run(saved)
     used = [getattr(trainer, name) for name in ("_INIT", "_COLLECT", "_UPDATE", "_GRAFT", "_EVALUATE")]
     purposes = [*used, trainer.EPISODE, trainer.GROUPING, trainer.REPLAY]
@@ -62,6 +62,8 @@ def test_no_key_of_training_is_used_again(saved: Path) -> None:
     for seed, key in zip((3, 4), evaluate.keys(team, 7), strict=True):
         mine = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), trainer.REPLAY), 7)
         np.testing.assert_array_equal(jax.random.key_data(key), jax.random.key_data(mine))
+    drawn = np.concatenate([jax.random.key_data(evaluate.keys(team, draw)) for draw in range(3)])
+    assert len(np.unique(drawn, axis=0)) == 6
 
 
 def test_the_interval_is_over_seeds_or_over_the_episodes_of_one() -> None:
