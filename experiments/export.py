@@ -47,9 +47,9 @@ def export_policy(team: SavedTeam, row: int) -> Exported:
 
         (carry [B, N, H], obs [B, N, D], avail [B, N, A])  ->  (action [B, N], or [B, N, A], params, carry)
 
-    `carry` is zero where an episode begins (H is 0 without recurrence), `avail` says which actions, or
-    dimensions of an action, an agent has. `params` are those of the distributions: masked logits
-    [B, N, A], or means and log-deviations [B, N, 2 A].
+    The caller gives zeros for `carry` where an episode begins (and under `reset_on_death` to the dead; H is 0
+    without recurrence). `avail` says which actions, or dimensions of an action, an agent has. `params` are
+    those of the distributions: masked logits [B, N, A], or means and log-deviations [B, N, 2 A].
     """
     import jax
     import jax.numpy as jnp

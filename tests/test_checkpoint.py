@@ -20,7 +20,7 @@ import pytest
 from helpers import KEY, assert_same, row_of, small_config, two_phases
 
 from lorasa_jax import checkpoint
-from lorasa_jax.checkpoint import Saver, complete, drop_after, load, read_item, take_snapshot, write
+from lorasa_jax.checkpoint import Saver, complete, drop_after, load, load_team, read_item, take_snapshot, write
 from lorasa_jax.config import ConfigError
 from lorasa_jax.envs.toy import make_toy
 from lorasa_jax.loop import ADAPTERS, SHARED, RunState
@@ -105,6 +105,19 @@ def test_a_backbone_is_read_without_the_rest(kept: SimpleNamespace, copy: Path) 
     assert_same(read_item(copy, "shared"), kept.states[ADAPTERS].train.learner.actor.shared)
     with pytest.raises(ConfigError, match="has no item 'trunk'; it has shared, adapters, train"):
         read_item(copy, "trunk")
+
+
+@pytest.mark.parametrize("phase", [SHARED, ADAPTERS])
+def test_a_team_is_read_without_what_only_training_needs(kept: SimpleNamespace, tmp_path: Path, phase: str) -> None:
+    path = shutil.copytree(kept.paths[phase], tmp_path / kept.paths[phase].name)
+    shutil.rmtree(path / "train")
+    team, actor = load_team(path, kept.config, kept.env), kept.states[phase].train.learner.actor
+    assert_same(team.params, actor)
+    assert_same(row_of(team.weights.actors, 0), team.system.weights(row_of(actor, 0)))
+    with pytest.raises(ConfigError, match=r"in checkpoint .* but probe_death needs float32"):
+        load_team(path, kept.config, make_toy("probe_death", 4))
+    with pytest.raises(ConfigError, match=r"learner/inputs/.* is missing from checkpoint"):
+        load_team(path, replace(kept.config, standardise=True), kept.env)
 
 
 def test_agents_that_own_nothing_leave_no_item(kept: SimpleNamespace) -> None:
