@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
@@ -58,7 +59,7 @@ class RunConfig(Config):
     def directory(self) -> Path:
         """The run directory."""
         if self.resume is not None:
-            return _run_of(self.resume)
+            return run_of(self.resume)
         return self.out or Path("runs") / f"{self.env}-{self.task}-{self.algo}-{self.sharing}-seed{self.seed}"
 
 
@@ -67,8 +68,15 @@ def parse(config_type: type[C], argv: Sequence[str]) -> C:
 
     The preset's settings become the defaults, in the help text too.
     """
-    try:
+    with polite():
         return _parse(config_type, argv)
+
+
+@contextmanager
+def polite() -> Iterator[None]:
+    """Ends the program in one line where a setting cannot work, and in silence where nobody reads on."""
+    try:
+        yield
     except ConfigError as error:
         fail(error)
     except BrokenPipeError:  # `--help | head` has read enough
@@ -103,7 +111,7 @@ def _parse(config_type: type[C], argv: Sequence[str]) -> C:
 
 def _parse_resumed(config_type: type[C], resume: Path, argv: Sequence[str]) -> C:
     """Returns the settings of the run in a directory, with those flags that it may go on with."""
-    path = _run_of(resume) / "config.json"
+    path = run_of(resume) / "config.json"
     require(path.is_file(), f"there is no run to go on with in {path.parent}: it has no config.json")
     kept = read_config(config_type, path)
     config = tyro.cli(config_type, args=argv, default=kept, config=(tyro.conf.FlagConversionOff,))
@@ -116,14 +124,14 @@ def read_config(config_type: type[C], path: Path) -> C:
     """Returns the configuration that a run wrote to its `config.json`."""
     try:
         settings = json.loads(path.read_text())
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ConfigError(f"{path} is no valid JSON; a run writes it whole, so it was changed since") from None
     require(isinstance(settings, dict), f"{path} must hold settings by name")
     return tyro.cli(config_type, args=[*_flags(config_type, settings, path)], config=(tyro.conf.FlagConversionOff,))
 
 
-def _run_of(resume: Path) -> Path:
-    """The run directory of what `--resume` names."""
+def run_of(resume: Path) -> Path:
+    """Returns the run directory of what `--resume` names, itself or one of its checkpoints."""
     return resume.parent.parent if resume.parent.name == CHECKPOINTS else resume
 
 

@@ -11,19 +11,39 @@ good for updates.
 
 Where the owner changes from sample to sample there is a third: the products of all owners are taken, and the one that
 counts is kept. Adapters of several levels, of a role and of an agent say, add up.
+
+What can be done with the adapters of a trained team (`save`, `load`, `attach`, `merge`,
+`unmerge`, `resize`) is found here too, and stands in `lorasa_jax.adapter_files`.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Collection, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from lorasa_jax.types import PyTree
+
+if TYPE_CHECKING:
+    from lorasa_jax.adapter_files import TeamAdapters as TeamAdapters
+    from lorasa_jax.adapter_files import attach as attach
+    from lorasa_jax.adapter_files import load as load
+    from lorasa_jax.adapter_files import merge as merge
+    from lorasa_jax.adapter_files import resize as resize
+    from lorasa_jax.adapter_files import save as save
+    from lorasa_jax.adapter_files import unmerge as unmerge
+
+
+def __getattr__(name: str) -> Any:
+    # Trained teams know policies and systems, and those know this module.
+    if name not in ("TeamAdapters", "attach", "load", "merge", "resize", "save", "unmerge"):
+        raise AttributeError(f"module 'lorasa_jax.adapters' has no attribute {name!r}")
+    return getattr(importlib.import_module("lorasa_jax.adapter_files"), name)
 
 
 def _unable(trunk: PyTree, owned: PyTree) -> dict[str, PyTree]:

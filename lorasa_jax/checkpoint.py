@@ -22,10 +22,12 @@ import dataclasses
 import errno
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,11 +39,12 @@ import numpy as np
 from lorasa_jax.config import Config, ConfigError, changed_settings, require
 from lorasa_jax.devices import anywhere, is_leader, local
 from lorasa_jax.envs.base import Env
-from lorasa_jax.loop import ADAPTERS, RunState, is_finished
+from lorasa_jax.loop import ADAPTERS, SHARED, RunState, is_finished
 from lorasa_jax.programs import over_seeds
-from lorasa_jax.system import is_two_phase
+from lorasa_jax.system import System, is_two_phase, make_system
 from lorasa_jax.trainer import graft, make_trainer
-from lorasa_jax.types import PyTree, TrainState
+from lorasa_jax.trees import by_path, nested, not_finite
+from lorasa_jax.types import PolicyParams, PyTree, TrainState, Weights
 
 KEEP = 2
 """Complete checkpoints that stay."""
@@ -53,6 +56,10 @@ _HOMES = {SHARED_ITEM: "learner/actor/shared/", ADAPTERS_ITEM: "learner/actor/ag
 _META, _FILES = "meta", "files.json"
 
 Arrays = dict[str, np.ndarray]
+Described = dict[str, dict[str, Any]]
+_TYPES = re.compile("bool|u?int(8|16|32|64)|b?float16|float(32|64)|complex64")
+_MOST = 2**30
+"""Numbers in one item that are believed; a run of a million environments has fewer."""
 
 
 class Snapshot(NamedTuple):
@@ -72,7 +79,7 @@ class Snapshot(NamedTuple):
 def take_snapshot(state: RunState, config: Config) -> Snapshot:
     """Returns a copy of the run; keys as their bits."""
     items: dict[str, Arrays] = {item: {} for item in _HOMES}
-    for name, leaf in _leaves(local(state.train)).items():
+    for name, leaf in by_path(local(state.train)).items():
         item = next(item for item, home in _HOMES.items() if name.startswith(home))
         bits = jax.random.key_data(leaf) if _is_key(leaf) else leaf
         items[item][name.removeprefix(_HOMES[item])] = np.array(bits)
@@ -91,24 +98,6 @@ def settings(config: Config) -> dict[str, Any]:
     """Returns the settings that decide what a run computes, as JSON gives them back."""
     whole = dataclasses.asdict(config)
     return json.loads(json.dumps({field.name: whole[field.name] for field in dataclasses.fields(Config)}))
-
-
-def _leaves(tree: PyTree) -> dict[str, Any]:
-    """The leaves of a tree by their paths, such as `fc1/kernel`."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree of dictionaries that has these leaves."""
-    tree: dict[str, Any] = {}
-    for name, array in arrays.items():
-        *parents, last = name.split("/")
-        branch = tree
-        for parent in parents:
-            branch = branch.setdefault(parent, {})
-        branch[last] = array
-    return tree
 
 
 def _is_key(leaf: Any) -> bool:
@@ -137,9 +126,7 @@ def write(directory: Path, snapshot: Snapshot, keep: int | None = KEEP) -> Path:
     _require_space(directory, snapshot)
     described = {item: {name: _describe(a) for name, a in arrays.items()} for item, arrays in snapshot.items.items()}
     # Orbax writes no empty arrays; their shape says all there is to know.
-    trees = {
-        item: _nested({name: a for name, a in arrays.items() if a.size}) for item, arrays in snapshot.items.items()
-    }
+    trees = {item: nested({name: a for name, a in arrays.items() if a.size}) for item, arrays in snapshot.items.items()}
     args = {item: ocp.args.StandardSave(tree) for item, tree in trees.items() if tree}
     args[_META] = ocp.args.JsonSave({**snapshot.meta, "leaves": described})
     try:
@@ -286,30 +273,135 @@ def load(path: Path, config: Config, env: Env) -> RunState:
     run["curve"] = tuple((step, tuple(returns)) for step, returns in run["curve"])
     run["random_return"] = tuple(run["random_return"])
     template = _template(config, env, run["phase"])
+    needed = by_path(template)
+    _require_needed(path, meta["leaves"], needed, "this run")
     found = {
         _HOMES[item] + name: array
         for item, described in meta["leaves"].items()
         for name, array in _read(path, item, described).items()
     }
-    names = _leaves(template)
-    for name in sorted(names.keys() ^ found.keys()):
-        where = "is missing from" if name in names else "is not known to this version, but stands in"
-        raise ConfigError(f"{name} {where} checkpoint {path}{_elsewhere(path)}")
-    leaves = [_place(path, name, found[name], expected) for name, expected in names.items()]
+    leaves = [_place(found[name], expected) for name, expected in needed.items()]
     train = jax.tree.unflatten(jax.tree.structure(template), leaves)
     return RunState(train=train, **run)
+
+
+class SavedTeam(NamedTuple):
+    """What it takes to play with the teams of a checkpoint.
+
+    Attributes:
+        system: of the phase the run was in.
+        params: of the actors of all seeds, leaves [K, ...].
+        inputs: statistics by which what they see is standardised, [K, ...].
+    """
+
+    system: System
+    params: PolicyParams
+    inputs: PyTree
+
+    @property
+    def weights(self) -> Weights:
+        """Every agent's full weights, [K, ...]."""
+        return Weights(jax.vmap(self.system.weights)(self.params), self.inputs)
+
+
+def load_team(path: Path, config: Config, env: Env) -> SavedTeam:
+    """Returns the teams of a checkpoint, without what only training needs.
+
+    Args:
+        path: the checkpoint.
+        config: of its run, or with another task.
+        env: to play in: the run's own, or another of the same shapes.
+
+    Raises:
+        ConfigError: the checkpoint is damaged, does not fit the environment, or holds NaN.
+    """
+    meta = read_meta(path)
+    system = make_system(config, env, adapting=meta["run"]["phase"] == ADAPTERS)
+    learner = {"actor": jax.eval_shape(system.actor.init, jax.random.key(0)), "inputs": system.inputs.init()}
+    template = jax.eval_shape(lambda: jax.tree.map(lambda leaf: jnp.zeros((config.seeds, *leaf.shape)), learner))
+    needed = by_path({"learner": template})
+    items = {item: leaves for item, leaves in meta["leaves"].items() if item != TRAIN_ITEM}
+    if config.standardise:
+        inputs = {name: leaf for name, leaf in meta["leaves"].get(TRAIN_ITEM, {}).items() if name in needed}
+        items[TRAIN_ITEM] = inputs
+    _require_needed(path, items, needed, env.spec.name)
+    found: Arrays = {}
+    for item in items:
+        arrays = _read(path, item, meta["leaves"][item])
+        found |= {_HOMES[item] + name: arrays[name] for name in items[item]}
+    wrong = not_finite(found)
+    require(wrong is None, f"{wrong} in checkpoint {path} holds NaN or infinity")
+    leaves = [_place(found[name], expected) for name, expected in needed.items()]
+    parts = jax.tree.unflatten(jax.tree.structure(template), leaves)
+    return SavedTeam(system, parts["actor"], parts["inputs"])
+
+
+def _require_needed(path: Path, items: dict[str, Described], needed: dict[str, Any], who: str) -> None:
+    """Compares what a checkpoint says it holds with what is needed, before anything is read."""
+    found = {_HOMES[item] + name: leaf for item, described in items.items() for name, leaf in described.items()}
+    for name in sorted(needed.keys() ^ found.keys()):
+        where = "is missing from" if name in needed else f"is not known to {who}, but stands in"
+        raise ConfigError(f"{name} {where} checkpoint {path}{_elsewhere(path)}")
+    for name, expected in needed.items():
+        here = jax.eval_shape(jax.random.key_data, expected) if _is_key(expected) else expected
+        then = found[name]
+        require(
+            (then["shape"], then["dtype"]) == (list(here.shape), str(here.dtype)),
+            f"{name} in checkpoint {path} is {then['dtype']}{then['shape']}, but {who} needs "
+            f"{here.dtype}{list(here.shape)}",
+        )
 
 
 def read_meta(path: Path) -> dict[str, Any]:
     """Returns the `meta` of a checkpoint."""
     require(path.is_dir(), f"there is no checkpoint {path}{_elsewhere(path)}")
     meta = _restore(path, _META)
+    version = meta.get("format") if isinstance(meta, dict) else None
     require(
-        meta["format"] == FORMAT,
-        f"checkpoint {path} has format {meta['format']}, this version of lorasa_jax reads {FORMAT}; "
+        version == FORMAT,
+        f"checkpoint {path} has format {str(version)[:20]}, this version of lorasa_jax reads {FORMAT}; "
         "go on with the one that wrote it",
     )
+    require(_is_meta(meta), f"{_META} of checkpoint {path} is not what lorasa_jax writes{_elsewhere(path)}")
     return meta
+
+
+def _is_meta(meta: dict[str, Any]) -> bool:
+    """Says whether everything that is read has the type that is expected of it."""
+    leaves, run, config = meta.get("leaves"), meta.get("run"), meta.get("config")
+    if not (isinstance(leaves, dict) and isinstance(run, dict) and isinstance(config, dict)):
+        return False
+    numbers = (int, float)
+    return (
+        leaves.keys() <= _HOMES.keys()
+        and all(isinstance(item, dict) and all(map(_is_description, item.values())) for item in leaves.values())
+        and isinstance(config.get("total_steps"), int)
+        and run.keys() == set(RunState._fields) - {"train"}
+        and run["phase"] in (SHARED, ADAPTERS)
+        and _is_list(run["switch_steps"], int, type(None))
+        and _is_list(run["random_return"], *numbers)
+        and _is_list(run["curve"], list)
+        and all(len(row) == 2 and isinstance(row[0], int) and _is_list(row[1], *numbers) for row in run["curve"])
+        and isinstance(run["evaluation_interval"], int)
+        and isinstance(run["inherited"], int)
+        and run["evaluation_interval"] > 0
+        and all(isinstance(run[name], numbers) for name in ("compile_seconds", "train_seconds"))
+    )
+
+
+def _is_list(value: Any, *types: type) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, types) for entry in value)
+
+
+def _is_description(leaf: Any) -> bool:
+    return (
+        isinstance(leaf, dict)
+        and leaf.keys() == {"shape", "dtype", "sha256"}
+        and _is_list(leaf["shape"], int)
+        and all(0 <= size < 2**31 for size in leaf["shape"])
+        and isinstance(leaf["dtype"], str)
+        and _TYPES.fullmatch(leaf["dtype"]) is not None
+    )
 
 
 def read_item(path: Path, item: str) -> dict[str, Any]:
@@ -320,13 +412,15 @@ def read_item(path: Path, item: str) -> dict[str, Any]:
     """
     items = read_meta(path)["leaves"]
     require(item in items, f"checkpoint {path} has no item {item!r}; it has {', '.join(items)}")
-    return _nested(_read(path, item, items[item]))
+    return nested(_read(path, item, items[item]))
 
 
-def _read(path: Path, item: str, described: dict[str, dict[str, Any]]) -> Arrays:
+def _read(path: Path, item: str, described: Described) -> Arrays:
     """The arrays of an item, each of them as `meta` describes it."""
+    size = sum(math.prod(leaf["shape"]) for leaf in described.values())
+    require(size <= _MOST, f"{item} of checkpoint {path} says it holds {size:,} numbers, more than is believed")
     empty = {name: np.zeros(leaf["shape"], leaf["dtype"]) for name, leaf in described.items() if 0 in leaf["shape"]}
-    stored = _leaves(_restore(path, item)) if len(empty) < len(described) else {}
+    stored = by_path(_restore(path, item, described)) if len(empty) < len(described) else {}
     arrays = {name: np.asarray(array) for name, array in {**stored, **empty}.items()}
     for name, leaf in described.items():
         same = name in arrays and _describe(arrays[name]) == leaf
@@ -334,17 +428,35 @@ def _read(path: Path, item: str, described: dict[str, dict[str, Any]]) -> Arrays
     return arrays
 
 
-def _restore(path: Path, item: str) -> Any:
+def _restore(path: Path, item: str, described: Described | None = None) -> Any:
     """What orbax reads, from files that are as they were written."""
     import orbax.checkpoint as ocp
 
     wrong = next((name for name, digest in _files(path, item).items() if _digest(path / name) != digest), None)
     if wrong is not None:
-        what = "is damaged" if (path / wrong).exists() else "is missing"
+        what = "is damaged" if os.path.exists(path / wrong) else "is missing"
         raise ConfigError(f"{wrong} of checkpoint {path} {what}{_elsewhere(path)}")
     how = ocp.args.JsonRestore() if item == _META else ocp.args.StandardRestore()
-    with _orbax() as checkpointer:
-        return checkpointer.restore(path.absolute(), args=ocp.args.Composite(**{item: how}))[item]
+    try:
+        for name, leaf in by_path(_stored(path / item) if described else {}).items():
+            # Orbax makes room for an array before it finds out whether its numbers are there.
+            expected = (described or {}).get(name)
+            same = expected and (list(leaf.shape), str(leaf.dtype)) == (expected["shape"], expected["dtype"])
+            require(bool(same), f"{name} in {item} of checkpoint {path} is not what was written{_elsewhere(path)}")
+        with _orbax() as checkpointer:
+            return checkpointer.restore(path.absolute(), args=ocp.args.Composite(**{item: how}))[item]
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever its files lead orbax to
+        said = " ".join(str(error).split())[:100]
+        raise ConfigError(f"{item} of checkpoint {path} cannot be read ({said}){_elsewhere(path)}") from None
+
+
+def _stored(path: Path) -> Any:
+    """The shapes and types of the arrays that an item's files hold, without reading them."""
+    import orbax.checkpoint as ocp
+
+    return ocp.StandardCheckpointHandler().metadata(path.absolute()).tree
 
 
 def _orbax() -> Any:
@@ -365,10 +477,15 @@ def _files(path: Path, item: str) -> dict[str, str]:
     """The digests of the files that reading an item takes: its own, and those beside the items."""
     try:
         listed = json.loads((path / _FILES).read_text())
-        whole = listed["sha256"] == _digest_of(listed["files"])
-    except (OSError, ValueError, KeyError, TypeError):
+        texts = all(isinstance(digest, str) for digest in listed["files"].values())
+        whole = texts and listed["sha256"] == _digest_of(listed["files"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = False
     require(whole, f"{_FILES} of checkpoint {path} is damaged or missing{_elsewhere(path)}")
+    home = path.resolve()
+    for found in (*listed["files"], *(str(found.relative_to(path)) for found in path.rglob("*"))):
+        inside = "\0" not in found and (path / found).resolve().is_relative_to(home)
+        require(inside, f"{found!r} in checkpoint {path} leads out of it; no checkpoint that was written does")
     return {name: digest for name, digest in listed["files"].items() if name.startswith(f"{item}/") or "/" not in name}
 
 
@@ -377,7 +494,10 @@ def _digest_of(files: dict[str, str]) -> str:
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "none"
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "none"
+    except OSError:
+        return "none"
 
 
 def _elsewhere(path: Path) -> str:
@@ -397,14 +517,8 @@ def _template(config: Config, env: Env, phase: str) -> TrainState:
     return states
 
 
-def _place(path: Path, name: str, array: np.ndarray, expected: Any) -> jax.Array:
-    """An array on the device, which is what the run expects under its name."""
-    needed = jax.eval_shape(jax.random.key_data, expected) if _is_key(expected) else expected
-    require(
-        (array.shape, array.dtype) == (needed.shape, needed.dtype),
-        f"{name} in checkpoint {path} is {array.dtype}{list(array.shape)}, but this run needs "
-        f"{needed.dtype}{list(needed.shape)}; go on with the version that wrote it",
-    )
+def _place(array: np.ndarray, expected: Any) -> jax.Array:
+    """An array on the device, as a key where one is expected."""
     # A copy: the device may otherwise work on this memory, and an update writes over its state.
     leaf = jnp.array(array, copy=True)
     return jax.random.wrap_key_data(leaf) if _is_key(expected) else leaf

@@ -194,16 +194,18 @@ def _episode_statistics(ended: dict[str, Array]) -> Metrics:
     }
 
 
-def record_episode(system: System, weights: Weights, key: PRNGKeyArray) -> PyTree:
-    """Returns the environment's states along one greedy episode, start and end included, [steps + 1, ...]."""
+def record_episode(system: System, weights: Weights, key: PRNGKeyArray, greedy: bool = True) -> PyTree:
+    """Returns the environment's states along one episode, start and end included, [steps + 1, ...]."""
     env = system.env
     reset_key, play_key = jax.random.split(key)
+    draw_key = jax.random.fold_in(key, 2)
 
     @jax.jit
     def step(t: Array, env_state: PyTree, seen: TimeStep, hidden: Array) -> tuple[PyTree, TimeStep, Array]:
         one = jax.tree.map(lambda leaf: leaf[None], _standardised(system, weights, seen))
         hidden, params = _decide(system, weights, hidden, one, (t == 0)[None])
-        orders = system.dist.to_env(system.dist.mode(params)[0])
+        action = system.dist.mode(params) if greedy else system.dist.sample(jax.random.fold_in(draw_key, t), params)
+        orders = system.dist.to_env(action[0])
         return *env.step(jax.random.fold_in(play_key, t), env_state, orders), hidden
 
     env_state, seen = jax.jit(env.reset)(reset_key)
@@ -217,7 +219,14 @@ def record_episode(system: System, weights: Weights, key: PRNGKeyArray) -> PyTre
 def evaluate(
     system: System, weights: Weights, key: PRNGKeyArray, greedy: Bool[Array, ""] | bool
 ) -> dict[str, Float[Array, ""]]:
-    """Returns `return`, `win_rate` and `length`, means over whole episodes from fresh starts.
+    """Returns `return`, `win_rate` and `length`, means over whole episodes from fresh starts (`play_episodes`)."""
+    return {name: values.mean() for name, values in play_episodes(system, weights, key, greedy).items()}
+
+
+def play_episodes(
+    system: System, weights: Weights, key: PRNGKeyArray, greedy: Bool[Array, ""] | bool
+) -> dict[str, Float[Array, " E"]]:
+    """Returns `return`, `win_rate` (0 or 1) and `length` of whole episodes from fresh starts.
 
     Every environment plays exactly one episode, so that short ones do not count more often.
 
@@ -257,4 +266,4 @@ def evaluate(
         (nothing_yet,) * 3,
     )
     *_, (total, won, length) = jax.lax.while_loop(going_on, step, start)
-    return {"return": total.mean(), "win_rate": won.mean(), "length": length.mean()}
+    return {"return": total, "win_rate": won, "length": length}

@@ -1,4 +1,4 @@
-"""What a handful of seeds says, and how surely."""
+"""What a handful of seeds, or of episodes, says, and how surely."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 
 RESAMPLES = 10_000
+AT_ONCE = 4_000_000
 
 
 def bootstrap_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
-    """Returns the percentile bootstrap interval of the mean over seeds (Efron 1979).
+    """Returns the percentile bootstrap interval of the mean over seeds, or episodes (Efron 1979).
 
-    Seeds are drawn with replacement, with a fixed key, so that the same values always give
-    the same interval. A single seed gives an interval of no width, which says nothing.
+    They are drawn with replacement, with a fixed key, so that the same values always give
+    the same interval. A single one gives an interval of no width, which says nothing.
     """
-    seeds = np.asarray(values, float)
-    draws = np.random.default_rng(0).choice(seeds, (RESAMPLES, seeds.size))
-    low, high = np.quantile(draws.mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
+    samples, rng = np.asarray(values, float), np.random.default_rng(0)
+    rows = max(1, AT_ONCE // samples.size)  # resamples that memory is taken for
+    sizes = [min(rows, RESAMPLES - done) for done in range(0, RESAMPLES, rows)]
+    means = np.concatenate([rng.choice(samples, (size, samples.size)).mean(axis=1) for size in sizes])
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)

@@ -19,7 +19,7 @@ from lorasa_jax.types import Learner, Metrics, PolicyParams, Rates, RolloutState
 from lorasa_jax.update import run_schedule
 
 # What a run's key is used for; most of them once in every iteration.
-_INIT, _COLLECT, _UPDATE, _GRAFT, _EVALUATE, EPISODE, GROUPING = range(7)
+_INIT, _COLLECT, _UPDATE, _GRAFT, _EVALUATE, EPISODE, GROUPING, REPLAY = range(8)
 
 
 class Trainer(NamedTuple):

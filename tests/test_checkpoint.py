@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
+import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +20,11 @@ import pytest
 from helpers import KEY, assert_same, row_of, small_config, two_phases
 
 from lorasa_jax import checkpoint
-from lorasa_jax.checkpoint import Saver, complete, drop_after, load, read_item, take_snapshot, write
+from lorasa_jax.checkpoint import Saver, complete, drop_after, load, load_team, read_item, take_snapshot, write
 from lorasa_jax.config import ConfigError
 from lorasa_jax.envs.toy import make_toy
 from lorasa_jax.loop import ADAPTERS, SHARED, RunState
+from lorasa_jax.trees import by_path, nested
 from lorasa_jax.types import TrainState
 
 
@@ -103,6 +107,19 @@ def test_a_backbone_is_read_without_the_rest(kept: SimpleNamespace, copy: Path) 
         read_item(copy, "trunk")
 
 
+@pytest.mark.parametrize("phase", [SHARED, ADAPTERS])
+def test_a_team_is_read_without_what_only_training_needs(kept: SimpleNamespace, tmp_path: Path, phase: str) -> None:
+    path = shutil.copytree(kept.paths[phase], tmp_path / kept.paths[phase].name)
+    shutil.rmtree(path / "train")
+    team, actor = load_team(path, kept.config, kept.env), kept.states[phase].train.learner.actor
+    assert_same(team.params, actor)
+    assert_same(row_of(team.weights.actors, 0), team.system.weights(row_of(actor, 0)))
+    with pytest.raises(ConfigError, match=r"in checkpoint .* but probe_death needs float32"):
+        load_team(path, kept.config, make_toy("probe_death", 4))
+    with pytest.raises(ConfigError, match=r"learner/inputs/.* is missing from checkpoint"):
+        load_team(path, replace(kept.config, standardise=True), kept.env)
+
+
 def test_agents_that_own_nothing_leave_no_item(kept: SimpleNamespace) -> None:
     assert not (kept.paths[SHARED] / "adapters").exists()
 
@@ -141,16 +158,16 @@ def test_a_change_of_any_leaf_is_noticed(kept: SimpleNamespace, monkeypatch: pyt
     path, restore = kept.paths[ADAPTERS], checkpoint._restore
     meta = restore(path, "meta")
     for item, described in meta["leaves"].items():
-        good = checkpoint._leaves(restore(path, item))
+        good = by_path(restore(path, item))
         for name, array in good.items():
             wrong = array.view(np.uint8) if array.dtype == bool else array.astype(np.complex64)
             for changed in (wrong, array[..., None], np.flip(array) if len(np.unique(array)) > 1 else ~(array > 0)):
-                spoilt = checkpoint._nested({**good, name: changed})
-                monkeypatch.setattr(checkpoint, "_restore", lambda path, item, spoilt=spoilt: spoilt)
+                spoilt = nested({**good, name: changed})
+                monkeypatch.setattr(checkpoint, "_restore", lambda path, item, described, spoilt=spoilt: spoilt)
                 with pytest.raises(ConfigError, match=f"{name} in {item} of checkpoint .* is not what was written"):
                     checkpoint._read(path, item, described)
         rest = {name: array for name, array in good.items() if name != next(iter(good))}
-        monkeypatch.setattr(checkpoint, "_restore", lambda path, item, rest=rest: checkpoint._nested(rest))
+        monkeypatch.setattr(checkpoint, "_restore", lambda path, item, described, rest=rest: nested(rest))
         with pytest.raises(ConfigError, match="is not what was written"):
             checkpoint._read(path, item, described)
 
@@ -261,3 +278,118 @@ def test_a_full_disk_is_said_and_the_run_goes_on(
     saver.close()
     assert len(said) == 2
     assert [path.name for path in tmp_path.iterdir() if path.name not in "14"] == []
+
+
+# From anybody: every digest right, and yet
+
+
+def forge(path: Path) -> None:
+    """Makes the list of files true again."""
+    list_files(path, checkpoint._digests(path))
+
+
+def list_files(path: Path, files: Any) -> None:
+    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    listed = json.dumps({"sha256": digest, "files": files})
+    (path / "files.json").write_text(listed)
+
+
+@pytest.mark.parametrize("name", ["shared/../../../run/metrics.jsonl", "/etc/passwd", "..", "shared/a\0b"])
+def test_a_list_that_leads_out_of_the_checkpoint_is_refused(copy: Path, name: str) -> None:
+    list_files(copy, {**checkpoint._digests(copy), name: "0" * 64})
+    assert refusal(copy) == f"{name!r} in checkpoint {copy} leads out of it; no checkpoint that was written does"
+
+
+def test_a_link_that_leads_out_of_the_checkpoint_is_refused(copy: Path) -> None:
+    (copy / "shared" / "more").symlink_to("/etc")
+    forge(copy)
+    assert "'shared/more' in checkpoint" in refusal(copy)
+
+
+@pytest.mark.parametrize("files", [[], "x", {"meta/x": 3}, {"meta/" + "x" * 5000: "0"}])
+def test_a_list_of_anything_else_is_refused(copy: Path, files: Any) -> None:
+    list_files(copy, files)
+    refusal(copy)
+
+
+def change_meta(path: Path, place: tuple[str, ...], value: Any) -> None:
+    """Writes another value into `meta`."""
+    (file,) = [file for file in (path / "meta").iterdir() if file.read_bytes().startswith(b"{")]
+    meta = json.loads(file.read_text())
+    branch = meta
+    for name in place[:-1]:
+        branch = branch[name]
+    branch[place[-1]] = value
+    file.write_text(json.dumps(meta))
+    forge(path)
+
+
+KERNEL = ("leaves", "shared", "fc1/kernel")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (("format",), 99, "has format 99"),
+        *(
+            (place, value, "meta of checkpoint")
+            for place, value in [
+                (("leaves",), []), (("leaves", "evil"), {}), (("leaves", "shared"), []), (KERNEL, {}),
+                ((*KERNEL, "shape"), [-1]), ((*KERNEL, "shape"), [2**31]), ((*KERNEL, "shape"), "1"),
+                ((*KERNEL, "dtype"), "object"), ((*KERNEL, "dtype"), []), (("run",), {}), (("config",), 3),
+                (("config", "total_steps"), None),
+                (("run", "phase"), "evil"), (("run", "phase"), []), (("run", "evil"), 1), (("run", "curve"), [[1]]),
+                (("run", "curve"), [3]), (("run", "random_return"), None), (("run", "evaluation_interval"), 0),
+                (("run", "switch_steps"), ["x"]), (("run", "train_seconds"), "x"),
+            ]
+        ),
+        ((*KERNEL, "shape"), [2**30, 2**30], "but this run needs float32[1, 1, "),
+        ((*KERNEL, "dtype"), "float64", "but this run needs float32[1, 1, "),
+        ((*KERNEL, "sha256"), 3, "fc1/kernel in shared of checkpoint"),
+    ],
+)  # fmt: skip
+def test_a_description_that_lies_is_refused(copy: Path, place: tuple[str, ...], value: Any, said: str) -> None:
+    change_meta(copy, place, value)
+    assert said in refusal(copy)
+
+
+def test_no_room_is_made_for_arrays_of_other_shapes(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import orbax.checkpoint as ocp
+
+    change_meta(copy, (*KERNEL, "shape"), [2**30, 2])
+    with pytest.raises(ConfigError, match="more than is believed"):
+        read_item(copy, "shared")
+    change_meta(copy, (*KERNEL, "shape"), [2**20, 2])
+    read = ocp.Checkpointer.restore
+
+    def only_meta(self: Any, path: Any, args: Any) -> Any:
+        assert set(args.keys()) == {"meta"}
+        return read(self, path, args=args)
+
+    monkeypatch.setattr(ocp.Checkpointer, "restore", only_meta)
+    with pytest.raises(ConfigError, match=r"fc1/kernel in shared of checkpoint .* is not what was written"):
+        read_item(copy, "shared")
+
+
+class Trap:
+    """A pickle that leaves a trace where it is read."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("item", ["meta", "shared", "files.json"])
+def test_what_is_no_checkpoint_is_refused_and_never_run(copy: Path, tmp_path: Path, item: str) -> None:
+    home = copy / item
+    files = [home] if home.is_file() else [path for path in home.rglob("*") if path.is_file()]
+    for content in (pickle.dumps(Trap(tmp_path / "trap")), b"[" * 100_000, b"\xff"):
+        for file in files:
+            if file.name != "commit_success.txt":
+                file.write_bytes(content)
+        if item != "files.json":
+            forge(copy)
+        refusal(copy)
+    assert not (tmp_path / "trap").exists()

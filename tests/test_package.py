@@ -53,3 +53,16 @@ def test_the_name_of_a_scheme_is_written_once() -> None:
         strings = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
         allowed = {"sharing.py": 1, "config.py": 2}.get(path.name, 0)  # the registry; the flag and its default
         assert strings.count("lorasa") == allowed, path
+
+
+def test_nothing_that_is_read_can_run() -> None:
+    """No pickle under any name, and YAML is only loaded safely."""
+    home = Path(lorasa_jax.__file__).parent
+    for path in [*home.rglob("*.py"), *(home.parent / "experiments").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = {alias.name.split(".")[0] for alias in node.names} | {getattr(node, "module", "") or ""}
+                assert not names & {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}, path
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                assert node.value.id != "yaml" or node.attr in ("safe_load", "YAMLError"), path
+                assert node.value.id not in ("np", "jnp", "numpy") or node.attr != "load", path

@@ -1,0 +1,120 @@
+"""Play a saved run, and say how sure the result is: python experiments/evaluate.py RUN."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from lorasa_jax.config import require
+
+from cli import polite
+from saved import load_run
+
+if TYPE_CHECKING:
+    import jax
+    import numpy as np
+
+    from lorasa_jax.checkpoint import SavedTeam
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Play the teams of a saved run: whole episodes from start states that training never met."""
+
+    run: tyro.conf.Positional[Path]
+    """Run directory, or one of its checkpoints, RUN/checkpoints/N."""
+    episodes: int = 256
+    """Episodes of each seed."""
+    sampled: bool = False
+    """Draw actions as in training, instead of taking the most probable ones."""
+    task: str = ""
+    """Another task of the same shapes; empty: the one it was trained in."""
+    draw: int = 0
+    """Which draw of start states and chance; another number plays other episodes."""
+    gif: Path | None = None
+    """Draw one episode of the first seed into this file."""
+
+    def __post_init__(self) -> None:
+        require(self.episodes > 0, f"episodes must be positive, got {self.episodes}")
+        require(self.draw >= 0, f"draw must be 0 or more, got {self.draw}")
+
+
+def keys(team: SavedTeam, draw: int) -> jax.Array:
+    """Returns a key for every seed, of which training used none."""
+    import jax
+    import jax.numpy as jnp
+
+    from lorasa_jax.trainer import REPLAY
+
+    config = team.system.config
+    seeds = [jax.random.key(config.seed + k) for k in range(config.seeds)]
+    return jnp.stack([jax.random.fold_in(jax.random.fold_in(key, REPLAY), draw) for key in seeds])
+
+
+def play(team: SavedTeam, keys: jax.Array, greedy: bool) -> dict[str, np.ndarray]:
+    """Returns `return`, `win_rate` and `length` of every episode of every seed, [K, E]."""
+    import jax
+    import numpy as np
+
+    from lorasa_jax.programs import over_seeds
+    from lorasa_jax.rollout import play_episodes
+
+    episodes = over_seeds(lambda weights, key: play_episodes(team.system, weights, key, greedy), len(keys))
+    return {name: np.asarray(values) for name, values in jax.jit(episodes)(team.weights, keys).items()}
+
+
+def report(played: dict[str, np.ndarray]) -> list[str]:
+    """Returns the means with their 95 % intervals: over seeds, or over the episodes of a single one."""
+    from lorasa_jax.stats import bootstrap_interval
+
+    n_seeds, n_episodes = played["return"].shape
+    lines = []
+    for name, form in (("return", ".3f"), ("win_rate", ".1%"), ("length", ".1f")):
+        by_seed = played[name].mean(axis=1)
+        low, high = bootstrap_interval(by_seed if n_seeds > 1 else played[name][0])
+        line = f"{name.replace('_', ' '):9} {by_seed.mean():{form}} [{low:{form}}, {high:{form}}]"
+        lines.append(line + (f"   by seed: {'  '.join(f'{mean:{form}}' for mean in by_seed)}" if n_seeds > 1 else ""))
+    over = f"the means of {n_seeds} seeds" if n_seeds > 1 else f"the {n_episodes} episodes of one seed"
+    return [*lines, f"in brackets: 95 % bootstrap interval of the mean, over {over}"]
+
+
+def draw_episode(team: SavedTeam, key: jax.Array, greedy: bool, path: Path) -> None:
+    """Draws one episode of the first seed."""
+    import jax
+
+    from lorasa_jax.envs.drawing import save_gif
+    from lorasa_jax.rollout import record_episode
+
+    env = team.system.env
+    assert env.draw is not None
+    states = record_episode(team.system, jax.tree.map(lambda leaf: leaf[0], team.weights), key, greedy)
+    save_gif(env.draw(states), path, env.fps)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    with polite():
+        config = tyro.cli(EvaluateConfig, args=sys.argv[1:] if argv is None else argv)
+        changes = {"eval_episodes": config.episodes} | ({"task": config.task} if config.task else {})
+        team, checkpoint = load_run(config.run, **changes)
+        task = team.system.env.spec.name
+        require(config.gif is None or team.system.env.draw is not None, f"there is nothing to draw in {task}; no --gif")
+        import jax
+
+        both = jax.vmap(jax.random.split)(keys(team, config.draw))  # one for the numbers, one for the picture
+        greedy = not config.sampled
+        played = play(team, both[:, 0], greedy)
+        print(f"{task}, {config.episodes} {'greedy' if greedy else 'sampled'} episodes of each seed, from {checkpoint}")
+        print("\n".join(report(played)))
+        if config.gif is not None:
+            draw_episode(team, both[0, 1], greedy, config.gif)
+            print(f"an episode of the first seed is in {config.gif}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""A saved run: where its checkpoint is, and the teams in it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorasa_jax.config import require
+
+from cli import CHECKPOINTS, RunConfig, read_config, run_of
+
+if TYPE_CHECKING:
+    from lorasa_jax.checkpoint import SavedTeam
+
+
+def find_checkpoint(path: Path) -> tuple[RunConfig, Path]:
+    """Returns a run's settings and a checkpoint: the one that the path names, or the newest of the run it names."""
+    from lorasa_jax.checkpoint import complete
+
+    directory = run_of(path)
+    settings = directory / "config.json"
+    require(settings.is_file(), f"there is no run in {directory}: it has no config.json")
+    config = read_config(RunConfig, settings)
+    if path != directory:
+        return config, path
+    found = complete(directory / CHECKPOINTS)
+    require(bool(found), f"{directory} has no checkpoint yet; one is written after a minute, or when the run stops")
+    return config, found[-1]
+
+
+def load_run(path: Path, **changes: Any) -> tuple[SavedTeam, Path]:
+    """Returns the teams of a run, its settings changed, and the checkpoint they come from."""
+    from lorasa_jax.checkpoint import load_team
+    from lorasa_jax.envs import make_env
+
+    config, checkpoint = find_checkpoint(path)
+    config = dataclasses.replace(config, **changes)
+    return load_team(checkpoint, config, make_env(config)), checkpoint

@@ -1,0 +1,471 @@
+"""Adapters as things of their own: files, other backbones, plain networks, teams of another size.
+
+A team's adapters are a folder, laid out as PEFT's are:
+
+============================  ===============================================================
+`adapter_config.json`         rank, scale and layers, the trunk of each owner, the shapes of the
+                              trunk, what they were trained on, and a SHA-256 of the backbone
+`adapter_model.safetensors`   float32, `LAYER/left` [N, in, r] and `LAYER/right` [N, r, out], or
+                              `LAYER/full` [N, in, out] where the rank is no smaller than the layer
+============================  ===============================================================
+
+What is read may come from anybody. Nothing in it is run, no array is read before its name, shape and
+type are known to be right, and what does not fit is refused in one line.
+
+These functions are found in `lorasa_jax.adapters`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from lorasa_jax.adapters import low_rank
+from lorasa_jax.config import ConfigError, require
+from lorasa_jax.system import System
+from lorasa_jax.trees import by_path, digest, nested, not_finite
+from lorasa_jax.types import PolicyParams, PyTree
+
+FORMAT = 1
+"""Changes where what is written changes."""
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+_LARGEST_CONFIG = 2**20
+_SAME = 1e-3
+"""How far, against the largest weight of a leaf, two ways to compute it may lie apart by rounding."""
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What adapters are, and what they stand on.
+
+    Attributes:
+        env: family of environments they were trained in.
+        task: the task.
+        rank: r.
+        scale: alpha / r.
+        layers: the layers that have one.
+        groups: the trunk of each owner.
+        agent_id: the trunk's input ends in a one-hot agent id.
+        trunk: the shape of every leaf of one trunk, by its path.
+        backbone: SHA-256 of all trunks they were trained on (`lorasa_jax.trees.digest`).
+    """
+
+    env: str
+    task: str
+    rank: int
+    scale: float
+    layers: tuple[str, ...]
+    groups: tuple[int, ...]
+    agent_id: bool
+    trunk: dict[str, tuple[int, ...]]
+    backbone: str
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every leaf of the adapters, by its path; nothing is allocated."""
+        adapter = low_rank(self.rank, self.scale, self.layers)
+        trunk = nested({name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in self.trunk.items()})
+        own = jax.eval_shape(adapter.init, jax.random.key(0), trunk)
+        return {name: (len(self.groups), *leaf.shape) for name, leaf in by_path(own).items()}
+
+
+class TeamAdapters(NamedTuple):
+    """The adapters of a team, without a backbone.
+
+    Attributes:
+        own: as `PolicyParams.agents`, leaves [N, ...].
+        about: what they are.
+    """
+
+    own: PyTree
+    about: AdapterConfig
+
+
+# Writing and reading
+
+
+def describe(params: PolicyParams, system: System) -> AdapterConfig:
+    """Returns what a team's adapters are.
+
+    Args:
+        params: of one seed.
+        system: of the phase in which they were trained.
+    """
+    config, sharing = system.config, system.actor.sharing
+    return AdapterConfig(
+        env=config.env,
+        task=system.env.spec.name,
+        rank=config.rank,
+        scale=config.adapter_scale,
+        layers=tuple(params.agents),
+        groups=sharing.groups,
+        agent_id=sharing.agent_id,
+        trunk={name: tuple(leaf.shape[1:]) for name, leaf in by_path(params.shared).items()},
+        backbone=digest(params.shared),
+    )
+
+
+def save(directory: Path | str, params: PolicyParams, system: System) -> Path:
+    """Writes a team's adapters into a new folder, whole or not at all, and returns its path.
+
+    Args:
+        directory: the folder; must not exist.
+        params: of one seed, trunks and adapters.
+        system: of the phase in which they were trained.
+
+    Raises:
+        ConfigError: there are no low-rank adapters, or they hold NaN; the folder exists.
+    """
+    from safetensors.numpy import save_file
+
+    directory = Path(directory)
+    require(not directory.exists(), f"{directory} exists already; name another folder for the adapters")
+    own = {name: np.ascontiguousarray(leaf) for name, leaf in by_path(params.agents).items()}
+    require(bool(own), f"under sharing {system.config.sharing} agents own no adapters in this phase")
+    parts = {name.rpartition("/")[2] for name in own}
+    require(parts <= {"left", "right", "full"}, "only low-rank adapters are kept in files, not whole layers")
+    about = describe(params, system)
+    fields = _to_json(about)
+    wrong = next((name for name, is_good in _FIELDS.items() if not is_good(fields[name])), None)
+    require(wrong is None, f"{wrong} of these adapters is not that of one team; take the parameters of one seed")
+    _require_fit({name: (array.shape, str(array.dtype)) for name, array in own.items()}, about, "these parameters")
+    _require_finite(own, "these adapters")
+
+    unfinished = directory.with_name(f".{directory.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    (unfinished / CONFIG_FILE).write_text(json.dumps(fields, indent=2) + "\n")
+    save_file(own, unfinished / WEIGHTS_FILE)
+    unfinished.rename(directory)
+    return directory
+
+
+def load(directory: Path | str) -> TeamAdapters:
+    """Returns the adapters in a folder.
+
+    Raises:
+        ConfigError: they are missing, damaged, hold NaN, or are not what they say they are.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    directory = Path(directory)
+    about = _read_config(directory / CONFIG_FILE)
+    path = directory / WEIGHTS_FILE
+    require(path.is_file(), f"there is no {WEIGHTS_FILE} in {directory}")
+    types = {"F32": "float32"}
+    try:
+        with safe_open(path, framework="numpy") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (no dictionary)
+            found = {
+                name: (tuple(part.get_shape()), types.get(part.get_dtype(), part.get_dtype()))
+                for name, part in parts.items()
+            }
+            _require_fit(found, about, str(path))
+            own = {name: file.get_tensor(name) for name in found}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ConfigError(f"{path} is no valid safetensors file: {_one_line(error)}") from None
+    _require_finite(own, str(path))
+    return TeamAdapters(jax.tree.map(jnp.asarray, nested(own)), about)
+
+
+def _require_fit(found: Mapping[str, tuple[tuple[int, ...], str]], about: AdapterConfig, where: str) -> None:
+    expected = about.shapes
+    for name in sorted(expected.keys() ^ found.keys()):
+        raise ConfigError(f"{name} {'is missing from' if name in expected else 'has no place in'} {where}")
+    for name, (shape, dtype) in sorted(found.items()):
+        require(
+            (shape, dtype) == (expected[name], "float32"),
+            f"{name} in {where} is {dtype}{list(shape)}, and must be float32{list(expected[name])}",
+        )
+
+
+def _require_finite(leaves: Mapping[str, Any], where: str) -> None:
+    wrong = not_finite(leaves)
+    require(wrong is None, f"{wrong} in {where} holds NaN or infinity")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _to_json(about: AdapterConfig) -> dict[str, Any]:
+    """The configuration in the words of PEFT, where it has some."""
+    known = dataclasses.asdict(about)
+    rank, scale = known.pop("rank"), known.pop("scale")
+    peft = {"peft_type": "LORA", "r": rank, "lora_alpha": scale * rank, "target_modules": known.pop("layers")}
+    return json.loads(json.dumps({"format": FORMAT, **peft, **known}))
+
+
+def _is_count(value: Any, least: int = 1) -> bool:
+    return type(value) is int and least <= value < 2**24
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_trunk(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        re.fullmatch(r"\w+/(kernel|bias|scale)", name)
+        and isinstance(shape, list)
+        and 1 <= len(shape) <= 2
+        and all(map(_is_count, shape))
+        for name, shape in value.items()
+    )
+
+
+def _is_numbering(value: Any) -> bool:
+    numbers = isinstance(value, list) and bool(value) and all(_is_count(entry, 0) for entry in value)
+    return numbers and set(value) == set(range(max(value) + 1))
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "r": _is_count,
+    "lora_alpha": lambda value: type(value) in (int, float) and 0 < value < 1e9,
+    "target_modules": lambda value: isinstance(value, list) and bool(value) and all(map(_is_text, value)),
+    "groups": _is_numbering,
+    "agent_id": lambda value: isinstance(value, bool),
+    "trunk": _is_trunk,
+    "backbone": lambda value: _is_text(value) and bool(re.fullmatch("[0-9a-f]{64}", value)),
+    "env": _is_text,
+    "task": _is_text,
+}
+"""What each field of `adapter_config.json` has to be."""
+
+
+def _read_config(path: Path) -> AdapterConfig:
+    require(path.is_file(), f"there are no adapters in {path.parent}: it has no {CONFIG_FILE}")
+    require(path.stat().st_size <= _LARGEST_CONFIG, f"{path} is larger than any that was written as adapters")
+    try:
+        fields = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        fields = None
+    require(isinstance(fields, dict), f"{path} is no valid JSON that holds fields by name")
+    require(
+        fields.get("format") == FORMAT,
+        f"{path} has format {str(fields.get('format'))[:20]}, and this version of lorasa_jax reads {FORMAT}",
+    )
+    for name, is_good in _FIELDS.items():
+        require(name in fields and is_good(fields[name]), f"{name} in {path} is missing, or not what it has to be")
+    trunk = {name: tuple(shape) for name, shape in fields["trunk"].items()}
+    for layer in fields["target_modules"]:
+        require(f"{layer}/kernel" in trunk, f"target_modules in {path} names {layer!r}, which the trunk there lacks")
+    return AdapterConfig(
+        env=fields["env"],
+        task=fields["task"],
+        rank=fields["r"],
+        scale=fields["lora_alpha"] / fields["r"],
+        layers=tuple(fields["target_modules"]),
+        groups=tuple(fields["groups"]),
+        agent_id=fields["agent_id"],
+        trunk=trunk,
+        backbone=fields["backbone"],
+    )
+
+
+# On a backbone
+
+
+def attach(
+    backbone: PolicyParams | Path | str, adapters: TeamAdapters, *, seed: int = 0, any_backbone: bool = False
+) -> PolicyParams:
+    """Returns the policies that adapters make of a backbone.
+
+    Args:
+        backbone: parameters of one seed, of which only the trunks count, or a checkpoint.
+        adapters: as `load` gives them.
+        seed: which of a checkpoint's seeds, counted from 0.
+        any_backbone: also take one that they were not trained on, if its shapes are the same.
+
+    Raises:
+        ConfigError: the backbone is another one, does not fit, or holds NaN.
+    """
+    where = "this backbone"
+    if isinstance(backbone, PolicyParams):
+        shared = backbone.shared
+    else:
+        from lorasa_jax.checkpoint import SHARED_ITEM, read_item
+
+        where = f"the backbone in {backbone}"
+        seeds = read_item(Path(backbone), SHARED_ITEM)
+        n_seeds = len(jax.tree.leaves(seeds)[0])
+        require(0 <= seed < n_seeds, f"seed must count one of the {n_seeds} seeds in {backbone} from 0, got {seed}")
+        shared = jax.tree.map(lambda leaf: jnp.asarray(leaf[seed]), seeds)
+    about, n_trunks = adapters.about, max(adapters.about.groups) + 1
+    found = {name: tuple(leaf.shape) for name, leaf in by_path(shared).items()}
+    for name in sorted({*found, *about.trunk}):
+        needed = (n_trunks, *about.trunk[name]) if name in about.trunk else None
+        require(
+            found.get(name) == needed,
+            f"these adapters, of {about.task}, do not fit {where}: {name} is {_shape(found.get(name))} there, "
+            f"and they need {_shape(needed)}",
+        )
+    _require_finite(by_path(shared), where)
+    require(
+        any_backbone or digest(shared) == about.backbone,
+        f"these adapters were not trained on {where}; give any_backbone=True to attach them even so",
+    )
+    return PolicyParams(shared, adapters.own)
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else str(list(shape))
+
+
+# As plain networks
+
+
+def merge(params: PolicyParams, system: System) -> list[PyTree]:
+    """Returns every agent's full weights, each a plain tree of flax parameters of the same network.
+
+    Args:
+        params: of one seed.
+        system: of the phase they belong to.
+    """
+    full = system.actor.merge(params).shared
+    homes = range(system.actor.sharing.n_agents) if params.agents else system.actor.sharing.groups
+    return [jax.tree.map(lambda leaf, home=home: leaf[home], full) for home in homes]
+
+
+def unmerge(networks: Sequence[PyTree], own: PyTree, system: System) -> PolicyParams:
+    """Returns trunks and adapters, which `merge` made these networks of; the trunks up to rounding.
+
+    Args:
+        networks: one for each agent.
+        own: the adapters in them.
+        system: of the phase they belong to.
+
+    Raises:
+        ConfigError: networks of one trunk differ in more than these adapters.
+    """
+    sharing = system.actor.sharing
+    require(len(networks) == sharing.n_agents, f"there must be {sharing.n_agents} networks, got {len(networks)}")
+    # What an adapter makes of a trunk of zeros is what it adds.
+    nothing = jax.tree.map(jnp.zeros_like, networks[0])
+    trunks = []
+    for i, network in enumerate(networks):
+        added = sharing.adapter.merge(nothing, jax.tree.map(lambda leaf, i=i: leaf[i], own))
+        trunks.append(sharing.adapter.rest(jax.tree.map(jnp.subtract, network, added)))
+    first = [trunks[sharing.groups.index(group)] for group in range(sharing.n_trunks)]
+    for trunk, group in zip(trunks, sharing.groups, strict=True):
+        expected = by_path(first[group])
+        for name, leaf in by_path(trunk).items():
+            far = jnp.abs(leaf - expected[name]).max() > _SAME * jnp.maximum(1.0, jnp.abs(expected[name]).max())
+            require(not far, f"{name}: these networks do not come of one trunk and these adapters")
+    return PolicyParams(jax.tree.map(lambda *leaves: jnp.stack(leaves), *first), own)
+
+
+# A team of another size
+
+
+def resize(
+    params: PolicyParams, before: System, after: System, sources: Sequence[int | str], key: PRNGKeyArray | None = None
+) -> PolicyParams:
+    """Returns the policies of a team in which every agent goes on from agents of another one.
+
+    Where the trunk sees agents' ids, it gets weights for those of the new team, from the same sources
+    (those of a fresh agent are averaged). A copy of agent i then computes what agent i does. Where the input is
+    normalised, the number of ids enters its mean and deviation, so that even agents that stay play slightly
+    differently; without `actor.input_norm` they play exactly as before.
+
+    Args:
+        params: of one seed, of the team as it was.
+        before: its system, in the phase the parameters belong to.
+        after: the system of the new team, in the same phase.
+        sources: for each agent of the new team the number of an old one, which is copied; or `average`:
+            the mean of all old agents' corrections (its best approximation of rank r); or `fresh`.
+        key: needed where an agent starts afresh.
+
+    Raises:
+        ConfigError: the teams differ in more than their size, or the sources do not fit.
+    """
+    _check_sources(before, after, sources, key)
+    n_old, everyone = before.env.spec.n_agents, range(before.env.spec.n_agents)
+    members = [[source] if isinstance(source, int) else list(everyone) for source in sources]
+    weight = np.stack([np.eye(n_old, dtype=np.float32)[of].mean(axis=0) for of in members])
+    n_ids = n_old if before.actor.sharing.agent_id else 0
+    first = before.config.actor.layer_names[0]
+
+    def ids_last(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return rows[: len(rows) - n_ids], rows[len(rows) - n_ids :]
+
+    def of_trunk(name: str, leaf: Any) -> Any:
+        if n_ids == 0 or name not in (f"{first}/kernel", "input_norm/scale", "input_norm/bias"):
+            return leaf
+        halves = [ids_last(rows) for rows in np.asarray(leaf)]
+        return jnp.stack([jnp.concatenate([seen, np.tensordot(weight, ids, 1)]) for seen, ids in halves])
+
+    def of_agent(layer: str, parts: dict[str, np.ndarray], i: int, j: int) -> dict[str, np.ndarray]:
+        """What agent i owns in a layer, for an agent j of the new team."""
+        own = {part: leaf[i] for part, leaf in parts.items()}
+        for part in {"left", "full"} & own.keys() if layer == first and n_ids else ():
+            seen, ids = ids_last(own[part])
+            rows = np.tensordot(weight, ids, 1)
+            rows[j] = ids[i]  # an agent knows best what its own id means
+            own[part] = np.concatenate([seen, rows])
+        return own
+
+    shared = nested({name: of_trunk(name, leaf) for name, leaf in by_path(params.shared).items()})
+    fresh = jax.jit(lambda key: after.actor.init(key).agents)(key) if "fresh" in sources else {}
+    agents = {}
+    for layer, parts in params.agents.items():
+        parts = {part: np.asarray(leaf) for part, leaf in parts.items()}
+        rows = [
+            jax.tree.map(lambda leaf, j=j: leaf[j], fresh[layer])
+            if source == "fresh"
+            else _mean([of_agent(layer, parts, i, j) for i in members[j]])
+            for j, source in enumerate(sources)
+        ]
+        agents[layer] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+    return _as_needed(PolicyParams(shared, agents), after)
+
+
+def _mean(owned: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """What agents own in one layer, averaged: products of factors as a whole, then of rank r again (Eckart, Young)."""
+    if len(owned) == 1:
+        return owned[0]
+    if "left" not in owned[0]:
+        return {part: np.mean([own[part] for own in owned], axis=0) for part in owned[0]}
+    rank = owned[0]["left"].shape[1]
+    u, size, v = np.linalg.svd(np.mean([own["left"] @ own["right"] for own in owned], axis=0), full_matrices=False)
+    root = np.sqrt(size[:rank])
+    return {"left": u[:, :rank] * root, "right": root[:, None] * v[:rank]}
+
+
+def _check_sources(before: System, after: System, sources: Sequence[int | str], key: PRNGKeyArray | None) -> None:
+    n_old, n_new = before.env.spec.n_agents, after.env.spec.n_agents
+    old, new = before.actor.sharing, after.actor.sharing
+    require(len(sources) == n_new, f"sources must name one for each of the {n_new} agents, got {len(sources)}")
+    for j, source in enumerate(sources):
+        good = 0 <= source < n_old if isinstance(source, int) else source in ("average", "fresh")
+        require(good, f"a source must be one of the {n_old} agents, from 0, or average or fresh; got {source!r}")
+        require(
+            old.n_trunks == new.n_trunks and (not isinstance(source, int) or old.groups[source] == new.groups[j]),
+            f"agent {j} stands on another trunk than its source {source}; only adapters change hands, trunks do not",
+        )
+    require("fresh" not in sources or key is not None, "an agent that starts afresh needs a key")
+
+
+def _as_needed(params: PolicyParams, system: System) -> PolicyParams:
+    """The parameters, if they are of the shapes that a system needs."""
+    needed = by_path(jax.eval_shape(system.actor.init, jax.random.key(0)))
+    found = by_path(params)
+    for name in sorted({*needed, *found}):
+        there, here = (tuple(leaves[name].shape) if name in leaves else None for leaves in (found, needed))
+        require(
+            there == here,
+            f"{name} would be {_shape(there)}, but {system.env.spec.name} needs {_shape(here)}; "
+            "the teams may differ in their size only",
+        )
+    return params
