@@ -12,7 +12,8 @@ A team's adapters are a folder, laid out as PEFT's are:
 What is read may come from anybody. Nothing in it is run, no array is read before its name, shape and
 type are known to be right, and what does not fit is refused in one line.
 
-These functions are found in `lorasa_jax.adapters`.
+These functions are found in `lorasa_jax.adapters`. They are for what each agent has for itself: adapters of
+roles, and of several levels, are refused.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from lorasa_jax.types import PolicyParams, PyTree
 FORMAT = 1
 """Changes where what is written changes."""
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+_FACTORS, _WHOLE = frozenset({"left", "right", "full"}), frozenset({"kernel", "bias"})
 _LARGEST_CONFIG = 2**20
 _SAME = 1e-3
 """How far, against the largest weight of a leaf, two ways to compute it may lie apart by rounding."""
@@ -133,8 +135,9 @@ def save(directory: Path | str, params: PolicyParams, system: System) -> Path:
     require(not directory.exists(), f"{directory} exists already; name another folder for the adapters")
     own = {name: np.ascontiguousarray(leaf) for name, leaf in by_path(params.agents).items()}
     require(bool(own), f"under sharing {system.config.sharing} agents own no adapters in this phase")
+    _require_own(params.agents, system)
     parts = {name.rpartition("/")[2] for name in own}
-    require(parts <= {"left", "right", "full"}, "only low-rank adapters are kept in files, not whole layers")
+    require(parts <= _FACTORS, "only low-rank adapters are kept in files, not whole layers")
     about = describe(params, system)
     fields = _to_json(about)
     wrong = next((name for name, is_good in _FIELDS.items() if not is_good(fields[name])), None)
@@ -177,6 +180,19 @@ def load(directory: Path | str) -> TeamAdapters:
         raise ConfigError(f"{path} is no valid safetensors file: {_one_line(error)}") from None
     _require_finite(own, str(path))
     return TeamAdapters(jax.tree.map(jnp.asarray, nested(own)), about)
+
+
+def _require_own(own: PyTree, system: System) -> None:
+    """Refuses what agents share with others of their role, and what is neither a correction nor a layer."""
+    levels = system.actor.sharing.levels
+    alone = len(levels) <= 1 and all(level.owner == tuple(range(len(level.owner or ()))) for level in levels)
+    layers = own.values() if alone else ()
+    known = all(isinstance(parts, dict) and (parts.keys() <= _FACTORS or parts.keys() <= _WHOLE) for parts in layers)
+    require(
+        alone and known,
+        "only low-rank adapters, or layers, of each agent's own can be moved; those of sharing "
+        f"{system.config.sharing} with adapter-key {system.config.adapter_key} are of another kind",
+    )
 
 
 def _require_fit(found: Mapping[str, tuple[tuple[int, ...], str]], about: AdapterConfig, where: str) -> None:
@@ -332,7 +348,11 @@ def merge(params: PolicyParams, system: System) -> list[PyTree]:
     Args:
         params: of one seed.
         system: of the phase they belong to.
+
+    Raises:
+        ConfigError: owners change in the course of play, so that no agent has weights of its own.
     """
+    require(not system.actor.sharing.changing, "adapters whose owners change cannot be merged into agents' networks")
     full = system.actor.merge(params).shared
     homes = range(system.actor.sharing.n_agents) if params.agents else system.actor.sharing.groups
     return [jax.tree.map(lambda leaf, home=home: leaf[home], full) for home in homes]
@@ -350,6 +370,7 @@ def unmerge(networks: Sequence[PyTree], own: PyTree, system: System) -> PolicyPa
         ConfigError: networks of one trunk differ in more than these adapters.
     """
     sharing = system.actor.sharing
+    _require_own(own, system)
     require(len(networks) == sharing.n_agents, f"there must be {sharing.n_agents} networks, got {len(networks)}")
     # What an adapter makes of a trunk of zeros is what it adds.
     nothing = jax.tree.map(jnp.zeros_like, networks[0])
@@ -390,6 +411,7 @@ def resize(
     Raises:
         ConfigError: the teams differ in more than their size, or the sources do not fit.
     """
+    _require_own(params.agents, before)
     _check_sources(before, after, sources, key)
     n_old, everyone = before.env.spec.n_agents, range(before.env.spec.n_agents)
     members = [[source] if isinstance(source, int) else list(everyone) for source in sources]

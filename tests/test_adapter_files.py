@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import KEY, assert_close, assert_same, every_scheme, random_params, row_of, small_config
+from helpers import KEY, assert_close, assert_same, random_params, row_of, small_config
 
 from lorasa_jax import adapters
 from lorasa_jax.adapter_files import CONFIG_FILE, WEIGHTS_FILE
@@ -151,7 +151,7 @@ def test_a_digest_sees_names_shapes_types_and_bits() -> None:
 # Plain networks
 
 
-@every_scheme
+@pytest.mark.parametrize("scheme", ["ps", "nps", "mtl", "lorasa", "seps_lora"])
 def test_every_agent_gets_a_whole_network_and_unmerge_gives_back(scheme: str) -> None:
     system = system_of(scheme, alpha=1.0)
     params, scale = random_params(system.actor), 0.5
@@ -167,6 +167,20 @@ def test_every_agent_gets_a_whole_network_and_unmerge_gives_back(scheme: str) ->
                 expected[layer] = {**expected[layer], "kernel": expected[layer]["kernel"] + added}
         assert_close(network, expected, atol=1e-6)
     assert_close(adapters.unmerge(networks, params.agents, system), params, atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{"scheme": "hyper"}, {"scheme": "mask"}, {"adapter_key": "unit_type"}])
+def test_what_is_not_an_agents_own_correction_stays_where_it_is(tmp_path: Path, changes: dict[str, str]) -> None:
+    system = system_of(task="two_kinds", **changes)
+    params = random_params(system.actor)
+    networks = adapters.merge(params, system)
+    assert len(networks) == 3
+    for said in (
+        refusal(adapters.save, tmp_path / "team", params, system),
+        refusal(adapters.unmerge, networks, params.agents, system),
+        refusal(adapters.resize, params, system, system, (0, 1, 2)),
+    ):
+        assert "only low-rank adapters, or layers, of each agent's own can be moved" in said
 
 
 def test_a_merged_network_is_plain_flax() -> None:
