@@ -477,7 +477,7 @@ def test_all_agents_of_a_trunk_have_moved_when_one_of_them_has():
 @pytest.mark.parametrize("scheme", ["ps", "nps", "lorasa"])
 def test_without_a_learning_rate_nothing_moves(scheme):
     run = stepped(scheme, "everyone at once")
-    after, _ = run.program(run.before, run.t, jnp.zeros(()), KEY)
+    after, _ = run.program(run.before, run.t, rates_of(run.system.config, 0.0), KEY)
     assert_same((after.actor, after.critic), (run.before.actor, run.before.critic))
 
 
