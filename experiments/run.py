@@ -85,7 +85,7 @@ class Stop:
 class Keeper:
     """Offers a run's states to the saver, and stops the run where it was asked to."""
 
-    def __init__(self, saver: Saver, stop: Stop, also: Callable[[RunState], None]):
+    def __init__(self, saver: Saver, stop: Stop, also: Callable[[RunState], None] = lambda state: None):
         self.saver, self.stop, self.also = saver, stop, also
 
     def __call__(self, state: RunState) -> None:
@@ -97,6 +97,16 @@ class Keeper:
         if anywhere(bool(self.stop.signal)):
             self.saver.take(state)
             raise KeyboardInterrupt
+
+    def run(self, config: RunConfig, env: Env, *args: Any, **kwargs: Any) -> Result:
+        """Returns the result of a run; keeps the state before an iteration that diverged."""
+        from lorasa_jax.loop import Diverged, run
+
+        try:
+            return run(config, env, *args, save=self, **kwargs)
+        except Diverged as error:
+            self.saver.take(error.before)
+            raise
 
 
 def summarise(
@@ -211,14 +221,14 @@ def follow(config: RunConfig, env: Env) -> None:
     """Takes part in a run whose first process prints and writes; does all that the processes must do together."""
     from lorasa_jax.checkpoint import Saver, load
     from lorasa_jax.devices import row
-    from lorasa_jax.loop import Diverged, run
+    from lorasa_jax.loop import Diverged
 
     path = find_checkpoint(config)
     start = load(path, config, env) if path else None
     saver = Saver(config.directory / CHECKPOINTS, config, config.save_every, complain)
     try:
         with closing(saver), Stop() as stop:
-            result = run(config, env, start=start, save=Keeper(saver, stop, lambda state: None), shard=config.shard)
+            result = Keeper(saver, stop).run(config, env, start=start, shard=config.shard)
             stop.release()
     except Diverged:
         raise SystemExit(2) from None
@@ -275,7 +285,7 @@ def fill(
         also: is offered every state before the checkpoints are.
     """
     from lorasa_jax.checkpoint import Saver
-    from lorasa_jax.loop import Diverged, run
+    from lorasa_jax.loop import Diverged
 
     from display import Display
     from record import write_json
@@ -285,7 +295,7 @@ def fill(
     try:
         with closing(saver), Stop() as stop, Display(config) as display:
             keeper, reporter = Keeper(saver, stop, also), Reporter(display, record, track)
-            result = run(config, env, reporter, start=start, save=keeper, names=record.names, shard=config.shard)
+            result = keeper.run(config, env, reporter, start=start, names=record.names, shard=config.shard)
             stop.release()
             summary = summarise(config, result, time.perf_counter() - began, record.labels)
             write_json(directory / "summary.json", summary)
@@ -301,8 +311,8 @@ def fill(
         raise SystemExit(128 + (stop.signal or signal.SIGINT)) from None
     except Diverged as error:
         write_json(directory / "diverged.json", describe(error, record))
-        kept = f"the last checkpoint before is {saver.newest()}" if saver.newest() else "there is no checkpoint"
-        fail(f"the run diverged: {error}; what was measured until then is in {directory}; {kept}")
+        kept = f"; the state before is {saver.newest()}" if saver.newest() else ""
+        fail(f"the run diverged: {error}; what was measured until then is in {directory}{kept}")
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

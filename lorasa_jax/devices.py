@@ -53,25 +53,24 @@ class Layout(NamedTuple):
         """Returns how many of the rows one device works on."""
         return n_rows // self.mesh.size if self.mesh and self.by == ROWS else n_rows
 
-    def trace(self, function: Callable, shapes: tuple[PyTree, ...], donate: tuple[int, ...] = ()) -> Any:
+    def trace(self, function: Callable, shapes: tuple[PyTree, ...]) -> Any:
         """Returns the traced program of a function of `rows_each` rows, for all rows and devices.
 
         Args:
             function: mapped over its leading axis, of rows.
             shapes: its arguments for all rows, or their shapes.
-            donate: the arguments that the program may write over.
         """
         if self.mesh is None:
-            return jax.jit(function, donate_argnums=donate).trace(*shapes)
+            return jax.jit(function).trace(*shapes)
         if self.by == ROWS:
             rows = PartitionSpec(ROWS)
             own = jax.shard_map(function, mesh=self.mesh, in_specs=rows, out_specs=rows, check_vma=False)
             place = NamedSharding(self.mesh, rows)
-            return jax.jit(own, in_shardings=place, out_shardings=place, donate_argnums=donate).trace(*shapes)
+            return jax.jit(own, in_shardings=place, out_shardings=place).trace(*shapes)
         with jax.set_mesh(self.mesh):  # which tells `shards` that environments are spread
             inner = jax.jit(function)
             places = self.places(shapes), self.places(inner.trace(*shapes).out_info)
-            return jax.jit(inner, in_shardings=places[0], out_shardings=places[1], donate_argnums=donate).trace(*shapes)
+            return jax.jit(inner, in_shardings=places[0], out_shardings=places[1]).trace(*shapes)
 
     def places(self, tree: PyTree) -> PyTree:
         """Returns the sharding of every leaf of a tree of all rows, [K, ...]."""

@@ -36,13 +36,16 @@ class Diverged(RuntimeError):
         row: the first row (seed, or fork) in which it did.
         iteration: of that row, counted from 1.
         phase: `shared` or `adapters`.
+        before: the run before that iteration.
     """
 
-    def __init__(self, quantity: str, value: float, row: int, name: str, iteration: int, env_steps: int, phase: str):
-        super().__init__(
-            f"{quantity} became {value} for {name}, in iteration {iteration} ({env_steps:,} steps, phase {phase})"
-        )
-        self.quantity, self.value, self.row, self.iteration, self.phase = quantity, value, row, iteration, phase
+    def __init__(
+        self, quantity: str, value: float, row: int, name: str, env_steps: int, iteration: int, before: RunState
+    ):
+        where = f"in iteration {iteration} ({env_steps:,} steps, phase {before.phase})"
+        super().__init__(f"{quantity} became {value} for {name}, {where}")
+        self.quantity, self.value, self.row, self.iteration = quantity, value, row, iteration
+        self.phase, self.before = before.phase, before
 
 
 class Report(NamedTuple):
@@ -113,7 +116,7 @@ class RunState(NamedTuple):
 
     @property
     def iterations(self) -> np.ndarray:
-        """Iterations that each seed has done, [K]; a copy, since an update consumes its state."""
+        """Iterations that each seed has done, [K]."""
         return fetch(self.train.iteration)
 
     @property
@@ -203,13 +206,13 @@ class _Runner:
         shapes = (rollout, trajectory, flags)
         programs.submit(f"{phase} weights", trainer.weights, states)
         if phase == ADAPTERS or not self.two_phase or config.switch_iteration != 0:
-            programs.submit(f"{phase} update", self._update(trainer), states, *shapes, donate=(0,))
+            programs.submit(f"{phase} update", self._update(trainer), states, *shapes)
         programs.submit("evaluate", trainer.evaluate, weights, states.key, states.iteration, flags)
         if self.two_phase and phase == SHARED:
             second = self.trainers[ADAPTERS]
             states = programs.submit("graft", lambda state: graft(second, state), states)
             programs.submit("adapters weights", second.weights, states)
-            programs.submit("adapters update", self._update(second), states, *shapes, donate=(0,))
+            programs.submit("adapters update", self._update(second), states, *shapes)
 
     def _update(self, trainer: Trainer) -> Callable:
         each_its_own = self.config.seeds > 1 and self.two_phase and self.config.switch_iteration is None
@@ -244,7 +247,7 @@ class _Runner:
         return self._switch(state)
 
     def advance(self, state: RunState) -> tuple[RunState, Report]:
-        """Returns the run after one more iteration, and its report; consumes the state it is given."""
+        """Returns the run after one more iteration, and its report."""
         config, programs, phase, train = self.config, self.programs, state.phase, state.train
         active = self._active(state)
         after = state.iterations + active
@@ -258,7 +261,7 @@ class _Runner:
         evaluation = self.evaluate(phase, train) if due else None
         measured = fetch({**episodes, **metrics})
         report = Report(phase, after * config.steps_per_iteration, active, measured, evaluation)
-        self._check_finite(report)
+        self._check_finite(report, state)
 
         curve = state.curve
         if evaluation is not None and phase == SHARED:
@@ -300,14 +303,14 @@ class _Runner:
         steps, returns = zip(*state.curve, strict=True)
         return should_switch(steps, [row[k] for row in returns], state.random_return[k], config.total_steps)
 
-    def _check_finite(self, report: Report) -> None:
+    def _check_finite(self, report: Report, before: RunState) -> None:
         for name in MUST_BE_FINITE:
             bad = report.active & ~np.isfinite(report.metrics[name])
             if bad.any():
                 row = int(np.argmax(bad))
                 step, value = int(report.env_steps[row]), float(report.metrics[name][row])
                 iteration = step // self.config.steps_per_iteration
-                raise Diverged(name, value, row, self.names[row], iteration, step, report.phase)
+                raise Diverged(name, value, row, self.names[row], step, iteration, before)
 
     def evaluate(self, phase: str, train: TrainState, greedy: bool = True) -> dict[str, np.ndarray]:
         """Returns the evaluation of every seed."""
@@ -355,10 +358,9 @@ def run(
         config: the configuration.
         env: its environment.
         listener: is told what happens.
-        start: a state of the same run, to go on from, or several forks (`lorasa_jax.fork`); it is left as it is.
-        save: is offered the run between any two iterations, and at its beginning and end. The
-            next iteration consumes the arrays: what is kept must be copied before it returns. An
-            exception it raises ends the run.
+        start: a state of the same run, to go on from, or several forks (`lorasa_jax.fork`).
+        save: is offered the run between any two iterations, and at its beginning and end, and may keep it.
+            An exception it raises ends the run.
         names: what the rows are called where they are not `seed 0`, `seed 1`, and so on.
         shard: what is spread over several devices, `rows` (seeds) or `envs`; `off`: nothing; `auto`: rows where there
             are several, otherwise environments where there are many.
@@ -379,7 +381,7 @@ def _run(runner: _Runner, start: RunState | None, save: Callable[[RunState], Non
     if start is None:
         state = runner.begin()
     else:
-        state = start._replace(train=runner.layout.place(jax.tree.map(jnp.copy, start.train)))
+        state = start._replace(train=runner.layout.place(start.train))
         runner.clock.start()
     save(state)
     while not is_finished(state, runner.config):

@@ -36,11 +36,11 @@ class Programs:
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="compile")
         self._jobs: dict[str, Future] = {}
 
-    def submit(self, name: str, function: Callable, *shapes: PyTree, donate: tuple[int, ...] = ()) -> PyTree:
+    def submit(self, name: str, function: Callable, *shapes: PyTree) -> PyTree:
         """Starts compiling a function of one seed for all seeds; returns the shapes of what it gives."""
         began = time.perf_counter()
         mapped = over_seeds(function, self._layout.rows_each(self._n_seeds))
-        traced = self._layout.trace(mapped, shapes, donate)
+        traced = self._layout.trace(mapped, shapes)
         self.waited += time.perf_counter() - began
         self._jobs[name] = self._pool.submit(lambda: traced.lower().compile())
         return traced.out_info

@@ -25,8 +25,6 @@
 import os
 from dataclasses import replace
 
-import jax
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -73,8 +71,7 @@ switches = [batch * i for i in ((2, 4, 8) if SMALL else (5, 15, 30))]
 # %% [markdown]
 # ## The backbone
 #
-# `ps_id` is the first phase of `lorasa` by itself. `run` offers the whole run between any two iterations to `save`; the next
-# iteration consumes its arrays, so what is kept is copied. The backbone trains to the end of the budget: that is the
+# `ps_id` is the first phase of `lorasa` by itself. `run` offers the whole run between any two iterations to `save`. The backbone trains to the end of the budget: that is the
 # first control, *the shared policy continued*.
 
 
@@ -104,10 +101,10 @@ moments: dict[int, RunState] = {}
 
 
 def keep(state: RunState) -> None:
-    """Copies the run at the moments from which it will be continued."""
+    """Keeps the run at the moments from which it will be continued."""
     step = int(state.iterations[0]) * batch
     if step in switches:
-        moments[step] = state._replace(train=jax.tree.map(jnp.copy, state.train))
+        moments[step] = state
 
 
 backbone = Curves()

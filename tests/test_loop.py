@@ -185,6 +185,7 @@ def test_a_run_that_diverges_says_when_what_and_for_which_seed(monkeypatch):
         run(make_config(), two_phases().env)
     error = caught.value
     assert (error.quantity, error.row, error.iteration, error.phase) == ("policy_loss", 1, 2, SHARED)
+    assert error.before.iterations.tolist() == [1, 1]
 
 
 def test_listeners_are_known_by_what_they_can_do():

@@ -310,20 +310,20 @@ def test_one_process_at_a_time_writes_a_directory(
 def test_a_run_that_diverges_says_where_and_what_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    check, out = loop._check_finite, tmp_path / "out"
+    check, out = loop._Runner._check_finite, tmp_path / "out"
 
-    def spoil(report: loop.Report, config: Config) -> None:
+    def spoil(runner: loop._Runner, report: loop.Report, before: loop.RunState) -> None:
         if report.env_steps[0] == 3 * 64:
             report.metrics["kl"] = report.metrics["kl"] * np.array([1.0, np.nan])
-        check(report, config)
+        check(runner, report, before)
 
-    monkeypatch.setattr(loop, "_check_finite", spoil)
-    assert stopped([*TINY, "--save-every", "0", "--out", str(out)]) == 2
+    monkeypatch.setattr(loop._Runner, "_check_finite", spoil)
+    assert stopped([*TINY, "--out", str(out)]) == 2
     (kept,) = checkpoint.complete(out / "checkpoints")[-1:]
     assert kept.name == "4"
     message = capsys.readouterr().err.splitlines()[-1]
     assert "diverged: kl became nan for seed 4, in iteration 3" in message
-    assert message.endswith(f"the last checkpoint before is {kept}")
+    assert message.endswith(f"the state before is {kept}")
     told = json.loads((out / "diverged.json").read_text())
     assert {name: told[name] for name in ("quantity", "value", "seed", "iteration", "phase")} == {
         "quantity": "kl", "value": "nan", "seed": 4, "iteration": 3, "phase": "shared",
@@ -398,14 +398,21 @@ def test_a_run_survives_being_killed_at_any_moment(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharing", ["ps", "nps", "lorasa"])
-def test_a_battle_goes_on_as_if_it_never_had_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharing: str
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *(f"--env smax --task 3m --ppo.chunk-length 10 --sharing {sharing}" for sharing in ("ps", "nps", "lorasa")),
+        "--env smax --task 3m --ppo.chunk-length 10 --algo a2po",
+        "--env mabrax --task hopper_3x1 --standardise True",
+        "--env mabrax --task hopper_3x1 --algo a2po",
+    ],
+)
+def test_a_battle_or_a_robot_goes_on_as_if_it_never_had_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str
 ) -> None:
     argv = [
-        "--env", "smax", "--task", "3m", "--sharing", sharing, "--n-envs", "4", "--rollout-length", "20",
-        "--total-steps", "480", "--switch-step", "240", "--evaluations", "2", "--eval-episodes", "4", "--gif", "False",
-        "--ppo.chunk-length", "10",
+        *flags.split(), "--n-envs", "4", "--rollout-length", "20", "--gif", "False",
+        "--total-steps", "480", "--switch-step", "240", "--evaluations", "2", "--eval-episodes", "4",
     ]  # fmt: skip
     whole, out = tmp_path / "whole", tmp_path / "out"
     run.main([*argv, "--out", str(whole)])
