@@ -1,7 +1,8 @@
 """How long an iteration takes on two devices against one: python benchmarks/devices.py.
 
 The devices are forced on the processor, so they share its cores: what shows is the price of spreading, and what is won
-where one device leaves cores idle. Programs are run in turn in one process; ratios are those of neighbours in time.
+where one device leaves cores idle. Programs are run in turn in one process; ratios are those of neighbours in time, of
+seconds and of the processor's seconds, which other work on the machine disturbs less.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import statistics
 import time
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-parser.add_argument("--task", default="2s3z", help="a map of SMAX")
+parser.add_argument("--env", default="smax")
+parser.add_argument("--task", default="2s3z")
 parser.add_argument("--devices", type=int, default=2)
 parser.add_argument("--n-envs", type=int, default=64)
 parser.add_argument("--pairs", type=int, default=7, help="how often each is run")
@@ -30,6 +32,7 @@ from lorasa_jax.programs import over_seeds  # noqa: E402
 def main() -> None:
     network = {"hidden": 64, "layers": 1, "layers_after": 1}
     config = Config(
+        env=options.env,
         task=options.task,
         n_envs=options.n_envs,
         rollout_length=32,
@@ -52,15 +55,17 @@ def main() -> None:
             jax.block_until_ready(programs[name](states[name]))
         for _ in range(options.pairs):
             for name, program in programs.items():
-                began = time.perf_counter()
+                began = time.perf_counter(), time.process_time()
                 jax.block_until_ready(program(states[name]))
-                times[name].append(time.perf_counter() - began)
-        ratios = sorted(many / one for one, many in zip(times["off"], times[by], strict=True))
-        one, many = (1e3 * statistics.median(times[name]) for name in ("off", by))
-        print(
-            f"{n_rows} rows, spread by {by}: one device {one:.0f} ms, {options.devices} devices {many:.0f} ms, "
-            f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
-        )
+                times[name].append((time.perf_counter() - began[0], time.process_time() - began[1]))
+        print(f"\n{n_rows} rows, spread by {by}")
+        for i, clock in enumerate(("seconds", "of the processor")):
+            one, many = ([pair[i] for pair in times[name]] for name in ("off", by))
+            ratios = sorted(b / a for a, b in zip(one, many, strict=True))
+            print(
+                f"{clock:17} one device {statistics.median(one):.3f}, {options.devices} devices "
+                f"{statistics.median(many):.3f}, ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
+            )
 
 
 if __name__ == "__main__":
