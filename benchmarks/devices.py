@@ -62,9 +62,10 @@ def main() -> None:
         for i, clock in enumerate(("seconds", "of the processor")):
             one, many = ([pair[i] for pair in times[name]] for name in ("off", by))
             ratios = sorted(b / a for a, b in zip(one, many, strict=True))
+            spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
             print(
                 f"{clock:17} one device {statistics.median(one):.3f}, {options.devices} devices "
-                f"{statistics.median(many):.3f}, ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
+                f"{statistics.median(many):.3f}, ratio {spread}"
             )
 
 
