@@ -21,7 +21,7 @@ Point = dict[str, Any]
 """Settings by their dotted names, beside those that all points have."""
 RESERVED = ("seed", "seeds", "out", "resume", "gif", "track", "cache", "save_every")
 """Settings that are no part of a grid."""
-ADAPTERS_ONLY = ("rank", "alpha", "placement", "switch_step", "ppo.adapter_lr")
+ADAPTERS_ONLY = ("rank", "ranks", "alpha", "placement", "adapter_key", "switch_step", "ppo.adapter_lr")
 """Settings that concern only the second phase."""
 
 

@@ -233,7 +233,8 @@ class Record:
         axes[1].set_ylim(-0.03, 1.03)
         axes[0].legend(frameon=False, fontsize=8)
         config = self.config
-        seeds = f"seed {config.seed}" if config.seeds == 1 else f"seeds {config.seed}-{config.seed + config.seeds - 1}"
+        numbers = sorted({label["seed"] for label in self.labels})
+        seeds = f"seed {numbers[0]}" if len(numbers) == 1 else f"seeds {numbers[0]}-{numbers[-1]}"
         figure.suptitle(f"{config.task}, {config.algo}, {config.sharing}, {seeds}", fontsize=11)
         figure.savefig(self.directory / "curve.png", dpi=120)
         plt.close(figure)

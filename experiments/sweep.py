@@ -341,6 +341,7 @@ def draw(jobs: list[Job], out: Path) -> Path:
 
     figure, axes = plt.subplots(1, 2, figsize=(12, 4), constrained_layout=True)
     for axis, name in zip(axes, ("return", "win_rate"), strict=True):
+        axis.set_prop_cycle(color=plt.get_cmap("tab20").colors)  # type: ignore[attr-defined]
         for point, (steps, values) in curves(jobs, out, name).items():
             axis.plot(steps, values, lw=1.3, marker=".", label=point)
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
