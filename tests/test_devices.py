@@ -237,6 +237,7 @@ def test_rows_are_worked_on_apart():
     on_devices(4, _rows_are_worked_on_apart)
 
 
+@pytest.mark.slow
 def test_spread_environments_change_nothing_and_share_only_sums():
     on_devices(2, _spread_environments_change_nothing_and_share_only_sums)
 

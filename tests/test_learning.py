@@ -33,7 +33,6 @@ ALGOS = {
 # Every pair of choices is met in the slow suite; here each choice is met once. A whole run below has ids and adapters.
 FEW = [
     ("ps", "mappo", "specialisation", "feed-forward"),
-    ("nps", "mappo", "own_number", "feed-forward"),
     ("nps", "a2po by epochs", "specialisation", "feed-forward"),
     ("lorasa", "a2po by agents", "own_number", "feed-forward"),
     ("seps", "a2po by agents", "specialisation", "feed-forward"),
@@ -160,7 +159,7 @@ def test_values_are_those_of_the_states(task, limit, values, network):
 @pytest.mark.parametrize(
     ("task", "key", "algo", "reached"),
     [
-        ("drawn_kinds", "unit_type", "mappo", 1.0),
+        pytest.param("drawn_kinds", "unit_type", "mappo", 1.0, marks=pytest.mark.slow),
         pytest.param("drawn_kinds", "unit_type,agent", "mappo", 1.0, marks=pytest.mark.slow),
         pytest.param("drawn_kinds", "agent", "mappo", 0.5, marks=pytest.mark.slow),
         pytest.param("two_kinds", "unit_type", "mappo", 1.0, marks=pytest.mark.slow),

@@ -249,6 +249,7 @@ def test_greedy_evaluation_takes_the_likeliest_action_and_sampling_draws():
     assert sampled == pytest.approx([known.chance] * 2, abs=0.03)
 
 
+@pytest.mark.slow
 def test_what_is_standardised_is_what_the_networks_see_and_what_is_written_down():
     system = make_system(small_config(standardise=True), make_diary())
     weights, critic = Weights(system.acting.init(KEY), system.inputs.init()), random_params(system.critic, 2)

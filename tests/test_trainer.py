@@ -38,7 +38,7 @@ def run():
     return states
 
 
-@pytest.mark.parametrize("adapting", [False, True])
+@pytest.mark.parametrize("adapting", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_statistics_of_inputs_grow_with_the_trunk_and_freeze_with_it(adapting):
     config = small_config(sharing="lorasa", standardise=True)
     trainer = make_trainer(config, make_diary(), adapting=adapting)
@@ -92,6 +92,7 @@ def test_phases_train_what_they_should_and_the_critic_goes_on(run):
     np.testing.assert_array_equal(steps, 4 * ppo.epochs * ppo.minibatches)
 
 
+@pytest.mark.slow
 def test_a_whole_run_is_its_iterations(run):
     phases = two_phases()
     config = replace(phases.config, switch_step=2 * phases.config.steps_per_iteration)

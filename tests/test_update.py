@@ -358,16 +358,13 @@ every_variant = pytest.mark.parametrize("variant", VARIANTS)
 
 
 @fast_and_slow(
-    [("lorasa", variant) for variant in VARIANTS]
-    + [
-        ("lorasa by unit_type,agent", "in pairs"),
+    [
+        ("lorasa", "everyone at once"),
+        ("lorasa", "a2po by epochs"),
+        ("lorasa", "two of three"),
         (DRAWN, "everyone at once"),
         ("mtl", "in pairs"),
-        ("seps", "two of three"),
-        ("seps_lora", "a2po by epochs"),
-        ("ps", "everyone at once"),
         ("ps", "a2po by epochs"),
-        ("nps", "everyone at once"),
         ("nps", "two of three"),
     ]
 )
@@ -562,7 +559,7 @@ def alone(params, i: int):
     return PolicyParams(jax.tree.map(lambda leaf: leaf[None], own), {})
 
 
-@pytest.mark.parametrize("ratio", ["joint", "per_dim"])
+@pytest.mark.parametrize("ratio", [pytest.param("joint", marks=pytest.mark.slow), "per_dim"])
 def test_a_padded_team_moves_as_its_members_would_without_padding(ratio):
     run = padded(ratio, "mappo")
     for i in range(2):
@@ -587,9 +584,9 @@ def test_a_padded_team_moves_as_its_members_would_without_padding(ratio):
         assert all(differs(after.actor, before.actor))
 
 
-@pytest.mark.parametrize("algo", ["mappo", "a2po"])
+@pytest.mark.parametrize("algo", ["mappo", pytest.param("a2po", marks=pytest.mark.slow)])
 def test_what_only_fills_up_never_moves(algo):
-    run = padded("joint", algo)
+    run = padded("per_dim", algo)
     old, new = (row_of(learner.actor.shared, 1) for learner in (run.before, run.after))
     assert_same(new["fc1"]["kernel"][WIDTHS[1] :], old["fc1"]["kernel"][WIDTHS[1] :])
     assert_same(new["head"]["kernel"][:, ACTIONS[1] :], old["head"]["kernel"][:, ACTIONS[1] :])
@@ -597,7 +594,7 @@ def test_what_only_fills_up_never_moves(algo):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((run.after, run.info)))
 
 
-@pytest.mark.parametrize("ratio", ["joint", "per_dim"])
+@pytest.mark.parametrize("ratio", [pytest.param("joint", marks=pytest.mark.slow), "per_dim"])
 def test_the_preceding_ratio_is_that_of_the_action_or_the_mean_over_its_dimensions(ratio):
     run = padded(ratio, "mappo")
     now = np.asarray(random_trajectory(run.system, 1).log_prob)
@@ -625,7 +622,7 @@ def test_separate_critics_each_learn_their_own_agents_values(algo):
         pair = [row_of((x.critic.shared, x.critic_opt), i) for x in (after, before)]
         assert_same(*pair) if i in untouched else differs(*pair)
     # What agent 2 was paid concerns its own critic alone (and, by their common units, the scale of all).
-    other, _ = program(before, t._replace(value=t.value.at[..., 2].add(0.1)), jnp.ones(()), KEY)
+    other, _ = program(before, t._replace(value=t.value.at[..., 2].add(0.1)), rates_of(system.config), KEY)
     assert any(differs(row_of(other.critic.shared, 2), row_of(after.critic.shared, 2)))
 
 
