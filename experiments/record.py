@@ -231,7 +231,8 @@ class Record:
         if switches:
             axes[0].plot([], [], color="#c2410c", ls="--", lw=1, label="trunk frozen, adapters start")
         axes[1].set_ylim(-0.03, 1.03)
-        axes[0].legend(frameon=False, fontsize=8)
+        if axes[0].get_legend_handles_labels()[0]:  # an episode has ended
+            axes[0].legend(frameon=False, fontsize=8)
         config = self.config
         numbers = sorted({label["seed"] for label in self.labels})
         seeds = f"seed {numbers[0]}" if len(numbers) == 1 else f"seeds {numbers[0]}-{numbers[-1]}"
