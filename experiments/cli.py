@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
@@ -24,6 +26,7 @@ CHECKPOINTS = "checkpoints"
 FREE = ("gif", "track", "cache", "save-every", "resume", "total-steps", "shard", "distributed")
 """Flags that may differ when a run goes on. Whether its budget may is found out with its checkpoint."""
 C = TypeVar("C", bound=Config)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -82,11 +85,46 @@ def polite() -> Iterator[None]:
     except BrokenPipeError:  # `--help | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
+
+
+def read_flags(config_type: type[T], argv: Sequence[str], **default: Any) -> T:
+    """Returns what flags say; raises `ConfigError` where they cannot be read."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return tyro.cli(config_type, args=argv, config=(tyro.conf.FlagConversionOff,), **default)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    raise ConfigError(_one_line(said.getvalue()))
+
+
+def _one_line(box: str) -> str:
+    """What tyro says in a box, drawn or not: its first part, and the first flag that it takes for the one meant."""
+    parts: list[list[str]] = [[]]
+    for line in box.splitlines():
+        text = line.strip("│╭╮╰╯ ")
+        if text.endswith(("───", "---")):
+            parts.append([])
+        elif text:
+            parts[-1].append(text)
+    found = [" ".join(part) for part in parts if part]
+    if "│" not in box:
+        found = found[1:]  # the title stands above a line, not in it
+    flags = [word for part in found[1:] for word in part.split() if word.startswith("--")]
+    unknown = found[0].startswith("Unrecognized") and flags
+    return found[0] + (f" (did you mean {flags[0]}?)" if unknown and flags[0] != "--help" else "")
 
 
 def parse_settings(config_type: type[C], settings: dict[str, Any], path: Path) -> C:
     """Returns the configuration that a file asks for, its preset included; raises `ConfigError` where it cannot be."""
-    return _parse(config_type, [*_flags(config_type, settings, path)])
+    flags = [*_flags(config_type, settings, path)]
+    try:
+        return _parse(config_type, flags)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def _parse(config_type: type[C], argv: Sequence[str]) -> C:
@@ -96,17 +134,16 @@ def _parse(config_type: type[C], argv: Sequence[str]) -> C:
     selectors.add_argument("--task", default="")
     selectors.add_argument("--algo", default=Config.algo)
     selectors.add_argument("--resume", type=Path, nargs="?")
-    flags = (tyro.conf.FlagConversionOff,)
     chosen, _ = selectors.parse_known_args(argv)
     if chosen.resume is not None:
         return _parse_resumed(config_type, chosen.resume, argv)
     # A wrong --env is left to the full parser, which knows the right ones.
     if not (PRESETS / chosen.env).is_dir():
-        return tyro.cli(config_type, args=argv, config=flags)
+        return read_flags(config_type, argv)
     case = {"task": chosen.task or TASKS[chosen.env], "algo": chosen.algo}
     settings = [*preset_flags(config_type, chosen.env, chosen.preset, case), "--preset", chosen.preset]
-    defaults = tyro.cli(config_type, args=settings, config=flags)
-    return tyro.cli(config_type, args=argv, default=defaults, config=flags)
+    defaults = read_flags(config_type, settings)
+    return read_flags(config_type, argv, default=defaults)
 
 
 def _parse_resumed(config_type: type[C], resume: Path, argv: Sequence[str]) -> C:
@@ -114,7 +151,7 @@ def _parse_resumed(config_type: type[C], resume: Path, argv: Sequence[str]) -> C
     path = run_of(resume) / "config.json"
     require(path.is_file(), f"there is no run to go on with in {path.parent}: it has no config.json")
     kept = read_config(config_type, path)
-    config = tyro.cli(config_type, args=argv, default=kept, config=(tyro.conf.FlagConversionOff,))
+    config = read_flags(config_type, argv, default=kept)
     for name, before, after in changed_settings(dataclasses.asdict(kept), dataclasses.asdict(config)):
         require(name in FREE, f"--{name} cannot change when a run goes on: it is {before} in {path}, not {after}")
     return config
@@ -127,7 +164,7 @@ def read_config(config_type: type[C], path: Path) -> C:
     except (ValueError, RecursionError):
         raise ConfigError(f"{path} is no valid JSON; a run writes it whole, so it was changed since") from None
     require(isinstance(settings, dict), f"{path} must hold settings by name")
-    return tyro.cli(config_type, args=[*_flags(config_type, settings, path)], config=(tyro.conf.FlagConversionOff,))
+    return read_flags(config_type, [*_flags(config_type, settings, path)])
 
 
 def run_of(resume: Path) -> Path:

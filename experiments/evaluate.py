@@ -12,8 +12,8 @@ import tyro
 
 from lorasa_jax.config import require
 
-from cli import polite
-from saved import load_run
+from cli import polite, read_flags
+from saved import Label, labels_of, load_run, points_of
 
 if TYPE_CHECKING:
     import jax
@@ -37,22 +37,21 @@ class EvaluateConfig:
     draw: int = 0
     """Which draw of start states and chance; another number plays other episodes."""
     gif: Path | None = None
-    """Draw one episode of the first seed into this file."""
+    """Draw one episode of the first seed (or fork) into this file, a GIF."""
 
     def __post_init__(self) -> None:
         require(self.episodes > 0, f"episodes must be positive, got {self.episodes}")
         require(self.draw >= 0, f"draw must be 0 or more, got {self.draw}")
 
 
-def keys(team: SavedTeam, draw: int) -> jax.Array:
-    """Returns a key for every seed, of which training used none."""
+def keys(labels: list[Label], draw: int) -> jax.Array:
+    """Returns a key for every row, of which training used none; the same for the same seed."""
     import jax
     import jax.numpy as jnp
 
     from lorasa_jax.trainer import REPLAY
 
-    config = team.system.config
-    seeds = [jax.random.key(config.seed + k) for k in range(config.seeds)]
+    seeds = [jax.random.key(label["seed"]) for label in labels]
     return jnp.stack([jax.random.fold_in(jax.random.fold_in(key, REPLAY), draw) for key in seeds])
 
 
@@ -99,18 +98,24 @@ def draw_episode(team: SavedTeam, key: jax.Array, greedy: bool, path: Path) -> N
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     with polite():
-        config = tyro.cli(EvaluateConfig, args=sys.argv[1:] if argv is None else argv)
+        config = read_flags(EvaluateConfig, sys.argv[1:] if argv is None else argv)
         changes = {"eval_episodes": config.episodes} | ({"task": config.task} if config.task else {})
         team, checkpoint = load_run(config.run, **changes)
         task = team.system.env.spec.name
+        require(
+            config.gif is None or config.gif.suffix == ".gif",
+            f"--gif names a file that ends in .gif, not {config.gif}",
+        )
         require(config.gif is None or team.system.env.draw is not None, f"there is nothing to draw in {task}; no --gif")
         import jax
 
-        both = jax.vmap(jax.random.split)(keys(team, config.draw))  # one for the numbers, one for the picture
+        labels = labels_of(config.run)
+        both = jax.vmap(jax.random.split)(keys(labels, config.draw))  # one for the numbers, one for the picture
         greedy = not config.sampled
         played = play(team, both[:, 0], greedy)
         print(f"{task}, {config.episodes} {'greedy' if greedy else 'sampled'} episodes of each seed, from {checkpoint}")
-        print("\n".join(report(played)))
+        for point, rows in points_of(labels).items():
+            print("\n".join([f"\n{point}"] * bool(point) + report({name: x[rows] for name, x in played.items()})))
         if config.gif is not None:
             draw_episode(team, both[0, 1], greedy, config.gif)
             print(f"an episode of the first seed is in {config.gif}")

@@ -12,8 +12,8 @@ import tyro
 
 from lorasa_jax.config import require
 
-from cli import polite
-from saved import load_run
+from cli import polite, read_flags
+from saved import ROWS, labels_of, load_run
 
 if TYPE_CHECKING:
     from jax.export import Exported
@@ -35,6 +35,8 @@ class ExportConfig:
     """Folder for the agents' adapters (safetensors), which lorasa_jax.adapters.load reads."""
     seed: int | None = None
     """Which of the run's seeds; not given: its first."""
+    row: int | None = None
+    """In a job of a sweep, which row, counted from 0 in its rows.json."""
 
     def __post_init__(self) -> None:
         require(bool(self.out or self.adapters), "name a file with --out, a folder with --adapters, or both")
@@ -73,15 +75,27 @@ def export_policy(team: SavedTeam, row: int) -> Exported:
     return export.export(jax.jit(act), platforms=PLATFORMS)(carry, obs, avail)
 
 
+def find_row(config: ExportConfig) -> int:
+    """Returns the place of the row that is asked for."""
+    seeds = [label["seed"] for label in labels_of(config.run)]
+    if config.row is not None:
+        require(0 <= config.row < len(seeds), f"the rows of this run are 0 to {len(seeds) - 1}, got {config.row}")
+        return config.row
+    require(
+        len(set(seeds)) == len(seeds),
+        f"this run holds several points; name one with --row, 0 to {len(seeds) - 1} as {ROWS} lists them",
+    )
+    seed = seeds[0] if config.seed is None else config.seed
+    require(seed in seeds, f"the seeds of this run are {min(seeds)} to {max(seeds)}, got {seed}")
+    return seeds.index(seed)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     with polite():
-        config = tyro.cli(ExportConfig, args=sys.argv[1:] if argv is None else argv)
+        config = read_flags(ExportConfig, sys.argv[1:] if argv is None else argv)
         team, checkpoint = load_run(config.run)
-        settings = team.system.config
-        row = 0 if config.seed is None else config.seed - settings.seed
-        last = settings.seed + settings.seeds - 1
-        require(0 <= row < settings.seeds, f"the seeds of this run are {settings.seed} to {last}, got {config.seed}")
+        row = find_row(config)
         if config.adapters is not None:
             import jax
 
@@ -93,9 +107,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             content = export_policy(team, row).serialize()
             config.out.parent.mkdir(parents=True, exist_ok=True)
             config.out.write_bytes(content)
-            print(
-                f"the policy in {checkpoint} is in {config.out}; {Path(__file__).with_name('play_export.py')} loads it"
-            )
+            loader = Path(__file__).with_name("play_export.py")
+            print(f"the policy in {checkpoint} is in {config.out}; {loader} shows how to load it")
 
 
 if __name__ == "__main__":

@@ -102,14 +102,13 @@ def configure(path: Path, base: dict[str, Any], point: Point) -> RunConfig:
     Raises:
         ConfigError: a setting is unknown or cannot be.
     """
-    settings: dict[str, Any] = {**base}
-    for name, value in point.items():
-        *sections, last = name.split(".")
+    settings: dict[str, Any] = {}
+    for name, value in (*base.items(), *point.items()):
+        *sections, last = str(name).split(".")
         branch = settings
         for section in sections:
-            branch[section] = dict(branch.get(section) or {})
-            branch = branch[section]
-        branch[last] = value
+            branch = branch.setdefault(section, {})
+        branch[last] = dict(value) if isinstance(value, dict) else value
     return replace(parse_settings(RunConfig, settings, path), gif=False, out=None)
 
 

@@ -379,7 +379,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     began = time.perf_counter()
     config = parse(RunConfig, sys.argv[1:] if argv is None else argv)
     if config.resume is not None and is_done(config):
-        print(f"nothing is left to do: {config.directory} has all of its {config.total_steps:,} steps")
+        steps = config.iterations * config.steps_per_iteration
+        print(f"nothing is left to do: {config.directory} has all of its {steps:,} steps")
         return
     try:
         if is_taken(config):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,36 @@ from cli import CHECKPOINTS, RunConfig, read_config, run_of
 
 if TYPE_CHECKING:
     from lorasa_jax.checkpoint import SavedTeam
+
+
+ROWS = "rows.json"
+"""Where a job of a sweep says what its rows are."""
+Label = dict[str, Any]
+"""What a row of a run is known by: its seed, and in a sweep the settings that make its point."""
+
+
+def labels_of(path: Path) -> list[Label]:
+    """Returns what the rows of a run are known by."""
+    directory = run_of(path)
+    if (directory / ROWS).exists():
+        labels: list[Label] = json.loads((directory / ROWS).read_text())["rows"]
+        return labels
+    config = read_config(RunConfig, directory / "config.json")
+    return [{"seed": config.seed + k} for k in range(config.seeds)]
+
+
+def words(label: Label) -> str:
+    """Returns a label in words."""
+    return ", ".join(f"{name} {','.join(value) if isinstance(value, list) else value}" for name, value in label.items())
+
+
+def points_of(labels: list[Label]) -> dict[str, list[int]]:
+    """Returns the rows of every point, by the point's name; an empty one where there is nothing but seeds."""
+    found: dict[str, list[int]] = {}
+    for k, label in enumerate(labels):
+        point = words({name: value for name, value in label.items() if name != "seed"})
+        found.setdefault(point, []).append(k)
+    return found
 
 
 def find_checkpoint(path: Path) -> tuple[RunConfig, Path]:

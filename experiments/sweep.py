@@ -19,8 +19,10 @@ import tyro
 from lorasa_jax.config import Config, ConfigError, changed_settings, require
 
 import plan
-from cli import FREE, RunConfig, fail, read_config
+from cli import RunConfig, polite, read_config, read_flags
 from plan import Job
+from run import complain
+from saved import ROWS
 
 if TYPE_CHECKING:
     from lorasa_jax.envs import Env
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
 
 BACKBONES = "backbones"
 """Where a job's directory keeps the states that others go on from."""
-ROWS = "rows.json"
-"""What a job's rows are."""
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,9 @@ def run_job(job: Job, out: Path, go_on: str) -> None:
     begun = (directory / "versions.json").exists()
     config = replace(job.config, out=directory, resume=directory if begun else None)
     env = env_of(config)
-    rows = {"rows": [row.label for row in job.rows]}
-    if begun:
-        _require_unchanged(job, directory, rows)
     run.use_cache(config)
     with closing(Record(directory, config, [row.label for row in job.rows])) as record:
-        write_json(directory / ROWS, rows)
+        write_json(directory / ROWS, _rows(job))
         start = run.find_start(config, env, record, lambda: find_origins(job, out, env))
         run.fill(config, env, record, ignore, start, began - record.wall_seconds, go_on, keeper(job, directory))
 
@@ -170,20 +167,27 @@ def find_origins(job: Job, out: Path, env: Env) -> RunState | None:
     return fork(configs, env, [(at(config, k), k) for config, k in zip(configs, places, strict=True)])
 
 
-def _require_unchanged(job: Job, directory: Path, rows: dict[str, Any]) -> None:
-    """A job goes on only as it began."""
-    require(
-        json.loads((directory / ROWS).read_text()) == rows,
-        f"{directory} was begun with other points than the sweep now has; put them back, or name another "
-        "directory with --out",
-    )
-    before, now = read_config(RunConfig, directory / "config.json"), job.config
-    for name, then, value in changed_settings(_settings(before), _settings(now)):
-        require(
-            name in FREE or name == "out",
-            f"{directory} was begun with {name} {then}, and the sweep now says {value}; "
-            "put it back, or name another directory with --out",
-        )
+def require_unchanged(jobs: list[Job], out: Path) -> None:
+    """A sweep goes on only as it began, down to the jobs that are done: their results stand for its points.
+
+    Raises:
+        ConfigError: something in the folder was begun otherwise.
+    """
+    elsewhere = "put the sweep's file back, or name another directory with --out"
+    by_name = {job.name: job for job in jobs}
+    for path in sorted(out.glob(f"*/{ROWS}")):
+        directory, job = path.parent, by_name.get(path.parent.name)
+        known = job is not None and json.loads(path.read_text()) == _rows(job)
+        require(known, f"{directory} was begun with other points than the sweep now has; {elsewhere}")
+        if job is None or not (directory / "config.json").exists():
+            continue
+        before = read_config(RunConfig, directory / "config.json")
+        for name, then, now in changed_settings(_settings(before), _settings(job.config)):
+            raise ConfigError(f"{directory} was begun with {name} {then}, and the sweep now says {now}; {elsewhere}")
+
+
+def _rows(job: Job) -> dict[str, Any]:
+    return {"rows": [row.label for row in job.rows]}
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
@@ -216,7 +220,7 @@ def is_done(directory: Path) -> bool:
     return (directory / "summary.json").exists()
 
 
-def launch(config: SweepConfig, jobs: list[Job]) -> list[str]:
+def launch(config: SweepConfig, jobs: list[Job], go_on: str) -> list[str]:
     """Runs jobs through submitit, each as soon as its backbone is there; returns the names of those that failed."""
     try:
         import submitit
@@ -228,31 +232,37 @@ def launch(config: SweepConfig, jobs: list[Job]) -> list[str]:
     class Command(submitit.helpers.CommandFunction, submitit.helpers.Checkpointable):
         """A job that begins again where its machine was taken from it."""
 
-    out = config.directory
-    executor = submitit.AutoExecutor(folder=out / "logs", cluster=config.launcher)
-    executor.update_parameters(**_options(config.cluster))
+    out, options = config.directory, _options(config.cluster)
+    try:
+        executor = submitit.AutoExecutor(folder=out / "logs", cluster=config.launcher)
+        executor.update_parameters(**options)
+    except (RuntimeError, ValueError, NameError) as error:
+        raise ConfigError(f"--launcher {config.launcher}: {' '.join(str(error).split())}") from None
     waiting = [job for job in jobs if not is_done(out / job.name)]
     running: dict[str, Any] = {}
     failed: list[str] = []
-    while waiting or running:
-        for job in list(waiting):
-            if job.origin and job.origin[0] in failed:
-                waiting.remove(job)
-                failed.append(job.name)
-            elif not job.origin or is_done(out / job.origin[0]):
-                waiting.remove(job)
-                running[job.name] = executor.submit(Command(_command(config, job), cwd=Path.cwd()))
-                print(f"{job.name}: submitted as {running[job.name].job_id}", flush=True)
-        for name, submitted in list(running.items()):
-            if submitted.done():
-                del running[name]
-                print(
-                    f"{name}: {'done' if is_done(out / name) else 'failed; see ' + str(submitted.paths.stderr)}",
-                    flush=True,
-                )
+    try:
+        while waiting or running:
+            for job in list(waiting):
+                if job.origin and job.origin[0] in failed:
+                    waiting.remove(job)
+                    failed.append(job.name)
+                elif not job.origin or is_done(out / job.origin[0]):
+                    waiting.remove(job)
+                    running[job.name] = executor.submit(Command(_command(config, job), cwd=Path.cwd()))
+                    print(f"{job.name}: submitted as {running[job.name].job_id}", flush=True)
+            for name in [name for name, submitted in running.items() if submitted.done()]:
+                errors = running.pop(name).paths.stderr
+                print(f"{name}: {'done' if is_done(out / name) else f'failed; see {errors}'}", flush=True)
                 if not is_done(out / name):
                     failed.append(name)
-        time.sleep(1)
+            time.sleep(1)
+    except KeyboardInterrupt:
+        for submitted in running.values() if config.launcher == "local" else ():
+            submitted.cancel(check=False)
+        left = "were stopped" if config.launcher == "local" else "go on in the cluster"
+        complain(f"stopped; the jobs that ran ({', '.join(running) or 'none'}) {left}; go on with: {go_on}")
+        raise
     return failed
 
 
@@ -305,6 +315,7 @@ def write_table(jobs: list[Job], out: Path) -> Path:
                 }
             )
     names = list(dict.fromkeys(name for row in rows for name in row))
+    out.mkdir(parents=True, exist_ok=True)
     path = out / "table.csv"
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, names, restval="")
@@ -357,26 +368,24 @@ def draw(jobs: list[Job], out: Path) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
-    config = tyro.cli(SweepConfig, args=argv, config=(tyro.conf.FlagConversionOff,))
-    out, go_on = config.directory, shlex.join(["python", *sys.argv])
-    try:
+    with polite():
+        config = read_flags(SweepConfig, sys.argv[1:] if argv is None else argv)
+        out, go_on = config.directory, shlex.join(["python", *sys.argv])
         jobs = make_plan(config)
         if config.plan:
             print_plan(jobs)
             return
+        require_unchanged(jobs, out)
         if config.only is not None:
             names = [job.name for job in jobs]
             require(config.only in names, f"there is no job {config.only!r} in {config.file}; jobs: {', '.join(names)}")
             run_job(jobs[names.index(config.only)], out, go_on)
             return
         print_plan(jobs)
-        out.mkdir(parents=True, exist_ok=True)
-        failed = run_here(jobs, out, go_on) if config.launcher == "here" else launch(config, jobs)
+        failed = run_here(jobs, out, go_on) if config.launcher == "here" else launch(config, jobs, go_on)
         print(f"one row per point and seed: {write_table(jobs, out)}; drawn: {draw(jobs, out)}")
-    except ConfigError as error:
-        fail(error)
-    if failed:
-        fail(f"{len(failed)} of {len(jobs)} jobs failed: {', '.join(failed)}; run the same command again to go on")
+        again = "run the same command again to go on"
+        require(not failed, f"{len(failed)} of {len(jobs)} jobs failed: {', '.join(failed)}; {again}")
 
 
 if __name__ == "__main__":

@@ -341,7 +341,7 @@ def _require_needed(path: Path, items: dict[str, Described], needed: dict[str, A
     found = {_HOMES[item] + name: leaf for item, described in items.items() for name, leaf in described.items()}
     for name in sorted(needed.keys() ^ found.keys()):
         where = "is missing from" if name in needed else f"is not known to {who}, but stands in"
-        raise ConfigError(f"{name} {where} checkpoint {path}{_elsewhere(path)}")
+        raise ConfigError(f"{name} {where} checkpoint {path}")
     for name, expected in needed.items():
         here = jax.eval_shape(jax.random.key_data, expected) if _is_key(expected) else expected
         then = found[name]
@@ -355,6 +355,8 @@ def _require_needed(path: Path, items: dict[str, Described], needed: dict[str, A
 def read_meta(path: Path) -> dict[str, Any]:
     """Returns the `meta` of a checkpoint."""
     require(path.is_dir(), f"there is no checkpoint {path}{_elsewhere(path)}")
+    inside = complete(path / "checkpoints")
+    require(not inside, f"{path} is a run; name one of its checkpoints, such as {inside[-1] if inside else path}")
     meta = _restore(path, _META)
     version = meta.get("format") if isinstance(meta, dict) else None
     require(

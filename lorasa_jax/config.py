@@ -248,7 +248,7 @@ class Config:
     seeds: int = 1
     """Number of seeds, trained side by side in one program."""
     total_steps: int = 1_000_000
-    """Environment steps of the whole run, both phases together."""
+    """Environment steps of the whole run, both phases together; as many whole iterations as fit in are run."""
     switch_step: int | Literal["auto"] = "auto"
     """Environment step at which the second phase begins: the trunk freezes and adapters start (lorasa, seps_lora), or
     only the optimiser starts again (ps_restart); auto: when learning slows."""

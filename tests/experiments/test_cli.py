@@ -24,7 +24,9 @@ def wrong(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     with pytest.raises(SystemExit) as stop:
         parse(RunConfig, argv)
     assert stop.value.code == 2
-    return " ".join(word for word in capsys.readouterr().err.split() if word not in "│╭╮╰╯")
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    return message
 
 
 @pytest.mark.parametrize(("env", "preset"), PRESET_NAMES)

@@ -151,7 +151,7 @@ def test_a_battle_is_played_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixt
     argv: list[Any] = ["--env", "smax", "--task", "3m", "--n-envs", "4", "--rollout-length", "20", "--out", out]
     argv += ["--total-steps", "160", "--switch-step", "80", "--evaluations", "1", "--eval-episodes", "4"]
     run.main([*map(str, argv), "--gif", "False", "--ppo.chunk-length", "10"])
-    for name, how in (("a", []), ("b", ["--sampled"]), ("c", ["--sampled"])):
+    for name, how in (("a", []), ("b", ["--sampled", "True"]), ("c", ["--sampled", "True"])):
         gif = tmp_path / f"{name}.gif"
         evaluate.main([str(out), "--episodes", "8", "--gif", str(gif), *how])
         frames.append(gif.read_bytes())

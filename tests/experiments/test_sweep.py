@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import yaml
 
 from lorasa_jax.config import ConfigError
 
+import evaluate
+import export
 import plan
 import run
 import sweep
@@ -73,6 +77,8 @@ def test_a_plan_trains_every_trunk_once(tmp_path: Path) -> None:
         ("base: {env: toy}\ngrids: [{rnak: 1}]", "there is no setting 'rnak' (did you mean 'rank'"),
         ("base: {env: toy}\ngrids: [{ppo.lrr: 1}]", "there is no setting 'ppo.lrr'"),
         ("base: {env: toy}\ngrids: [{rank: 0}]", "rank must be positive, got 0"),
+        ("base: {env: toy}\ngrids: [{rank: four}]", "a.yaml: Error parsing --rank: invalid literal"),
+        ("base: {env: toy, ppo.lrr: 1}\ngrids: [{rank: 1}]", "there is no setting 'ppo.lrr'"),
         ("base: {env: toy}\ngrids: [{task: nothing}]", "no toy game 'nothing'"),
         ("!!python/object/apply:os.system ['false']", "is no valid YAML"),
     ],
@@ -171,17 +177,49 @@ def test_a_sweep_goes_on_where_it_stopped(
 def test_a_sweep_that_was_changed_is_not_mixed_with_what_was(
     done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(done / "out", tmp_path / "out")
-    (tmp_path / "out" / "2-lorasa" / "summary.json").unlink()
-    for change, said in (
-        ({"grids": [{**FORKS, "rank": [2, 1]}]}, "was begun with other points"),
-        ({"base": {**BASE, "n_envs": 16}}, "was begun with n-envs 8, and the sweep now says 16"),
-    ):
-        path = write(tmp_path / "b.yaml", **change)  # type: ignore[arg-type]
+    """Neither where jobs are done, whose results would stand for other points, nor where they are not."""
+    before = (done / "out" / "table.csv").read_bytes()
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"grids": [{**FORKS, "rank": [2, 1]}]}, "2-lorasa was begun with other points"),
+        ({"grids": [{"sharing": "ps_id"}]}, "2-lorasa was begun with other points"),
+        ({"base": {**BASE, "n_envs": 16}}, "1-ps_id was begun with n-envs 8, and the sweep now says 16"),
+        (
+            {"base": {**BASE, "total_steps": 1024}},
+            "1-ps_id was begun with total-steps 512, and the sweep now says 1024",
+        ),
+        ({"base": {**BASE, "seeds": 3}}, "1-ps_id was begun with other points"),
+    ]
+    for change, said in changes:
         with pytest.raises(SystemExit) as stop:
-            sweep.main([str(path), "--out", str(tmp_path / "out"), "--cache", "False", "--only", "2-lorasa"])
+            sweep.main([str(write(tmp_path / "b.yaml", **change)), "--out", str(done / "out"), "--cache", "False"])
         assert stop.value.code == 2
         assert said in capsys.readouterr().err
+    assert (done / "out" / "table.csv").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_the_points_of_a_job_are_played_apart(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate.main([str(done / "out" / "2-lorasa"), "--episodes", "16"])
+    said = capsys.readouterr().out
+    assert said.count("over the means of 2 seeds") == 4
+    assert "sharing lorasa, switch_step auto, rank 2" in said
+    for row in ([], ["--row", "8"]):
+        with pytest.raises(SystemExit):
+            export.main([str(done / "out" / "2-lorasa"), "--adapters", str(tmp_path / "a"), *row])
+    said = capsys.readouterr().err
+    assert "this run holds several points; name one with --row, 0 to 7" in said
+    assert "the rows of this run are 0 to 7, got 8" in said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("srun") is not None, reason="there is a cluster here")
+@pytest.mark.parametrize(("options", "said"), [([], "--launcher slurm: "), (["--cluster", "gpu"], "got 'gpu'")])
+def test_a_launcher_that_is_not_there_is_one_line(tmp_path: Path, options: list[str], said: str) -> None:
+    argv = [str(write(tmp_path / "a.yaml")), "--launcher", "slurm", *options, "--out", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, str(Path(sweep.__file__)), *argv], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.slow
