@@ -18,7 +18,7 @@ from lorasa_jax.stats import bootstrap_interval
 
 import evaluate
 import run
-from saved import load_run
+from saved import labels_of, load_run
 
 EXPERIMENTS = Path(evaluate.__file__).parent
 
@@ -47,7 +47,7 @@ def test_a_run_is_played_as_it_was_learnt(saved: Path, capsys: pytest.CaptureFix
 
 def test_drawn_actions_have_the_policys_odds(saved: Path) -> None:
     team, _ = load_run(saved, eval_episodes=2000)
-    played = evaluate.play(team, evaluate.keys(team, 0), greedy=False)["return"]
+    played = evaluate.play(team, evaluate.keys(labels_of(saved), 0), greedy=False)["return"]
     assert played.shape == (2, 2000)
     assert np.any(played[0] != played[1])
     right = np.exp(2) / (np.exp(2) + 3)  # logits of 8 / 4 for the right action, 0 for the three others
@@ -55,14 +55,13 @@ def test_drawn_actions_have_the_policys_odds(saved: Path) -> None:
 
 
 def test_no_key_of_training_is_used_again_and_every_draw_is_another(saved: Path) -> None:
-    team, _ = load_run(saved)
     used = [getattr(trainer, name) for name in ("_INIT", "_COLLECT", "_UPDATE", "_GRAFT", "_EVALUATE")]
     purposes = [*used, trainer.EPISODE, trainer.GROUPING, trainer.REPLAY]
     assert len(set(purposes)) == len(purposes)
-    for seed, key in zip((3, 4), evaluate.keys(team, 7), strict=True):
+    for seed, key in zip((3, 4), evaluate.keys(labels_of(saved), 7), strict=True):
         mine = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), trainer.REPLAY), 7)
         np.testing.assert_array_equal(jax.random.key_data(key), jax.random.key_data(mine))
-    drawn = np.concatenate([jax.random.key_data(evaluate.keys(team, draw)) for draw in range(3)])
+    drawn = np.concatenate([jax.random.key_data(evaluate.keys(labels_of(saved), draw)) for draw in range(3)])
     assert len(np.unique(drawn, axis=0)) == 6
 
 
