@@ -76,7 +76,7 @@ def measure(config: Config, env: Env, phase: str) -> tuple[Trainer, dict[str, in
 
 def set_aside(trainer: Trainer, shapes: tuple) -> int:
     """Bytes that the compiler sets aside for an update, besides its arguments and what it returns."""
-    update = jax.jit(trainer.update, donate_argnums=0).lower(*shapes).compile()
+    update = jax.jit(trainer.update).lower(*shapes).compile()
     return update.memory_analysis().temp_size_in_bytes
 
 
