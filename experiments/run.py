@@ -20,9 +20,9 @@ from lorasa_jax.config import ConfigError, require
 from cli import CHECKPOINTS, RunConfig, fail, parse
 
 if TYPE_CHECKING:
-    from lorasa_jax.checkpoint import Saver
     from lorasa_jax.envs import Env
     from lorasa_jax.loop import Diverged, Report, Result, RunState
+    from lorasa_jax.saver import Saver
 
     from display import Display
     from record import Record
@@ -219,9 +219,10 @@ def find_checkpoint(config: RunConfig) -> Path | None:
 
 def follow(config: RunConfig, env: Env) -> None:
     """Takes part in a run whose first process prints and writes; does all that the processes must do together."""
-    from lorasa_jax.checkpoint import Saver, load
+    from lorasa_jax.checkpoint import load
     from lorasa_jax.devices import row
     from lorasa_jax.loop import Diverged
+    from lorasa_jax.saver import Saver
 
     path = find_checkpoint(config)
     start = load(path, config, env) if path else None
@@ -284,8 +285,8 @@ def fill(
         go_on: the command that goes on with it if it is stopped.
         also: is offered every state before the checkpoints are.
     """
-    from lorasa_jax.checkpoint import Saver
     from lorasa_jax.loop import Diverged
+    from lorasa_jax.saver import Saver
 
     from display import Display
     from record import write_json

@@ -13,7 +13,7 @@ Where the owner changes from sample to sample there is a third: the products of 
 counts is kept. Adapters of several levels, of a role and of an agent say, add up.
 
 What can be done with the adapters of a trained team (`save`, `load`, `attach`, `merge`,
-`unmerge`, `resize`) is found here too, and stands in `lorasa_jax.adapter_files`.
+`unmerge`, `resize`) is found here too, and stands in `lorasa_jax.adapter_files` and `lorasa_jax.teams`.
 """
 
 from __future__ import annotations
@@ -33,17 +33,21 @@ if TYPE_CHECKING:
     from lorasa_jax.adapter_files import TeamAdapters as TeamAdapters
     from lorasa_jax.adapter_files import attach as attach
     from lorasa_jax.adapter_files import load as load
-    from lorasa_jax.adapter_files import merge as merge
-    from lorasa_jax.adapter_files import resize as resize
     from lorasa_jax.adapter_files import save as save
-    from lorasa_jax.adapter_files import unmerge as unmerge
+    from lorasa_jax.teams import merge as merge
+    from lorasa_jax.teams import resize as resize
+    from lorasa_jax.teams import unmerge as unmerge
+
+
+_HOMES = {"adapter_files": ("TeamAdapters", "attach", "load", "save"), "teams": ("merge", "resize", "unmerge")}
 
 
 def __getattr__(name: str) -> Any:
     # Trained teams know policies and systems, and those know this module.
-    if name not in ("TeamAdapters", "attach", "load", "merge", "resize", "save", "unmerge"):
-        raise AttributeError(f"module 'lorasa_jax.adapters' has no attribute {name!r}")
-    return getattr(importlib.import_module("lorasa_jax.adapter_files"), name)
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"lorasa_jax.{home}"), name)
+    raise AttributeError(f"module 'lorasa_jax.adapters' has no attribute {name!r}")
 
 
 def _unable(trunk: PyTree, owned: PyTree) -> dict[str, PyTree]:

@@ -20,10 +20,11 @@ import pytest
 from helpers import KEY, assert_same, row_of, small_config, two_phases
 
 from lorasa_jax import checkpoint
-from lorasa_jax.checkpoint import Saver, complete, drop_after, load, load_team, read_item, take_snapshot, write
+from lorasa_jax.checkpoint import complete, drop_after, load, load_team, read_item, take_snapshot, write
 from lorasa_jax.config import ConfigError
 from lorasa_jax.envs.toy import make_toy
 from lorasa_jax.loop import ADAPTERS, SHARED, RunState
+from lorasa_jax.saver import Saver
 from lorasa_jax.trees import by_path, nested
 from lorasa_jax.types import TrainState
 
