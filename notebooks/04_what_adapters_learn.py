@@ -18,7 +18,7 @@
 #
 # A LoRASA run ends with a number: the return. It does not say *how* the agents came to differ, whether they had to, or how much of their adapters
 # they need. `diagnose` asks a trained team these questions; on a saved run, `experiments/diagnose.py RUN` does the same.
-# This notebook asks them of a team whose right answers are known, and says how to read each figure. It needs less than a minute on a CPU.
+# This notebook asks them of a team whose right answers are known, and says how to read each figure. It needs a minute on a CPU.
 
 # %%
 import os
@@ -30,6 +30,7 @@ from lorasa_jax import Config, CriticConfig, NetworkConfig, PPOConfig, make_env,
 from lorasa_jax.diagnosis import diagnose
 from lorasa_jax.diversity import mean_over_pairs, within_and_between
 from lorasa_jax.figures import draw_distance, draw_gradient, draw_layers, draw_sparsity, draw_swap
+from lorasa_jax.loop import RunState
 
 # Set this to look at everything quickly, with adapters that are not trained to the end.
 SMALL = bool(os.environ.get("LORASA_NOTEBOOK_SMALL"))
@@ -58,7 +59,8 @@ config = Config(
     critic=CriticConfig(**network),
     ppo=PPOConfig(lr=3e-3, critic_lr=3e-3),
 )
-result = run(config, make_env(config))
+states: list[RunState] = []  # before the first update, after the first, and so on
+result = run(config, make_env(config), save=states.append)
 learner = jax.tree.map(lambda leaf: leaf[0], result.states).learner  # of the first seed
 found = diagnose(result.trainer.system, learner, jax.random.key(1), episodes=64)
 print(f"return {found.played['return'].mean:.2f}; of a team that acts alike 0.5")
@@ -92,17 +94,25 @@ display(draw_swap(found))
 # ## Do gradients agree?
 #
 # The cosine between what two agents would change in the same weights. Below zero they pull a shared policy in opposite directions, which is what adapters
-# are for. In brackets stands what to compare with: an agent's own gradient on two halves of the play. If that is near zero, as it is for a team that
-# has little left to learn, the matrix shows noise.
+# are for. That is a question about a team that still has something to learn, so here it is asked after four updates. Agents of one kind already agree, and those
+# of two kinds do not.
 
 # %%
-display(draw_gradient(found))
+early = jax.tree.map(lambda leaf: leaf[0], states[4].train).learner
+display(draw_gradient(diagnose(result.trainer.system, early, jax.random.key(1), episodes=1)))
+
+# %% [markdown]
+# In brackets stands what to compare with: an agent's own gradient on two halves of the play, close to 1 where there is more to it than chance. Where it is far from
+# 1 the matrix shows noise, as it often does for a team that has learnt its task:
+
+# %%
+print("of the trained team:", found.gradient_again.round(2))
 
 # %% [markdown]
 # ## How large are the corrections?
 #
-# The Frobenius norm of each layer's correction, scale L R, against that of the trunk's kernel; and how many directions it effectively uses. It is at most the
-# rank, 4 (a layer no wider than that has a full correction).
+# The Frobenius norm of each layer's correction, scale L R, against that of the trunk's kernel; and how many directions it effectively uses, at most the
+# rank, 4 (a layer no wider than that has a full correction). The head's stands out because the trunk's was never trained and is all but zero.
 
 # %%
 display(draw_layers(found))
@@ -111,8 +121,8 @@ display(draw_layers(found))
 # ## Are they sparse?
 #
 # Left, how large the entries are, for corrections and trunks, layer by layer: the further the lower bundle, the smaller the corrections. But small
-# entries may add up. So the other two figures drop the smallest ones, up to 100 %, which leaves the trunk alone. A flat line that falls
-# at the very end says that few entries do the work.
+# entries may add up. So the other two figures drop the smallest ones, up to 100 %, which leaves the trunk alone. A line that stays flat and falls
+# at the very end says that few entries do the work. Here one in twenty is enough.
 
 # %%
 display(draw_sparsity(found))
