@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     with polite():
         config = read_flags(EvaluateConfig, sys.argv[1:] if argv is None else argv)
-        changes = {"eval_episodes": config.episodes} | ({"task": config.task} if config.task else {})
+        changes: dict[str, Any] = {"eval_episodes": config.episodes} | ({"task": config.task} if config.task else {})
         team, checkpoint = load_run(config.run, **changes)
         task = team.system.env.spec.name
         require(

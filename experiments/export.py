@@ -13,7 +13,7 @@ import tyro
 from lorasa_jax.config import require
 
 from cli import polite, read_flags
-from saved import ROWS, labels_of, load_run
+from saved import find_row, load_run
 
 if TYPE_CHECKING:
     from jax.export import Exported
@@ -75,27 +75,12 @@ def export_policy(team: SavedTeam, row: int) -> Exported:
     return export.export(jax.jit(act), platforms=PLATFORMS)(carry, obs, avail)
 
 
-def find_row(config: ExportConfig) -> int:
-    """Returns the place of the row that is asked for."""
-    seeds = [label["seed"] for label in labels_of(config.run)]
-    if config.row is not None:
-        require(0 <= config.row < len(seeds), f"the rows of this run are 0 to {len(seeds) - 1}, got {config.row}")
-        return config.row
-    require(
-        len(set(seeds)) == len(seeds),
-        f"this run holds several points; name one with --row, 0 to {len(seeds) - 1} as {ROWS} lists them",
-    )
-    seed = seeds[0] if config.seed is None else config.seed
-    require(seed in seeds, f"the seeds of this run are {min(seeds)} to {max(seeds)}, got {seed}")
-    return seeds.index(seed)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     with polite():
         config = read_flags(ExportConfig, sys.argv[1:] if argv is None else argv)
         team, checkpoint = load_run(config.run)
-        row = find_row(config)
+        row = find_row(config.run, config.seed, config.row)
         if config.adapters is not None:
             import jax
 

@@ -45,6 +45,21 @@ def points_of(labels: list[Label]) -> dict[str, list[int]]:
     return found
 
 
+def find_row(path: Path, seed: int | None, row: int | None) -> int:
+    """Returns the place of a row of a run: the one that is asked for by its seed or its number, or the first."""
+    seeds = [label["seed"] for label in labels_of(path)]
+    if row is not None:
+        require(0 <= row < len(seeds), f"the rows of this run are 0 to {len(seeds) - 1}, got {row}")
+        return row
+    require(
+        len(set(seeds)) == len(seeds),
+        f"this run holds several points; name one with --row, 0 to {len(seeds) - 1} as {ROWS} lists them",
+    )
+    seed = seeds[0] if seed is None else seed
+    require(seed in seeds, f"the seeds of this run are {min(seeds)} to {max(seeds)}, got {seed}")
+    return seeds.index(seed)
+
+
 def find_checkpoint(path: Path) -> tuple[RunConfig, Path]:
     """Returns a run's settings and a checkpoint: the one that the path names, or the newest of the run it names."""
     from lorasa_jax.checkpoint import complete
@@ -60,11 +75,11 @@ def find_checkpoint(path: Path) -> tuple[RunConfig, Path]:
     return config, found[-1]
 
 
-def load_run(path: Path, **changes: Any) -> tuple[SavedTeam, Path]:
-    """Returns the teams of a run, its settings changed, and the checkpoint they come from."""
+def load_run(path: Path, valued: bool = False, **changes: Any) -> tuple[SavedTeam, Path]:
+    """Returns the teams of a run (with their critics), its settings changed, and the checkpoint they come from."""
     from lorasa_jax.checkpoint import load_team
     from lorasa_jax.envs import make_env
 
     config, checkpoint = find_checkpoint(path)
     config = dataclasses.replace(config, **changes)
-    return load_team(checkpoint, config, make_env(config)), checkpoint
+    return load_team(checkpoint, config, make_env(config), valued=valued), checkpoint

@@ -223,11 +223,15 @@ class SavedTeam(NamedTuple):
         system: of the phase the run was in.
         params: of the actors of all seeds, leaves [K, ...].
         inputs: statistics by which what they see is standardised, [K, ...].
+        critic: its parameters, [K, ...]; empty unless asked for.
+        value_norm: the critic's units, [K, ...]; likewise.
     """
 
     system: System
     params: PolicyParams
     inputs: PyTree
+    critic: PyTree = ()
+    value_norm: PyTree = ()
 
     @property
     def weights(self) -> Weights:
@@ -235,26 +239,30 @@ class SavedTeam(NamedTuple):
         return Weights(jax.vmap(self.system.weights)(self.params), self.inputs)
 
 
-def load_team(path: Path, config: Config, env: Env) -> SavedTeam:
+def load_team(path: Path, config: Config, env: Env, *, valued: bool = False) -> SavedTeam:
     """Returns the teams of a checkpoint, without what only training needs.
 
     Args:
         path: the checkpoint.
         config: of its run, or with another task.
         env: to play in: the run's own, or another of the same shapes.
+        valued: with the critic, which says what their play is worth.
 
     Raises:
         ConfigError: the checkpoint is damaged, does not fit the environment, or holds NaN.
     """
     meta = read_meta(path)
     system = make_system(config, env, adapting=meta["run"]["phase"] == ADAPTERS)
-    learner = {"actor": jax.eval_shape(system.actor.init, jax.random.key(0)), "inputs": system.inputs.init()}
+    key = jax.random.key(0)
+    learner = {"actor": jax.eval_shape(system.actor.init, key), "inputs": system.inputs.init()}
+    if valued:
+        learner |= {"critic": jax.eval_shape(system.critic.init, key), "value_norm": system.value_norm.init()}
     template = jax.eval_shape(lambda: jax.tree.map(lambda leaf: jnp.zeros((config.seeds, *leaf.shape)), learner))
     needed = by_path({"learner": template})
     items = {item: leaves for item, leaves in meta["leaves"].items() if item != TRAIN_ITEM}
-    if config.standardise:
-        inputs = {name: leaf for name, leaf in meta["leaves"].get(TRAIN_ITEM, {}).items() if name in needed}
-        items[TRAIN_ITEM] = inputs
+    if config.standardise or valued:
+        known = {name: leaf for name, leaf in meta["leaves"].get(TRAIN_ITEM, {}).items() if name in needed}
+        items[TRAIN_ITEM] = known
     _require_needed(path, items, needed, env.spec.name)
     found: Arrays = {}
     for item in items:
@@ -264,7 +272,7 @@ def load_team(path: Path, config: Config, env: Env) -> SavedTeam:
     require(wrong is None, f"{wrong} in checkpoint {path} holds NaN or infinity")
     leaves = [_place(found[name], expected) for name, expected in needed.items()]
     parts = jax.tree.unflatten(jax.tree.structure(template), leaves)
-    return SavedTeam(system, parts["actor"], parts["inputs"])
+    return SavedTeam(system, parts.pop("actor"), **parts)
 
 
 def _require_needed(path: Path, items: dict[str, Described], needed: dict[str, Any], who: str) -> None:

@@ -27,6 +27,7 @@ class Distribution(NamedTuple):
         entropy: `entropy(params) -> [...]`, in nats.
         parts: `parts(avail) -> [..., R]`: the parts that exist.
         to_env: `to_env(action)`: what the environment is told.
+        distance: `distance(params, params) -> [...]`: how far apart two of the family are.
         log_std: start of the log-deviation that the network holds beside its outputs, or None.
     """
 
@@ -37,6 +38,7 @@ class Distribution(NamedTuple):
     entropy: Callable[..., Array]
     parts: Callable[[Array], Array]
     to_env: Callable[[Array], Array]
+    distance: Callable[[Array, Array], Array]
     log_std: float | None = None
 
 
@@ -68,7 +70,19 @@ def _whole(avail: Bool[Array, "... A"]) -> Bool[Array, "... 1"]:
     return jnp.ones_like(avail[..., :1])
 
 
-categorical = Distribution(mask_logits, _sample, _mode, _log_prob, _entropy, _whole, to_env=lambda action: action)
+def total_variation(one: Float[Array, "... A"], other: Float[Array, "... A"]) -> Float[Array, "..."]:
+    """Returns 1/2 sum_a |p(a) - q(a)| of two masked categoricals by their logits.
+
+    In [0, 1]: by how much the probability of any set of actions differs at most. What is unavailable to both counts 0.
+    """
+    # Not by softmax: of its quotient, fused with the difference, equal ones would differ by a rounding error.
+    p, q = (jnp.exp(jax.nn.log_softmax(logits)) for logits in (one, other))
+    return 0.5 * jnp.sum(jnp.abs(p - q), axis=-1)
+
+
+categorical = Distribution(
+    mask_logits, _sample, _mode, _log_prob, _entropy, _whole, to_env=lambda action: action, distance=total_variation
+)
 """One of A actions."""
 
 
@@ -121,6 +135,14 @@ def squashed_normal(per_dim: bool = False) -> Distribution:
         total: Any = jnp.log(std) + 0.5 * math.log(2 * math.pi * math.e) + expected
         return jnp.sum(jnp.where(there, total, 0.0), axis=-1)
 
+    def distance(one: Float[Array, "... P"], other: Float[Array, "... P"]) -> Float[Array, "..."]:
+        """The 2-Wasserstein distance of the normals before they are squashed, in closed form.
+
+        W^2 = sum_d (mean_d - mean'_d)^2 + (std_d - std'_d)^2, over the dimensions that the first one has.
+        """
+        (mean, std, there), (mean_, std_, _) = read(one), read(other)
+        return jnp.sqrt(jnp.sum(jnp.where(there, (mean - mean_) ** 2 + (std - std_) ** 2, 0.0), axis=-1))
+
     return Distribution(
         mask=mask,
         sample=sample,
@@ -129,5 +151,6 @@ def squashed_normal(per_dim: bool = False) -> Distribution:
         entropy=entropy,
         parts=(lambda avail: avail) if per_dim else _whole,
         to_env=jnp.tanh,
+        distance=distance,
         log_std=1.0,
     )

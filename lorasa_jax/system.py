@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from jaxtyping import Array
 from lorasa_jax import distributions, normalize
 from lorasa_jax.config import Config, require
 from lorasa_jax.distributions import Distribution
-from lorasa_jax.envs.base import Env
+from lorasa_jax.envs.base import Env, EnvSpec
 from lorasa_jax.networks import Network
 from lorasa_jax.normalize import InputNorm, ValueNorm
 from lorasa_jax.optim import Optimizer, slotted_adam
@@ -93,7 +94,6 @@ def make_system(config: Config, env: Env, *, adapting: bool = False) -> System:
     dist = distributions.categorical
     if spec.continuous:
         dist = distributions.squashed_normal(per_dim=config.ppo.ratio == "per_dim")
-    network = Network(config.actor, spec.n_actions, head_gain=0.01, log_std=dist.log_std)
     critic_network = Network(config.critic, 1, head_gain=1.0)
     seen_by_critic = (spec.obs_dim, spec.obs_widths) if scope == "own" else (spec.state_dim, None)
 
@@ -110,8 +110,7 @@ def make_system(config: Config, env: Env, *, adapting: bool = False) -> System:
     def critic_first(first: Array, alive: Array) -> Array:
         return first[..., None] if scope == "team" else actor_first(first, alive)
 
-    actor = make_policy(sharing, network, spec.obs_dim, spec.obs_widths)
-    acting = make_policy(merged(scheme), network, spec.obs_dim, spec.obs_widths)
+    actor, acting = (_actors(chosen, config, spec, dist) for chosen in (sharing, merged(scheme)))
 
     def weights(params: PolicyParams) -> PolicyParams:
         full = actor.merge(params)
@@ -142,6 +141,32 @@ def make_system(config: Config, env: Env, *, adapting: bool = False) -> System:
         train=_trained_parts(sharing),
         schedule=SCHEDULES[config.algo](spec.n_agents, config.ppo, scope == "team"),
     )
+
+
+def _actors(sharing: Sharing, config: Config, spec: EnvSpec, dist: Distribution) -> Policy:
+    network = Network(config.actor, spec.n_actions, head_gain=0.01, log_std=dist.log_std)
+    return make_policy(sharing, network, spec.obs_dim, spec.obs_widths)
+
+
+def alone(system: System) -> System:
+    """Returns the system of the same agents, each of whom plays with, and would train, a plain network of its own.
+
+    Agents that see their ids still do.
+
+    Raises:
+        ConfigError: owners change in the course of play, so that no agent has weights of its own.
+    """
+    sharing = system.acting.sharing
+    require(not sharing.changing, "where the owners of adapters change, no agent has a network of its own")
+    apart = replace(trunks_only(sharing), groups=tuple(range(sharing.n_agents)), clustered=False)
+    policy = _actors(apart, system.config, system.env.spec, system.dist)
+    return system._replace(actor=policy, acting=policy, weights=lambda params: params, train=("shared",))
+
+
+def own_weights(system: System, params: PolicyParams) -> PolicyParams:
+    """Returns every agent's full weights, [N, ...], for the policy of `alone(system)`."""
+    homes = jnp.array(system.acting.sharing.groups)
+    return PolicyParams(jax.tree.map(lambda leaf: leaf[homes], system.weights(params).shared), {})
 
 
 def _trained_parts(sharing: Sharing) -> tuple[str, ...]:

@@ -66,16 +66,9 @@ def run_schedule(
     system: System, learner: Learner, trajectory: Trajectory, rates: Rates, key: PRNGKeyArray
 ) -> tuple[Learner, Metrics]:
     """Returns the learner after all stages of the schedule, and what the update measured."""
-    ppo, units = system.config.ppo, system.value_norm
-    value, next_value = (units.denormalise(learner.value_norm, x) for x in (trajectory.value, trajectory.next_value))
-    # A team's reward is every agent's; its one value is compared with that.
-    reward = trajectory.reward[..., : value.shape[-1]]
-    mask = trajectory.alive if ppo.mask_dead else jnp.ones_like(trajectory.alive)
-
-    def advantages(trace: Array | None = None) -> Float[Array, "T E V"]:
-        ended = trajectory.terminated, trajectory.truncated
-        return traced_gae(reward, value, next_value, *ended, ppo.gamma, ppo.gae_lambda, trace)
-
+    units, mask = system.value_norm, _counted(system, trajectory)
+    value = units.denormalise(learner.value_norm, trajectory.value)
+    advantages = partial(_advantages, system, learner, trajectory)
     plain = advantages()
     returns = plain + value
     value_norm = units.update(learner.value_norm, returns)
@@ -87,7 +80,7 @@ def run_schedule(
     def stage(progress: Progress, inputs: tuple[Schedule, PRNGKeyArray]) -> tuple[Progress, tuple[Metrics, Metrics]]:
         row, key = inputs
         if everyone:
-            block, ratio, advantage = None, jnp.ones_like(reward[..., :1]), plain
+            block, ratio, advantage = None, jnp.ones_like(plain[..., :1]), plain
         else:
             block, ratio = row.block, _preceding_ratio(system, progress, trajectory, mask, row.block)
             advantage = advantages(jnp.where(row.trace, ratio, 1.0))
@@ -106,6 +99,40 @@ def run_schedule(
         info |= {name: jnp.sum(x) / jnp.sum(trained) for name, x in part.items()}
     explained = 1 - jnp.var(returns - value) / (jnp.var(returns) + 1e-8)
     return progress.learner, {**info, "explained_variance": explained}
+
+
+def _counted(system: System, trajectory: Trajectory) -> Bool[Array, "T E N"]:
+    """The samples that the policy loss is taken over."""
+    return trajectory.alive if system.config.ppo.mask_dead else jnp.ones_like(trajectory.alive)
+
+
+def _advantages(
+    system: System, learner: Learner, trajectory: Trajectory, trace: Float[Array, "T E 1"] | None = None
+) -> Float[Array, "T E V"]:
+    """Advantages in units of the reward."""
+    ppo, ended = system.config.ppo, (trajectory.terminated, trajectory.truncated)
+    values = trajectory.value, trajectory.next_value
+    value, next_value = (system.value_norm.denormalise(learner.value_norm, x) for x in values)
+    # A team's reward is every agent's; its one value is compared with that.
+    reward = trajectory.reward[..., : value.shape[-1]]
+    return traced_gae(reward, value, next_value, *ended, ppo.gamma, ppo.gae_lambda, trace)
+
+
+def policy_gradient(system: System, learner: Learner, trajectory: Trajectory) -> dict[str, PyTree]:
+    """Returns the gradient of the policy loss over a whole rollout, by stack, where nobody has moved yet.
+
+    It is that of the first step of an update in which all agents move at once, over all that was collected.
+
+    Args:
+        system: the parts.
+        learner: whose policy played.
+        trajectory: what it played.
+    """
+    mask, advantage = _counted(system, trajectory), _advantages(system, learner, trajectory)
+    nobody = jnp.ones_like(advantage[..., :1])
+    batch = _minibatch(_batch(system, trajectory, mask, advantage, trajectory.value, nobody, None), None)
+    loss, *_ = _policy_loss(system, learner.actor, batch, None, system.config.ppo.clip_eps)
+    return jax.grad(loss, has_aux=True)(trained_stacks(system, learner.actor))[0]
 
 
 def _preceding_ratio(
@@ -275,15 +302,15 @@ def _where(
     return jax.lax.cond(flag, update, lambda now: (now, nothing), learner)
 
 
-def _update_actor(
-    system: System,
-    learner: Learner,
-    batch: Batch,
-    block: Array | None,
-    clip_eps: Float[Array, ""],
-    rates: Rates,
-) -> tuple[Learner, Metrics]:
-    """One gradient step of the block's actors."""
+def _policy_loss(
+    system: System, actor: PolicyParams, batch: Batch, block: Array | None, clip_eps: Float[Array, ""] | float
+) -> tuple[Callable[[dict[str, PyTree]], tuple[Array, Metrics]], Array, Array, Array]:
+    """The block's loss, as a function of what is trained, and whose samples it takes the mean over.
+
+    Returns:
+        The loss; the samples of each member, [M]; which trunk each stands on, [M, G]; the samples of all members on
+        it, [M].
+    """
     sharing, ppo, dist = system.actor.sharing, system.config.ppo, system.dist
     members = jnp.arange(sharing.n_agents) if block is None else block
     advantage = batch.advantage
@@ -298,7 +325,7 @@ def _update_actor(
         pool = jnp.full_like(pool, jnp.maximum(jnp.sum(counts), 1.0))
 
     def loss(stacks: dict[str, PyTree]) -> tuple[Array, Metrics]:
-        params = sharing.join(learner.actor, stacks)
+        params = sharing.join(actor, stacks)
         played = batch.actor_carry, batch.obs, batch.actor_first
         _, logits = system.actor.unroll(params, *played, block, batch.owner if sharing.changing else None)
         logits = dist.mask(logits, batch.avail)
@@ -308,6 +335,20 @@ def _update_actor(
             *judged, parts, entropy, advantage, batch.preceding, batch.mask, pool, clip_eps, ppo.entropy_coef
         )  # fmt: skip
 
+    return loss, counts, on_trunk, pool
+
+
+def _update_actor(
+    system: System,
+    learner: Learner,
+    batch: Batch,
+    block: Array | None,
+    clip_eps: Float[Array, ""],
+    rates: Rates,
+) -> tuple[Learner, Metrics]:
+    """One gradient step of the block's actors."""
+    sharing = system.actor.sharing
+    loss, counts, on_trunk, pool = _policy_loss(system, learner.actor, batch, block, clip_eps)
     stacks = trained_stacks(system, learner.actor)
     grads, info = jax.grad(loss, has_aux=True)(stacks)
     moved = {"shared": None if block is None else jnp.any(on_trunk > 0, axis=0)}

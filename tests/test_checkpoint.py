@@ -121,6 +121,12 @@ def test_a_team_is_read_without_what_only_training_needs(kept: SimpleNamespace, 
         load_team(path, replace(kept.config, standardise=True), kept.env)
 
 
+def test_a_team_is_read_with_its_critic_where_asked(kept: SimpleNamespace) -> None:
+    team = load_team(kept.paths[ADAPTERS], kept.config, kept.env, valued=True)
+    learner = kept.states[ADAPTERS].train.learner
+    assert_same((team.params, team.critic, team.value_norm), (learner.actor, learner.critic, learner.value_norm))
+
+
 def test_agents_that_own_nothing_leave_no_item(kept: SimpleNamespace) -> None:
     assert not (kept.paths[SHARED] / "adapters").exists()
 

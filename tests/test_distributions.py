@@ -139,3 +139,20 @@ def test_far_out_log_probabilities_are_finite():
     params = NORMAL.mask(jnp.array([[50.0, -50.0, 0.0, -20.0, 20.0, 0.0]]), jnp.ones((1, 3), bool))
     u = NORMAL.sample(jax.random.key(0), params)
     assert np.isfinite(NORMAL.log_prob(params, u)).all() and np.isfinite(NORMAL.entropy(params)).all()
+
+
+def test_total_variation_is_half_the_sum_of_differences_over_what_is_available():
+    one, other = probabilities(), np.roll(probabilities(), 1, axis=0)
+    found = categorical.distance(MASKED, jnp.roll(MASKED, 1, axis=0))
+    np.testing.assert_allclose(found, np.abs(one - other).sum(axis=-1) / 2, atol=1e-6)
+    certain = mask_logits(jnp.zeros(3), jnp.array([True, False, False]))
+    assert categorical.distance(certain, mask_logits(jnp.zeros(3), jnp.array([False, True, True]))) == 1
+
+
+def test_the_distance_of_normals_is_that_of_their_means_and_deviations():
+    """By hand: deviations 0.25 and 0.375, means 3 and 4 apart; what an agent does not have counts nothing."""
+    normal, both = squashed_normal(), jnp.array([True, True, False])
+    one = normal.mask(jnp.array([1.0, 2.0, 7.0, 0.0, 0.0, 3.0]), both)
+    other = normal.mask(jnp.array([4.0, 6.0, 0.0, np.log(3), 0.0, 1.0]), both)
+    assert normal.distance(one, other) == pytest.approx(np.sqrt(3**2 + 4**2 + 0.125**2), abs=1e-5)
+    assert normal.distance(one, one) == 0

@@ -11,7 +11,7 @@ import pytest
 from helpers import KEY, assert_close, every_scheme, make_diary, random_params, small_config, with_roles
 
 from lorasa_jax.config import ConfigError
-from lorasa_jax.system import is_two_phase, make_system
+from lorasa_jax.system import alone, is_two_phase, make_system, own_weights
 
 ENV = make_diary()
 N = ENV.spec.n_agents
@@ -105,3 +105,21 @@ def test_roles_that_do_not_fit_are_refused_in_one_line(roles, changes, message):
 
 def test_roles_mean_nothing_to_schemes_without_adapters():
     make_system(small_config(sharing="ps", adapter_key="unit_type", algo="a2po"), ENV)
+
+
+@every_scheme
+def test_alone_every_agent_decides_as_in_its_team(scheme):
+    system = make(scheme, adapting=is_two_phase(small_config(sharing=scheme), ENV))
+    params, apart = random_params(system.actor), alone(system)
+    played = system.actor.initial_carry(4), jnp.asarray(OBS), jnp.zeros((2, 4), bool)
+    expected = jax.jit(system.actor.unroll)(params, *played)
+    weights = own_weights(system, params)
+    assert {len(leaf) for leaf in jax.tree.leaves(weights)} == {N}
+    assert_close(jax.jit(apart.acting.unroll)(weights, *played), expected)
+
+
+def test_where_owners_change_nobody_is_alone():
+    env = with_roles(ENV, n_roles=2)
+    system = make_system(small_config(sharing="lorasa", adapter_key="unit_type"), env, adapting=True)
+    with pytest.raises(ConfigError, match="no agent has a network of its own"):
+        alone(system)

@@ -37,6 +37,7 @@ class EnvSpec:
             agents see unequally much; the columns behind are zeros. None: all own all.
         roles: the role of each agent, a type of unit say, numbered from 0 without a gap.
             None: agents have none, or they change.
+        role_names: what the roles are called, in the order of their numbers; may be left out.
         n_roles: how many roles there are where they change, which `TimeStep.role` then says; else 0.
     """
 
@@ -51,6 +52,7 @@ class EnvSpec:
     obs_widths: tuple[int, ...] | None = None
     roles: tuple[int, ...] | None = None
     n_roles: int = 0
+    role_names: tuple[str, ...] = ()
 
 
 class TimeStep(NamedTuple):

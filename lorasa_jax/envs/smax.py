@@ -144,10 +144,12 @@ def _battle(task: str) -> dict[str, Any]:
 
 def _roles(game: Any) -> dict[str, Any]:
     """Returns the roles of our units: their types, numbered as they come; where they are drawn, how many there are."""
+    names = game.unit_type_names
     if game.smacv2_unit_type_generation:
-        return {"n_roles": game.unit_type_bits}
+        return {"n_roles": game.unit_type_bits, "role_names": tuple(names)}
     types = game.scenario[: game.num_allies].tolist()
-    return {"roles": tuple(sorted(set(types), key=types.index).index(kind) for kind in types)}
+    kinds = sorted(set(types), key=types.index)
+    return {"roles": tuple(map(kinds.index, types)), "role_names": tuple(names[kind] for kind in kinds)}
 
 
 def _type_bits(game: Any, kind: UInt8[Array, " U"]) -> Float[Array, "U K"]:

@@ -447,6 +447,7 @@ def test_a_gif_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
 
 def test_roles_are_types_of_units():
     assert battle("2s3z").spec.roles == (0, 0, 1, 1, 1)
+    assert battle("2s3z").spec.role_names == ("stalker", "zealot")
     assert make_smax("MMM2_without_medivacs", SmaxConfig(), "bootstrap").spec.roles == (0,) * 2 + (1,) * 7
     env = battle("smacv2_5_units")
     assert (env.spec.roles, env.spec.n_roles) == (None, 6)

@@ -50,7 +50,8 @@ def save_run(directory: Path, *argv: str, spoilt: float | None = None) -> Path:
     own["head"] = {"full": jnp.broadcast_to(jnp.eye(4)[None, :, None], (2, 4, 8, 4)) / 4}
     if spoilt is not None:
         trunk["fc1"]["bias"] = trunk["fc1"]["bias"].at[1, 0, 2].set(spoilt)
-    learner = train.learner._replace(actor=actor._replace(shared=trunk, agents=own))
+    reward_units = jax.tree.map(jnp.zeros_like, train.learner.value_norm)
+    learner = train.learner._replace(actor=actor._replace(shared=trunk, agents=own), value_norm=reward_units)
     state = RunState(
         phase=ADAPTERS,
         train=train._replace(learner=learner, iteration=jnp.array([5, 5])),

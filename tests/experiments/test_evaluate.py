@@ -134,7 +134,7 @@ def test_standardised_inputs_come_along(tmp_path: Path) -> None:
     assert np.all(np.asarray(stats.mean) != 0)
 
 
-@pytest.mark.parametrize("script", ["evaluate.py", "export.py"])
+@pytest.mark.parametrize("script", ["evaluate.py", "export.py", "diagnose.py"])
 def test_help_is_instant_and_needs_no_jax(script: str) -> None:
     code = f"import runpy, sys; sys.path.insert(0, {str(EXPERIMENTS)!r}); sys.argv = [{script!r}, '--help']\n"
     code += f"try: runpy.run_path({str(EXPERIMENTS / script)!r}, run_name='__main__')\n"

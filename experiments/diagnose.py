@@ -1,0 +1,179 @@
+"""Say what the adapters of a saved run did: python experiments/diagnose.py RUN."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from lorasa_jax.config import require
+
+from cli import polite, read_flags, run_of
+from saved import find_row, labels_of, load_run, words
+
+if TYPE_CHECKING:
+    from lorasa_jax.diagnosis import Diagnosis
+
+
+SECONDS_BETWEEN = 15.0
+"""Between two lines of progress where there is no terminal."""
+
+
+@dataclass(frozen=True)
+class DiagnoseConfig:
+    """Say what the adapters of a saved run did: how differently agents act, what is lost when two exchange their
+    adapters or small entries are dropped, how large corrections are, and whether gradients agree."""
+
+    run: tyro.conf.Positional[Path]
+    """Run directory, or one of its checkpoints, RUN/checkpoints/N."""
+    out: Path | None = None
+    """Folder for numbers and figures; not given: RUN/diagnosis. What it holds is replaced."""
+    episodes: int = 128
+    """Episodes of each evaluation, all from the same start states. There is one for every pair of agents."""
+    sampled: bool = False
+    """Draw actions in evaluations as in training, instead of taking the most probable ones."""
+    draw: int = 0
+    """Which draw of start states and chance; another number plays other episodes."""
+    seed: int | None = None
+    """Which of the run's seeds; not given: its first."""
+    row: int | None = None
+    """In a job of a sweep, which row, counted from 0 in its rows.json."""
+
+    def __post_init__(self) -> None:
+        require(self.episodes > 0, f"episodes must be positive, got {self.episodes}")
+        require(self.draw >= 0, f"draw must be 0 or more, got {self.draw}")
+
+
+class Progress:
+    """What happens now, on a line of stderr that does not stay; without a terminal, a line now and then."""
+
+    def __init__(self) -> None:
+        self._began = self._said = time.monotonic()
+
+    def show(self, text: str) -> None:
+        """Shows it; an empty text clears the line."""
+        now, live = time.monotonic(), sys.stderr.isatty()
+        if live:
+            print(f"\r\033[K{f'{now - self._began:4.0f} s  {text}' * bool(text)}", end="", file=sys.stderr, flush=True)
+        elif text and now - self._said > SECONDS_BETWEEN:
+            print(f"{now - self._began:4.0f} s  {text}", file=sys.stderr, flush=True)
+            self._said = now
+
+
+def as_dict(record: Any) -> Any:
+    """Returns a record and those in it as dictionaries."""
+    if isinstance(record, tuple) and hasattr(record, "_asdict"):
+        record = record._asdict()
+    return {name: as_dict(part) for name, part in record.items()} if isinstance(record, dict) else record
+
+
+def report(found: Diagnosis) -> Iterator[str]:
+    """Yields what was found, as a short table."""
+    import numpy as np
+
+    from lorasa_jax.diagnosis import DROPPED
+    from lorasa_jax.diversity import mean_over_pairs
+
+    if found.distance is not None:
+        yield f"distance of agents ({found.measure}; mean over pairs)"
+        yield f"  in the same place    {mean_over_pairs(found.distance):.3f}{_by_role(found, found.distance)}"
+        if found.distance_with_ids is not None:
+            with_ids = found.distance_with_ids
+            yield f"  with their own ids   {mean_over_pairs(with_ids):.3f}{_by_role(found, with_ids)}"
+    if found.gradient is not None and found.gradient_again is not None:
+        pairs = mean_over_pairs(found.gradient)
+        known = found.gradient_again[np.isfinite(found.gradient_again)]
+        noise = float(known.mean()) if known.size else float("nan")
+        line = f"cosine of gradients    {pairs:.2f}{_by_role(found, found.gradient, '.2f')}"
+        yield f"{line}; of one agent's on two halves of the play {noise:.2f}"
+    for name, form in (("return", ".3f"), ("win_rate", ".1%")):
+        if found.played is not None:
+            change = found.played[name]
+            yield f"{name.replace('_', ' '):9} {change.mean:{form}} [{change.low:{form}}, {change.high:{form}}]"
+        if found.swap is not None:
+            swap = found.swap[name]
+            sure = (swap.high < 0) | (swap.low > 0)
+            mean, pairs = mean_over_pairs(swap.mean), np.isfinite(swap.mean).sum() - len(found.agents)
+            line = f"  agents swapped       {mean:+{form}} on average{_by_role(found, swap.mean, '+' + form)}"
+            yield f"{line}; surely changed in {sure.sum()} of {pairs} pairs"
+        if found.dropped is not None:
+            dropped = found.dropped[name]
+            changes = [f"{s:.0%} {c:+{form}}" for s, c in zip(DROPPED, dropped.mean, strict=True) if s > 0]
+            yield f"  entries dropped      {'   '.join(changes)}"
+    if found.layers is not None:
+        yield "correction  |delta|/|K|   effective rank   median |delta|, |K|    delta below 1 %, 10 % of K's RMS"
+        for name, layer in found.layers.items():
+            medians = [layer.entries[part]["0.5"] for part in ("delta", "kernel")]
+            below = [layer.entries["below"][share] for share in ("0.01", "0.1")]
+            yield (
+                f"  {name:10}{layer.norm.mean():10.3f}{layer.rank.mean():17.2f}"
+                f"{medians[0]:14.4f}, {medians[1]:.4f}{below[0]:16.1%}, {below[1]:.1%}"
+            )
+    yield from (f"left out: {line}" for line in found.left_out)
+
+
+def _by_role(found: Diagnosis, matrix: Any, form: str = ".3f") -> str:
+    from lorasa_jax.diversity import within_and_between
+
+    if found.roles is None or len(set(found.roles)) == 1:
+        return ""
+    within, between = within_and_between(matrix, found.roles)
+    return f" (one role {within:{form}}, two roles {between:{form}})"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    with polite():
+        config = read_flags(DiagnoseConfig, sys.argv[1:] if argv is None else argv)
+        row = find_row(config.run, config.seed, config.row)
+        team, checkpoint = load_run(config.run, valued=True)
+        out = config.out or run_of(config.run) / "diagnosis"
+        require(not out.exists() or out.is_dir(), f"--out names a folder, and {out} is a file")
+        import jax
+
+        from lorasa_jax.diagnosis import DROPPED, diagnose
+        from lorasa_jax.figures import pictures
+        from lorasa_jax.types import Learner
+
+        from evaluate import keys
+        from record import versions, write_json
+
+        label, progress = labels_of(config.run)[row], Progress()
+        known = Learner(team.params, team.critic, {}, {}, team.value_norm, team.inputs)
+        learner = jax.tree.map(lambda leaf: leaf[row], known)
+        found = diagnose(
+            team.system,
+            learner,
+            keys([label], config.draw)[0],
+            episodes=config.episodes,
+            greedy=not config.sampled,
+            status=progress.show,
+        )
+        progress.show("")
+        out.mkdir(parents=True, exist_ok=True)
+        about = {
+            "run": str(config.run),
+            "checkpoint": str(checkpoint),
+            "row": label,
+            "settings": dataclasses.asdict(config),
+            "config": dataclasses.asdict(team.system.config),
+            "versions": versions(),
+            "dropped_shares": list(DROPPED),
+        }
+        write_json(out / "diagnosis.json", {**about, **as_dict(found)})
+        for name, figure in pictures(found).items():
+            figure.savefig(out / f"{name}.png", dpi=130)
+        how = "sampled" if config.sampled else "greedy"
+        print(f"{team.system.env.spec.name}, {words(label)}, {config.episodes} {how} episodes, from {checkpoint}")
+        print("\n".join(report(found)))
+        print(f"numbers and figures are in {out}")
+
+
+if __name__ == "__main__":
+    main()
