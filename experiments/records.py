@@ -80,7 +80,7 @@ def _jobs_in(directory: Path) -> list[Path]:
 def _source(job: Path) -> dict[str, Any]:
     versions = json.loads((job / "versions.json").read_text())
     resumed = len(versions.pop("resumed", []))
-    return {**versions, "command": versions["command"], **({"resumed": resumed} if resumed else {})}
+    return {**versions, **({"resumed": resumed} if resumed else {})}
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
@@ -296,6 +296,11 @@ class Point:
     def adapts(self) -> bool:
         """Agents own something that is trained in a second phase."""
         return self.params["owners"] > 0 and any(run.switch_step is not None for run in self.runs.values())
+
+    @property
+    def separate(self) -> bool:
+        """Every agent has a network to itself."""
+        return self.params["actors"] == self.params["nps_actors"]
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,7 @@ class Reporter:
 
     def document(self, path: Path) -> tuple[str, list[str]]:
         """Returns a document as it should be, and the blocks in it that are not so now."""
+        require(path.is_file(), f"there is no {path}; --root names a repository with {', '.join(DOCUMENTS)}")
         found, changed = path.read_text(), []
         require(
             [BEGIN, END] * len(BLOCK.findall(found)) == MARK.findall(found),

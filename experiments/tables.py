@@ -235,10 +235,10 @@ def _compare(adapted: Point, other: Point) -> Iterator[list[str]]:
     """One row where the two have shared policies in common, or the other keeps policies apart."""
     name = metric(adapted.env)
     pairs = [(run, other.runs[seed]) for seed, run in adapted.runs.items() if _is_pair(run, other.runs.get(seed))]
-    if not pairs and not other.name.startswith("nps"):
+    if not pairs and not other.separate:
         return
     if pairs:
-        x, y = (np.array([run.final["greedy"][name] for run in side]) for side in zip(*pairs, strict=True))
+        x, y = (np.array([run.final["greedy"][name] for run in side], float) for side in zip(*pairs, strict=True))
         found = stats.paired(x, y)
         difference, interval, p, runs = found.mean, found.interval, f"{found.p:.2g}", f"{found.pairs} pairs"
         x, y = x[:, None], y[:, None]
