@@ -70,7 +70,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Lines:
         _, *columns = zip(*rows, strict=True)
         yield f"|---|{'|'.join('---:' if all(map(NUMERIC.match, column)) else '---' for column in columns)}|"
         for row in rows:
-            yield f"| {' | '.join(row)} |"
+            cells = (cell.replace("|", "\\|") for cell in row)  # which stands in names of robots' splits
+            yield f"| {' | '.join(cells)} |"
         yield ""
 
 

@@ -102,6 +102,13 @@ def test_the_committed_documents_are_what_the_records_give() -> None:
     report.main(["--check", "True", "--root", str(ROOT)])
 
 
+def test_committed_files_are_small() -> None:
+    kept = {path for folder in ("docs/figures", "results") for path in (ROOT / folder).rglob("*") if path.is_file()}
+    assert all(path.stat().st_size < 300_000 for path in kept)
+    drawn = {path for _, path, _ in report.Reporter(ROOT).figures()}
+    assert set((ROOT / "docs/figures").iterdir()) == drawn
+
+
 def test_a_record_holds_what_a_sweep_left(kept: Path) -> None:
     points = {point.name: point for point in read(kept).points}
     assert list(points) == ["ps_id", "lorasa, switch_step 128, rank 2", "ps_restart, switch_step 128", "nps"]
@@ -263,4 +270,5 @@ def test_numbers_are_printed_the_same_everywhere() -> None:
     assert tables.number(-1e-12) == "0.000"
     assert tables.signed(-0.5, "return") == "-0.500"
     assert (tables.number(12.34), tables.number(1234.5)) == ("12.3", "1,234")
+    assert list(tables.table(["task", "n"], [["humanoid_9|8", "+1"]]))[1:3] == ["|---|---:|", "| humanoid_9\\|8 | +1 |"]
     assert tables.numbers_of([4, 0, 1, 2, 7]) == "0-2, 4, 7"
