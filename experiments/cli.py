@@ -164,6 +164,11 @@ def read_config(config_type: type[C], path: Path) -> C:
     except (ValueError, RecursionError):
         raise ConfigError(f"{path} is no valid JSON; a run writes it whole, so it was changed since") from None
     require(isinstance(settings, dict), f"{path} must hold settings by name")
+    return from_settings(config_type, settings, path)
+
+
+def from_settings(config_type: type[C], settings: dict[str, Any], path: Path) -> C:
+    """Returns the configuration that settings by name make, as they stand in a `config.json`; no preset is read."""
     return read_flags(config_type, [*_flags(config_type, settings, path)])
 
 

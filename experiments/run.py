@@ -110,9 +110,9 @@ class Keeper:
 
 
 def summarise(
-    config: RunConfig, result: Result, wall_seconds: float, labels: Sequence[dict[str, Any]]
+    config: RunConfig, result: Result, wall_seconds: float, labels: Sequence[dict[str, Any]], rows: int
 ) -> dict[str, Any]:
-    """Returns the summary of a finished run."""
+    """Returns the summary of a finished run, whose record has so many rows: forks did not do their backbones' steps."""
     from lorasa_jax.stats import bootstrap_interval
     from lorasa_jax.trainer import count_params
 
@@ -129,7 +129,8 @@ def summarise(
         "switch_steps": result.switch_steps,
         "wall_seconds": wall_seconds,
         "compile_seconds": result.compile_seconds,
-        "steps_per_second": env_steps * config.seeds / result.train_seconds,
+        "train_seconds": result.train_seconds,
+        "steps_per_second": rows * config.steps_per_iteration / result.train_seconds,
         "eval_episodes": config.eval_episodes,
         "random_return": result.random_return,
         "final": result.final,
@@ -298,7 +299,8 @@ def fill(
             keeper, reporter = Keeper(saver, stop, also), Reporter(display, record, track)
             result = keeper.run(config, env, reporter, start=start, names=record.names, shard=config.shard)
             stop.release()
-            summary = summarise(config, result, time.perf_counter() - began, record.labels)
+            seconds = time.perf_counter() - began
+            summary = summarise(config, result, seconds, record.labels, len(record.rows))
             write_json(directory / "summary.json", summary)
             display.status("drawing")
             record.draw_curve()

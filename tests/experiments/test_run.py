@@ -67,8 +67,9 @@ def test_the_summary_says_what_was_run_and_found(directory: Path) -> None:
         "env": "toy", "task": "specialisation", "algo": "mappo", "sharing": "lorasa", "seeds": [3, 4], "env_steps": 512,
     }  # fmt: skip
     assert summary["switch_steps"] == [256, 256]
-    for name in ("wall_seconds", "compile_seconds", "steps_per_second"):
+    for name in ("wall_seconds", "compile_seconds", "train_seconds"):
         assert summary[name] > 0
+    assert summary["steps_per_second"] == pytest.approx(2 * 512 / summary["train_seconds"])
     for play in ("greedy", "sampled"):
         for name in ("return", "win_rate"):
             assert len(summary["final"][play][name]) == 2
@@ -136,7 +137,7 @@ def test_what_does_not_fit_the_game_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
-CLOCK = ("steps_per_second", "wall_seconds", "compile_seconds")
+CLOCK = ("steps_per_second", "wall_seconds", "compile_seconds", "train_seconds")
 
 
 def outcome(directory: Path) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:

@@ -1,0 +1,118 @@
+"""Pictures of records. Each is drawn from plain data, whose digest it carries: whether it is up to date can be seen
+without drawing it again, which on another machine gives other bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lorasa_jax import stats
+
+from records import Experiment
+from tables import everywhere, metric, scores, words
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Data = dict[str, Any]
+
+
+def curves(e: Experiment) -> Data:
+    """Returns the greedy curves of every scheme in every task, [steps, value] for each seed."""
+    place = {"win_rate": 1, "return": 2}
+    return {
+        task: {
+            point.name: {
+                "metric": metric(point.env),
+                "switches": sorted({run.switch_step for run in point.runs.values() if run.switch_step}),
+                "seeds": [
+                    [[row[0], row[place[metric(point.env)]]] for row in run.curve] for run in point.runs.values()
+                ],
+            }
+            for point in points
+        }
+        for task, points in e.by_task.items()
+    }
+
+
+def profile(e: Experiment) -> Data:
+    """Returns the final greedy results of every scheme, in all tasks; nothing where they cannot be put together."""
+    return {name: scores(points).tolist() for name, points in everywhere(e).items()}
+
+
+FIGURES = {"curves": curves, "profile": profile}
+
+
+def digest(data: Data) -> str:
+    """Returns what says whether two figures are drawn from the same data."""
+    return f"sha256:{hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()}"
+
+
+def is_current(path: Path, data: Data) -> bool:
+    """Says whether a figure was drawn from these data."""
+    return path.exists() and digest(data).encode() in path.read_bytes()
+
+
+def draw(kind: str, data: Data, path: Path) -> None:
+    """Draws a figure into a PNG file."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = len(data) if kind == "curves" else 1
+    columns = min(panels, 3)
+    lines = -(-panels // columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(4.2 * columns + 1.6, 3.1 * lines), constrained_layout=True, squeeze=False
+    )
+    used = list(axes.flat)[:panels]
+    for axis in list(axes.flat)[panels:]:
+        axis.set_axis_off()
+    if kind == "curves":
+        for axis, (task, schemes) in zip(used, data.items(), strict=True):
+            _draw_curves(axis, task, schemes)
+    else:
+        _draw_profile(used[0], data)
+    for axis in used:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    handles, labels = used[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside right upper")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=90, metadata={"Comment": digest(data)})
+    plt.close(figure)
+
+
+def _draw_curves(axis: Axes, task: str, schemes: Data) -> None:
+    """Means over seeds, with 95 % bootstrap intervals, where all seeds were evaluated; dotted, where seeds switched."""
+    from matplotlib.ticker import EngFormatter
+
+    for i, (name, found) in enumerate(schemes.items()):
+        by_step: dict[int, list[float]] = {}
+        for step, value in (row for seed in found["seeds"] for row in seed):
+            by_step.setdefault(step, []).append(value)
+        steps = [step for step, values in sorted(by_step.items()) if len(values) == len(found["seeds"])]
+        low, high = (
+            zip(*(stats.bootstrap_interval(by_step[step]) for step in steps), strict=True) if steps else ((), ())
+        )
+        means, colour = [float(np.mean(by_step[step])) for step in steps], f"C{i % 10}"
+        axis.plot(steps, means, color=colour, lw=1.4, ls="-" if i < 10 else "--", label=name)
+        axis.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
+        for step in found["switches"]:
+            axis.axvline(step, color="0.5", lw=0.7, ls=":")
+        axis.set_ylabel(f"greedy {words(found['metric'])}")
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.set(title=task, xlabel="environment steps")
+
+
+def _draw_profile(axis: Axes, data: Data) -> None:
+    thresholds = np.linspace(0, 1, 201)
+    for i, (name, found) in enumerate(data.items()):
+        share = stats.performance_profile(np.array(found), thresholds)
+        axis.plot(thresholds, share, color=f"C{i % 10}", lw=1.4, ls="-" if i < 10 else "--", label=name)
+    axis.set(xlabel="greedy result", ylabel="share of runs above", ylim=(-0.03, 1.03))

@@ -1,0 +1,274 @@
+"""Records hold what runs left, and documents what records give."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lorasa_jax import stats
+from lorasa_jax.config import ConfigError
+
+import figures
+import records
+import report
+import tables
+from cli import RunConfig, parse
+from record import Record, write_json
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "--env", "toy", "--task", "own_number", "--n-agents", "4", "--n-envs", "8", "--rollout-length", "8",
+    "--total-steps", "256", "--evaluations", "4", "--actor.hidden", "16", "--critic.hidden", "16",
+]  # fmt: skip
+SEEDS = (3, 4, 5)
+CURVES = {"1-ps_id": [0.25, 0.5, 0.5, 0.75], "2-lorasa": [1.0, 1.0], "3-ps_restart": [0.5, 0.75], "4-nps": [0.25] * 4}
+FINAL = {"1-ps_id": 0.75, "2-lorasa": 1.0, "3-ps_restart": 0.8, "4-nps": 1.0}
+
+
+def a_row(job: str, label: dict[str, Any], step: int, value: float) -> dict[str, Any]:
+    return {**label, "env_steps": step, "eval_return": value, "eval_win_rate": value / 2, "phase": ""}
+
+
+def a_job(directory: Path, job: str, point: dict[str, Any], in_sweep: bool = True) -> None:
+    """A finished program of three seeds, as commands leave it; seed k ends k tenths below the first."""
+    sharing = job.split("-")[1]
+    forked = sharing in ("lorasa", "ps_restart")
+    # A fork may stand in a program of a higher rank than its own.
+    flags = ["--sharing", sharing, "--seed", "3", "--seeds", "3", *(["--rank", "4"] if sharing == "lorasa" else [])]
+    config = replace(parse(RunConfig, [*SMALL, *flags]), switch_step=128 if forked else "auto", out=directory / job)
+    with closing(Record(directory / job, config)) as record:
+        record.begin()
+    labels = [{"seed": seed, **(point if in_sweep else {})} for seed in SEEDS]
+    if in_sweep:
+        write_json(directory / job / "rows.json", {"rows": labels})
+    steps = range(192 if forked else 64, 257, 64)
+    rows = [a_row(job, label, step, value) for step, value in zip(steps, CURVES[job], strict=True) for label in labels]
+    (directory / job / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = [FINAL[job] - 0.1 * k for k in range(3)]
+    play = {"return": values, "win_rate": [value / 2 for value in values], "length": [1.0] * 3}
+    summary = {
+        "env_steps": 256, "switch_steps": [128 if forked else None] * 3, "wall_seconds": 9.0, "compile_seconds": 1.0,
+        "steps_per_second": 256 * 3 / 2, "eval_episodes": 16, "random_return": [0.25] * 3,
+        "final": {"greedy": play, "sampled": play},
+    }  # fmt: skip
+    write_json(directory / job / "summary.json", summary)
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished sweep."""
+    directory = tmp_path_factory.mktemp("runs") / "four"
+    for job in FINAL:
+        sharing = job.split("-")[1]
+        point: dict[str, Any] = {"sharing": sharing}
+        if sharing in ("lorasa", "ps_restart"):
+            point["switch_step"] = 128
+        a_job(directory, job, point | ({"rank": 2} if sharing == "lorasa" else {}))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def kept(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository that holds its record, and documents that show it."""
+    root = tmp_path_factory.mktemp("repository")
+    (root / "docs").mkdir()
+    notes = {"tuned_on": "seed 99", "targets": [a_target(minus="ps_restart", at_least=0.2), a_target(at_least=0.95)]}
+    (root / "results" / "four").mkdir(parents=True)
+    (root / "results" / "four" / "notes.yaml").write_text(json.dumps(notes))
+    for name, asked in zip(report.DOCUMENTS, ("seeds four", "all four", "cost"), strict=True):
+        (root / name).write_text(f"By hand.\n{report.BEGIN}{asked} -->\n{report.END}\nMore.\n")
+    report.main(["--add", str(sweep), "--root", str(root)])
+    return root
+
+
+def a_target(**what: Any) -> dict[str, Any]:
+    return {"task": "own_number", "scheme": "lorasa, switch_step 128, rank 2", **what} | (
+        {"minus": f"{what['minus']}, switch_step 128"} if "minus" in what else {}
+    )
+
+
+def read(root: Path) -> records.Experiment:
+    return records.read_experiments(root / "results")["four"]
+
+
+def test_the_committed_documents_are_what_the_records_give() -> None:
+    report.main(["--check", "True", "--root", str(ROOT)])
+
+
+def test_committed_files_are_small() -> None:
+    kept = {path for folder in ("docs/figures", "results") for path in (ROOT / folder).rglob("*") if path.is_file()}
+    assert all(path.stat().st_size < 300_000 for path in kept)
+    drawn = {path for _, path, _ in report.Reporter(ROOT).figures()}
+    assert set((ROOT / "docs/figures").iterdir()) == drawn
+
+
+def test_a_record_holds_what_a_sweep_left(kept: Path) -> None:
+    points = {point.name: point for point in read(kept).points}
+    assert list(points) == ["ps_id", "lorasa, switch_step 128, rank 2", "ps_restart, switch_step 128", "nps"]
+    lorasa, ps_id = points["lorasa, switch_step 128, rank 2"], points["ps_id"]
+    assert lorasa.adapts and not ps_id.adapts and not points["ps_restart, switch_step 128"].adapts
+    run = lorasa.runs[4]
+    assert (run.origin, run.switch_step, run.env_steps, run.episodes) == (("0/1-ps_id", 4), 128, 256, 16)
+    assert run.final["greedy"] == {"return": 0.9, "win_rate": 0.45, "length": 1}
+    # What the shared policy did before the switch, and not what it did after.
+    assert [row[2] for row in run.curve] == [0.25, 0.5, 1.0, 1.0]
+    assert [row[0] for row in run.curve] == [64, 128, 192, 256]
+    assert lorasa.steps_per_second == 2 * 3 * 64 / 2  # without the steps of the shared policy
+    assert ps_id.steps_per_second == 4 * 3 * 64 / 2
+    assert points["nps"].params["actors"] == points["nps"].params["nps_actors"]
+    assert {point.ceiling["greedy"] for point in points.values() if point.ceiling} == {1.0}
+
+
+def test_a_forks_size_is_that_of_its_own_rank(kept: Path) -> None:
+    sizes = {point.name: point.params["per_agent"] for point in read(kept).points}
+    widths = [(16, 16)] * 1 + [(2 + 4, 16)]  # hidden layers, and the first, which sees a symbol and the id
+    head = min(2 * (16 + 4), 16 * 4)
+    assert sizes["lorasa, switch_step 128, rank 2"] == sum(2 * (i + o) for i, o in widths) + head
+
+
+def test_differences_are_those_of_pairs_with_one_origin(kept: Path) -> None:
+    lines = list(tables.comparisons(read(kept)))
+    found = {line.split(" | ")[2]: line for line in lines if "| `lorasa" in line}
+    assert "3 pairs | +0.250 [+0.250, +0.250] | 0.25 |" in found["`ps_id`"]  # 2 of 2^3 flips
+    assert "3 pairs | +0.200 [+0.200, +0.200] | 0.25 |" in found["`ps_restart, switch_step 128`"]
+    same = np.array([[1.0], [0.9], [0.8]])
+    low, high = stats.interval(lambda x, y: stats.mean(x) - stats.mean(y), same, same)
+    assert f"3 and 3 | +0.000 [{low:+.3f}, {high:+.3f}] |  |" in found["`nps`"]
+
+
+def test_a_control_that_switched_elsewhere_is_no_pair(kept: Path) -> None:
+    lorasa, restart = (point for point in read(kept).points if "switch_step" in point.name)
+    later = {seed: replace(run, switch_step=192) for seed, run in restart.runs.items()}
+    assert len(list(tables._compare(lorasa, restart))) == 1
+    assert not list(tables._compare(lorasa, replace(restart, runs=later)))
+
+
+def test_a_level_that_was_not_reached_counts_as_late(kept: Path) -> None:
+    points = {point.name: point for point in read(kept).points}
+    cells = {name: list(tables._quality(point, "return", True, False))[-1] for name, point in points.items()}
+    assert cells["lorasa, switch_step 128, rank 2"] == "192 (3 of 3)"
+    assert cells["nps"] == "not reached (0 of 3)"
+    nps = points["nps"]
+    early = replace(nps.runs[3], curve=[(64, 0.0, 0.95)])
+    one = replace(nps, runs={**nps.runs, 3: early})
+    assert list(tables._quality(one, "return", True, False))[-1] == "not reached (1 of 3)"
+    two = replace(one, runs={**one.runs, 4: replace(early, curve=[(64, 0.0, 0.5), (128, 0.0, 0.95)])})
+    assert list(tables._quality(two, "return", True, False))[-1] == "128 (2 of 3)"
+
+
+def test_targets_are_shown_met_or_missed(kept: Path) -> None:
+    lines = list(tables.targets(read(kept)))
+    assert any("+0.200 | +0.200 | met |" in line for line in lines)
+    assert any("0.950 | 0.900 | **missed** |" in line for line in lines)
+
+
+def test_a_document_keeps_its_prose_and_is_current_once_written(kept: Path) -> None:
+    for name in report.DOCUMENTS:
+        text = (kept / name).read_text()
+        assert text.startswith("By hand.\n") and text.endswith("\nMore.\n")
+        assert len(text) > 400
+    assert "seed 99" in (kept / "docs/results.md").read_text()
+    before = {path: path.read_bytes() for path in kept.rglob("*.md")}
+    assert not list(report.write(report.Reporter(kept)))
+    report.main(["--check", "True", "--root", str(kept)])
+    assert before == {path: path.read_bytes() for path in kept.rglob("*.md")}
+
+
+@pytest.mark.parametrize("what", ["a number", "a record", "a figure"])
+def test_what_differs_from_the_records_is_one_line(
+    what: str, kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(kept, root)
+    results, record = root / "docs/results.md", root / "results/four/record.json"
+    if what == "a number":
+        results.write_text(results.read_text().replace("+0.250", "+0.251"))
+    elif what == "a record":
+        record.write_text(record.read_text().replace('"return": 0.65', '"return": 0.66'))
+    else:
+        shutil.copy(ROOT / "docs/figures/toy-curves.png", root / "docs/figures/four-curves.png")
+    with pytest.raises(SystemExit) as stop:
+        report.main(["--check", "True", "--root", str(root)])
+    assert stop.value.code == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "run python experiments/report.py" in said
+    assert ("four-curves.png" if what == "a figure" else ".md is not what the records give in") in said
+    report.main(["--root", str(root)])
+    report.main(["--check", "True", "--root", str(root)])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"{report.BEGIN}all fuor -->\n{report.END}\n", "names no experiment in results/ (did you mean 'four'?)"),
+        (f"{report.BEGIN}curvs four -->\n{report.END}\n", "there is no part 'curvs' (did you mean 'curves'"),
+        (f"{report.BEGIN}all four -->\n", "needs an `<!-- results: end -->` of its own"),
+        (f"{report.END}\n{report.BEGIN}all four -->\n", "needs an `<!-- results: end -->` of its own"),
+        ("nothing\n", "does not show the experiment four"),
+    ],
+)
+def test_a_block_that_cannot_be_filled_is_one_line(
+    text: str, said: str, kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(kept, tmp_path / "root")
+    (tmp_path / "root/docs/results.md").write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        report.main(["--check", "True", "--root", str(tmp_path / "root")])
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert said in message and message.count("\n") == 1
+
+
+def test_what_has_not_finished_is_not_kept(sweep: Path, tmp_path: Path) -> None:
+    shutil.copytree(sweep, tmp_path / "four")
+    (tmp_path / "four/3-ps_restart/summary.json").unlink()
+    with pytest.raises(ConfigError, match="3-ps_restart has not finished; go on with it"):
+        records.make_record([tmp_path / "four"])
+    with pytest.raises(ConfigError, match="neither a run nor a sweep"):
+        records.make_record([tmp_path])
+
+
+def test_single_runs_together_are_one_experiment(tmp_path: Path) -> None:
+    for job in ("1-ps_id", "4-nps"):
+        a_job(tmp_path, job, {}, in_sweep=False)
+    path = tmp_path / "results/both/record.json"
+    record = records.make_record([tmp_path / "1-ps_id", tmp_path / "4-nps"])
+    records.write_record(record, path)
+    found = records.read_experiments(tmp_path / "results")["both"]
+    assert [(point.name, len(point.runs)) for point in found.points] == [("ps_id", 3), ("nps", 3)]
+    records.write_record({**record, "jobs": record["jobs"] + record["jobs"][1:]}, path)
+    with pytest.raises(ConfigError, match="holds two runs of nps in own_number"):
+        records.read_experiments(tmp_path / "results")
+
+
+def test_clusters_earn_what_their_number_allows() -> None:
+    expected = {(0, 0, 0, 0): 0.25, (0, 0, 1, 1): 0.5, (0, 1, 2, 3): 1.0}
+    for groups, reached in expected.items():
+        words = ["--sharing", "seps", "--groups", *map(str, groups)]
+        config = parse(RunConfig, [*SMALL, *words])
+        assert records._ceiling(config, records.env_of(config)) == {"greedy": reached, "sampled": reached}
+
+
+def test_figures_are_known_by_their_data(kept: Path) -> None:
+    data = figures.curves(read(kept))
+    path = kept / "docs/figures/four-curves.png"
+    assert path.read_bytes().startswith(b"\x89PNG") and len(path.read_bytes()) < 300_000
+    assert figures.is_current(path, data)
+    data["own_number"]["nps"]["seeds"][0][0][1] += 0.001
+    assert not figures.is_current(path, data)
+
+
+def test_numbers_are_printed_the_same_everywhere() -> None:
+    assert tables.number(0.1 + 0.2, "win_rate") == "30.0 %"
+    assert tables.number(-1e-12) == "0.000"
+    assert tables.signed(-0.5, "return") == "-0.500"
+    assert (tables.number(12.34), tables.number(1234.5)) == ("12.3", "1,234")
+    assert list(tables.table(["task", "n"], [["humanoid_9|8", "+1"]]))[1:3] == ["|---|---:|", "| humanoid_9\\|8 | +1 |"]
+    assert tables.numbers_of([4, 0, 1, 2, 7]) == "0-2, 4, 7"
