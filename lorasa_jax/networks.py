@@ -8,7 +8,7 @@ output.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -57,37 +57,69 @@ def stacked(init: Callable, parts: int) -> Callable[[PRNGKeyArray, tuple[int, in
     return init_parts
 
 
+@jax.custom_vjp
+def affine(x: Float[Array, "R I"], kernel: Float[Array, "I O"], bias: Float[Array, " O"]) -> Float[Array, "R O"]:
+    """Returns x K + b."""
+    return x @ kernel + bias
+
+
+# Its derivative is written out for weights that agents share: mapped over agents, what follows is a product for each
+# of them and a small sum. Automatic differentiation would sum over agents and rows at once, and for that XLA
+# transposes both operands first.
+
+
+def _affine_backward(kept: tuple[Array, Array], d_y: Float[Array, "R O"]) -> tuple[Array, Array, Array]:
+    x, kernel = kept
+    return d_y @ kernel.T, x.T @ d_y, jnp.ones(len(d_y), d_y.dtype) @ d_y
+
+
+affine.defvjp(lambda x, kernel, bias: (affine(x, kernel, bias), (x, kernel)), _affine_backward)
+
+
 class Linear(nn.Module):
-    """The map x -> x K + b, with an optional low-rank correction.
+    """The weights of the map x -> x K + b, with an optional low-rank correction; `linear` applies them.
 
     Where the variable collection `delta` holds `left` (in, r) and `right` (r, out) under
     this layer's name, the map is x K + b + (x left) right: the correction is applied
     without ever forming an (in, out) matrix, and neither does its gradient. Where it holds
     `lefts` (K, in, r) and `rights` (K, r, out), sum_k owner_k (x lefts_k) rights_k is added,
     with the one-hot rows `owner` (..., K) of the samples.
+
+    Attributes:
+        features: of the output, in all.
+        kernel_init: of K.
+        parts: into how many equal parts the output falls.
     """
 
     features: int
     kernel_init: Callable
+    parts: int = 1
 
     @nn.compact
-    def __call__(self, width: int) -> Callable[[Array, Array | None], Array]:
-        """Returns the map (x, owner or None) -> y itself, so that a scan can close over its weights."""
+    def __call__(self, width: int) -> dict[str, Any]:
+        """Returns the weights: lists of one entry per part, but for `left` and `lefts`, which all parts share."""
         kernel = self.param("kernel", self.kernel_init, (width, self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-        delta: Any = self.variables.get("delta", {})
+        weights: dict[str, Any] = {"kernel": kernel, "bias": bias, **self.variables.get("delta", {})}
+        whole = ("left", "lefts")
+        # The weights are split, not the output: an array per part is read and written at the speed of memory.
+        return {k: w if k in whole else jnp.split(w, self.parts, axis=-1) for k, w in weights.items()}
 
-        def apply(x: Float[Array, "... I"], owner: Any) -> Float[Array, "... O"]:
-            y = x @ kernel + bias
-            if "left" in delta:
-                y = y + (x @ delta["left"]) @ delta["right"]
-            if "lefts" in delta:
-                # Two products for all owners, and a mask: a gather would copy an owner's factors to every sample.
-                bottleneck = jnp.einsum("...i,kir->...kr", x, delta["lefts"]) * owner[..., None]
-                y = y + jnp.einsum("...kr,kro->...o", bottleneck, delta["rights"])
-            return y
 
-        return apply
+def linear(weights: dict[str, Any], x: Float[Array, "R I"], owner: Any) -> list[Float[Array, "R O"]]:
+    """Returns the parts of y for the weights of a `Linear` layer; `owner`: one-hot rows, or None."""
+    y = [affine(x, kernel, bias) for kernel, bias in zip(weights["kernel"], weights["bias"], strict=True)]
+    if "left" in weights:
+        bottleneck = x @ weights["left"]
+        y = [part + bottleneck @ right for part, right in zip(y, weights["right"], strict=True)]
+    if "lefts" in weights:
+        # Two products for all owners, and a mask: a gather would copy an owner's factors to every sample.
+        bottleneck = jnp.einsum("ri,kis->rks", x, weights["lefts"]) * owner[..., None]
+        y = [
+            part + jnp.einsum("rks,kso->ro", bottleneck, right)
+            for part, right in zip(y, weights["rights"], strict=True)
+        ]
+    return y
 
 
 class Vector(nn.Module):
@@ -105,18 +137,37 @@ class Vector(nn.Module):
         return vector + owner @ delta["rights"] if "rights" in delta else vector
 
 
-def gru_step(gates_x: Float[Array, "... H3"], gates_h: Float[Array, "... H3"], h: Float[Array, "... H"]) -> Array:
-    """Returns the next recurrent state of a GRU from its two stacked products.
+@jax.custom_vjp
+def gru_step(gates_x: Sequence[Array], gates_h: Sequence[Array], h: Float[Array, "... H"]) -> Float[Array, "... H"]:
+    """Returns the next recurrent state of a GRU from its two products, each in three parts.
 
-    With (r, z, n) the thirds of `gates_x` = W_i x + b_i and of `gates_h` = W_h h + b_h:
+    With (r_x, z_x, n_x) = W_i x + b_i and (r_h, z_h, n_h) = W_h h + b_h:
     r = s(r_x + r_h), z = s(z_x + z_h), n = tanh(n_x + r n_h), h' = (1 - z) n + z h
     (Cho et al. 2014, with the reset gate behind the product).
     """
-    r_x, z_x, n_x = jnp.split(gates_x, 3, axis=-1)
-    r_h, z_h, n_h = jnp.split(gates_h, 3, axis=-1)
-    z = nn.sigmoid(z_x + z_h)
-    n = jnp.tanh(n_x + nn.sigmoid(r_x + r_h) * n_h)
-    return (1 - z) * n + z * h
+    return _gru_forward(gates_x, gates_h, h)[0]
+
+
+# Its derivative is written out, so that it keeps the gates and what they came from and no more: automatic
+# differentiation keeps parts of every sigmoid too, and reads them back in pieces that XLA cannot vectorise.
+
+
+def _gru_forward(gates_x: Sequence[Array], gates_h: Sequence[Array], h: Array) -> tuple[Array, tuple]:
+    (r_x, z_x, n_x), (r_h, z_h, n_h) = gates_x, gates_h
+    r, z = nn.sigmoid(r_x + r_h), nn.sigmoid(z_x + z_h)
+    n = jnp.tanh(n_x + r * n_h)
+    return (1 - z) * n + z * h, (h, r, z, n, n_h)
+
+
+def _gru_backward(kept: tuple, d_next: Float[Array, "... H"]) -> tuple[list[Array], list[Array], Array]:
+    h, r, z, n, n_h = kept
+    d_n = d_next * (1 - z) * (1 - n**2)
+    d_z = d_next * (h - n) * z * (1 - z)
+    d_r = d_n * n_h * r * (1 - r)
+    return [d_r, d_z, d_n], [d_r, d_z, d_n * r], d_next * z
+
+
+gru_step.defvjp(_gru_forward, _gru_backward)
 
 
 class Network(nn.Module):
@@ -168,7 +219,7 @@ class Network(nn.Module):
         for i in range(self.config.layers):
             x = self._layer(f"fc{i + 1}", self.config.gain, x, flat)
         if self.config.recurrent:
-            carries = self._recur(carry, part(x, length), first, owner)
+            carries = self._recur(carry, x, first, owner)
             x = join(carries)
             if self.config.layer_norm:
                 x = self._norm("gru_norm")(x)
@@ -176,7 +227,7 @@ class Network(nn.Module):
             carries = jnp.broadcast_to(carry, (length, *carry.shape))
         for i in range(self.config.layers_after):
             x = self._layer(f"after{i + 1}", self.config.gain_after, x, flat)
-        x = Linear(self.n_out, orthogonal(self.head_gain), name="head")(x.shape[-1])(x, flat)
+        (x,) = linear(Linear(self.n_out, orthogonal(self.head_gain), name="head")(x.shape[-1]), x, flat)
         x = part(x, length)
         if self.log_std is not None:
             log_std = Vector(self.n_out, self.log_std, name="log_std")(owner)
@@ -189,29 +240,30 @@ class Network(nn.Module):
     def _layer(
         self, name: str, gain: float, x: Float[Array, "R D"], owner: Float[Array, "R K"] | None
     ) -> Float[Array, "R H"]:
-        x = Linear(self.config.hidden, orthogonal(gain), name=name)(x.shape[-1])(x, owner)
+        (x,) = linear(Linear(self.config.hidden, orthogonal(gain), name=name)(x.shape[-1]), x, owner)
         x = ACTIVATIONS[self.config.activation](x)
         return self._norm(f"{name}_norm")(x) if self.config.layer_norm else x
 
     def _recur(
         self,
         carry: Float[Array, "B H"],
-        x: Float[Array, "L B D"],
+        x: Float[Array, "R D"],
         first: Bool[Array, "L B"],
         owner: Float[Array, "L B K"] | None,
     ) -> Float[Array, "L B H"]:
-        hidden = self.config.hidden
+        hidden, length = self.config.hidden, len(first)
         init = orthogonal(1.0) if self.config.gru_init == "stacked" else stacked(orthogonal(1.0), 3)
-        gates_x = Linear(3 * hidden, init, name="gru_in")(x.shape[-1])(x, owner)
-        through = Linear(3 * hidden, init, name="gru_hidden")(hidden)
+        inward = Linear(3 * hidden, init, 3, name="gru_in")(x.shape[-1])
+        through = Linear(3 * hidden, init, 3, name="gru_hidden")(hidden)
+        gates_x = linear(inward, x, None if owner is None else join(owner))
 
-        def step(h: Array, inputs: tuple[Array, Array, Array | None]) -> tuple[Array, Array]:
+        def step(h: Array, inputs: tuple[list[Array], Array, Array | None]) -> tuple[Array, Array]:
             gates, opens, owner = inputs
             h = jnp.where(opens[:, None], 0.0, h)
-            h = gru_step(gates, through(h, owner), h)
+            h = gru_step(gates, linear(through, h, owner), h)
             return h, h
 
-        inputs = gates_x, first, owner
-        if x.shape[0] == 1:  # acting: no loop around a single step
+        inputs = [part(gate, length) for gate in gates_x], first, owner
+        if length == 1:  # acting: no loop around a single step
             return step(carry, jax.tree.map(lambda leaf: leaf[0], inputs))[1][None]
         return jax.lax.scan(step, carry, inputs)[1]

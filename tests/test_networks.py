@@ -10,7 +10,7 @@ from flax import linen as nn
 from helpers import KEY, assert_close, random_like
 
 from lorasa_jax.config import NetworkConfig
-from lorasa_jax.networks import Network, gru_step
+from lorasa_jax.networks import Network, affine, gru_step
 
 LENGTH, BATCH, WIDTH, HIDDEN, OUT = 7, 3, 5, 4, 2
 
@@ -99,12 +99,37 @@ def test_gru_equals_flax_with_its_kernels_stacked():
     cell_params = random_like(jax.eval_shape(cell.init, KEY, h, x))["params"]
     expected, _ = cell.apply({"params": cell_params}, h, x)
 
-    def stacked(names, inputs):
-        return jnp.concatenate(
-            [inputs @ cell_params[name]["kernel"] + cell_params[name].get("bias", 0) for name in names], axis=-1
-        )
+    def gates(names, inputs):
+        return [inputs @ cell_params[name]["kernel"] + cell_params[name].get("bias", 0) for name in names]
 
-    assert_close(gru_step(stacked(("ir", "iz", "in"), x), stacked(("hr", "hz", "hn"), h), h), expected)
+    assert_close(gru_step(gates(("ir", "iz", "in"), x), gates(("hr", "hz", "hn"), h), h), expected)
+
+
+def test_derivatives_that_are_written_out_are_those_of_the_equations():
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    def same(written, plain, *inputs):
+        cotangent = draw(*jax.eval_shape(plain, *inputs).shape)
+        got, expected = (jax.vjp(f, *inputs)[1](cotangent) for f in (written, plain))
+        for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+            assert_close(ours, theirs)
+
+    def gru(gates_x, gates_h, h):
+        (r_x, z_x, n_x), (r_h, z_h, n_h) = gates_x, gates_h
+        z = jax.nn.sigmoid(z_x + z_h)
+        return (1 - z) * jnp.tanh(n_x + jax.nn.sigmoid(r_x + r_h) * n_h) + z * h
+
+    gates = [[draw(BATCH, HIDDEN) for _ in range(3)] for _ in range(2)]
+    same(gru_step, gru, *gates, draw(BATCH, HIDDEN))
+
+    def team(layer):  # weights that all agents share
+        return jax.vmap(layer, in_axes=(0, None, None))
+
+    weights = draw(WIDTH, HIDDEN), draw(HIDDEN)
+    same(team(affine), team(lambda x, kernel, bias: x @ kernel + bias), draw(3, BATCH, WIDTH), *weights)
 
 
 def test_first_step_of_an_episode_starts_anew(recurrent):
