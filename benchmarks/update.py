@@ -1,12 +1,15 @@
 """How long updates take, scheme against scheme: python benchmarks/update.py --hidden 128.
 
 One update of each is run in turn, again and again, in one process; what is printed are medians and,
-pair by pair, ratios to the first of its group. The rollout is random numbers: nobody plays.
+pair by pair, ratios to the first of its group; the operations of its matrix products, counted in the program;
+and their rate as a share of the machine's, measured in the same run with one large product. The rollout is random
+numbers: nobody plays.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import time
@@ -16,10 +19,12 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
 from lorasa_jax import Config, CriticConfig, NetworkConfig, PPOConfig, make_env
+from lorasa_jax.programs import compiler_options
 from lorasa_jax.system import is_two_phase
 from lorasa_jax.trainer import make_trainer
 
@@ -49,20 +54,46 @@ def fill(shapes: Any) -> Any:
     return jax.tree.map(one, shapes)
 
 
+def operations(jaxpr: Any) -> float:
+    """Floating-point operations of all matrix products, those in loops as often as they run."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            total += 2.0 * equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
+        inner = [operations(getattr(sub, "jaxpr", sub)) for sub in jax.extend.core.jaxprs_in_params(equation.params)]
+        # Of the branches of a condition one runs, and here the one that does something.
+        inside = max(inner, default=0.0) if equation.primitive.name == "cond" else sum(inner)
+        total += equation.params.get("length", 1) * inside
+    return total
+
+
+def peak() -> float:
+    """Operations per second of one large matrix product, the best of a few."""
+    size = 2048
+    product = jax.jit(lambda a, b: a @ b)
+    matrix = jnp.ones((size, size))
+    jax.block_until_ready(product(matrix, matrix))
+    return 2 * size**3 / min(seconds(partial(product, matrix, matrix)) for _ in range(5))
+
+
 def make_update(config: Config, env: Any) -> tuple[Callable[[], Any], dict[str, float]]:
-    """Returns a compiled update of the scheme's last phase to be called, and sizes in bytes."""
+    """Returns a compiled update of the scheme's last phase to be called, its sizes in bytes, and its operations."""
     trainer = make_trainer(config, env, adapting=is_two_phase(config, env))
     state = jax.jit(trainer.init)(jax.random.key(0))
     weights = jax.eval_shape(trainer.weights, state)
     played = weights, state.learner.critic, state.rollout, state.key, state.iteration
     _, trajectory, _ = jax.eval_shape(trainer.collect, *played)
     inputs = state, state.rollout, fill(trajectory)
-    program = jax.jit(trainer.update).lower(*inputs).compile()
+    traced = jax.jit(trainer.update).trace(*inputs)
+    program = traced.lower().compile(compiler_options=compiler_options())
     learner = state.learner
     held = jax.tree.leaves((learner.actor, learner.actor_opt))
     sizes = {
         "actor and optimiser": sum(leaf.nbytes for leaf in held),
         "peak temporaries": program.memory_analysis().temp_size_in_bytes,
+        "operations": operations(traced.jaxpr.jaxpr),
     }
     return partial(program, *inputs), sizes
 
@@ -106,13 +137,18 @@ def main() -> None:
             for name, update in updates.items():
                 times[name].append(seconds(update))
         first, *_ = updates
-        print(f"\n{title}\n{'':14} {'median':>9} {'ratio':>7} {'spread':>13} {'actor+Adam':>11} {'temporaries':>12}")
+        best = peak()
+        columns = f"{'median':>9} {'ratio':>7} {'spread':>13} {'actor+Adam':>11} {'temporaries':>12}"
+        print(f"\n{title}; peak {best / 1e9:.0f} GFLOP/s\n{'':14} {columns} {'GFLOP':>6} {'of peak':>8}")
         for name in updates:
             ratios = sorted(a / b for a, b in zip(times[name], times[first], strict=True))
-            held, peak = (size / 1e6 for size in sizes[name].values())
+            held, temporaries, work = (size / 1e6 for size in sizes[name].values())
+            usual = statistics.median(times[name])
+            share = 1e6 * work / usual / best
             print(
-                f"{name:14} {1e3 * statistics.median(times[name]):6.0f} ms {statistics.median(ratios):7.2f} "
-                f"{ratios[0]:6.2f}-{ratios[-1]:5.2f} {held:8.2f} MB {peak:9.1f} MB"
+                f"{name:14} {1e3 * usual:6.0f} ms {statistics.median(ratios):7.2f} "
+                f"{ratios[0]:6.2f}-{ratios[-1]:5.2f} "
+                f"{held:8.2f} MB {temporaries:9.1f} MB {work / 1e3:6.1f} {share:8.2f}"
             )
 
 

@@ -80,7 +80,10 @@ def _jobs_in(directory: Path) -> list[Path]:
 def _source(job: Path) -> dict[str, Any]:
     versions = json.loads((job / "versions.json").read_text())
     resumed = len(versions.pop("resumed", []))
-    return {**versions, **({"resumed": resumed} if resumed else {})}
+    words = versions["command"]
+    if "--out" in words:  # where a run was written is nobody else's business
+        words = words[: words.index("--out")] + words[words.index("--out") + 2 :]
+    return {**versions, "command": words, **({"resumed": resumed} if resumed else {})}
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:

@@ -82,11 +82,10 @@ def numbers_of(values: Sequence[int]) -> str:
 
 
 def command_of(source: dict[str, Any]) -> str:
-    """Returns the command of a run, without where it wrote."""
+    """Returns the command of a run, or of the sweep that it was a job of."""
     words = list(source["command"])
-    for flag in ("--out", "--only"):
-        if flag in words:
-            del words[words.index(flag) : words.index(flag) + 2]
+    if "--only" in words:
+        del words[words.index("--only") : words.index("--only") + 2]
     return shlex.join(words)
 
 
