@@ -6,7 +6,8 @@ Each side is a process of its own, started in turn, round by round, with nothing
 * ours: the preset `jaxmarl`: the same network, batch, epochs and minibatches, a value per agent;
 * ours, team: the same with one value for the team.
 
-The script needs what JaxMARL's baselines need (distrax); hydra and wandb are left out.
+Their script needs distrax (hydra and wandb are left out): give the Python of an environment that has it and JaxMARL as
+`--python`, if it is not this one's.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ def stamps(command: list[str], log: Path) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repo", type=Path, required=True, help="a clone of JaxMARL")
+    parser.add_argument("--python", default=sys.executable, help="the interpreter that runs their script")
     parser.add_argument("--task", default="2s3z", help="a map of SMAX")
     parser.add_argument(
         "--iterations", type=int, default=10, help="of 64 environments x 128 steps; the first two do not count"
@@ -78,7 +80,7 @@ def main() -> None:
     steps = ["--task", options.task, "--total-steps", str(options.iterations * BATCH)]
     quiet = ["--evaluations", "1", "--eval-episodes", "1", "--gif", "False", "--cache", "False"]
     ours = [sys.executable, str(RUN), "--env", "smax", "--preset", "jaxmarl", *steps, *quiet]
-    peer = [sys.executable, __file__, "--repo", str(options.repo), "--task", options.task]
+    peer = [options.python, __file__, "--repo", str(options.repo), "--task", options.task]
     speeds: dict[str, list[float]] = {"theirs": [], "ours": [], "ours, team": []}
     starts: dict[str, list[float]] = {name: [] for name in speeds}
     print(f"{options.task}, {len(os.sched_getaffinity(0))} cores; seconds are from start to the end of iteration 1")

@@ -31,8 +31,8 @@ def duration(seconds: float) -> str:
 class Display:
     """One line that says where a run stands; without a terminal, one line per evaluation."""
 
-    def __init__(self, config: Config, console: Console | None = None):
-        self.config = config
+    def __init__(self, config: Config, console: Console | None = None, wins: bool = True):
+        self.config, self.wins = config, wins
         self.console = console or Console(stderr=False, highlight=False)
         self._live = Live(Text(), console=self.console, refresh_per_second=4, transient=True)
         self._ticks: deque[tuple[float, float]] = deque(maxlen=WINDOW)
@@ -70,11 +70,12 @@ class Display:
         share = float(report.env_steps.mean()) / budget
         filled = round(BAR * share)
         left = f"{duration((budget * len(active) - done) / speed)} left" if speed else "-"
+        wins = f"  win {self._recall('win_rate', '.0%')} (greedy {self._recall('greedy win_rate', '.0%')})"
         self._show(
             f"{report.phase:8} {'█' * filled}{'░' * (BAR - filled)} "
             f"{report.env_steps.mean():,.0f}/{budget:,} steps  {f'{speed:,.0f}' if speed else '-'} steps/s  "
-            f"return {self._recall('return')} (greedy {self._recall('greedy return')})  "
-            f"win {self._recall('win_rate', '.0%')} (greedy {self._recall('greedy win_rate', '.0%')})  {left}",
+            f"return {self._recall('return')} (greedy {self._recall('greedy return')})"
+            f"{wins if self.wins else ''}  {left}",
             always=report.evaluation is not None,
         )
         return speed

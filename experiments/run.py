@@ -295,7 +295,7 @@ def fill(
     directory = config.directory
     saver = Saver(directory / CHECKPOINTS, config, config.save_every, complain)
     try:
-        with closing(saver), Stop() as stop, Display(config) as display:
+        with closing(saver), Stop() as stop, Display(config, wins=env.spec.winnable) as display:
             keeper, reporter = Keeper(saver, stop, also), Reporter(display, record, track)
             result = keeper.run(config, env, reporter, start=start, names=record.names, shard=config.shard)
             stop.release()
@@ -349,10 +349,13 @@ def describe(error: Diverged, record: Record) -> dict[str, Any]:
 def print_result(config: RunConfig, result: Result, summary: dict[str, Any]) -> None:
     """Says how the run ended, and what it left."""
     for play, final in result.final.items():
-        returns, wins = spread(summary, play, "return", ".3f"), spread(summary, play, "win_rate", ".1%")
-        print(f"{play:8} return {returns}   win rate {wins}")
+        shown = [("return", ".3f"), *([("win_rate", ".1%")] if result.trainer.system.env.spec.winnable else [])]
+        print(
+            f"{play:8}", "   ".join(f"{name.replace('_', ' ')} {spread(summary, play, name, f)}" for name, f in shown)
+        )
+        name, form = shown[-1]
         if config.seeds > 1:
-            print(f"{'':8} win rate by seed: {'  '.join(f'{rate:.1%}' for rate in final['win_rate'])}")
+            print(f"{'':8} {name.replace('_', ' ')} by seed: {'  '.join(f'{value:{form}}' for value in final[name])}")
     names = sorted(path.name for path in config.directory.iterdir() if not path.name.startswith("."))
     print(f"{', '.join(names)} are in {config.directory}")
 

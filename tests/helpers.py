@@ -219,7 +219,8 @@ def check_shapes(env: Env) -> None:
         role=((n,), "int32") if spec.n_roles else (),
     )
     reset = jax.eval_shape(env.reset, KEY)
-    step = jax.eval_shape(env.step, KEY, reset[0], jax.ShapeDtypeStruct((n,), "int32"))
+    action = ((n, spec.n_actions), "float32") if spec.continuous else ((n,), "int32")
+    step = jax.eval_shape(env.step, KEY, reset[0], jax.ShapeDtypeStruct(*action))
     for _, shown in (reset, step):
         assert jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), shown) == expected
     # Weak types count: where they differ, a compiled step is compiled again for its own output.

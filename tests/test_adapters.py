@@ -58,7 +58,8 @@ def test_fresh_adapter_is_the_identity(trunk, apply, rank, place):
     adapter = make(rank, place)
     own = jax.jit(adapter.init)(KEY, trunk)
     assert_same(adapter.merge(trunk, own), trunk)
-    assert_same(apply(adapter.factored(trunk, own)), apply({"params": trunk}))
+    # What is added is exactly zero; where, the compiler may round otherwise.
+    assert_close(apply(adapter.factored(trunk, own)), apply({"params": trunk}), atol=1e-6)
 
 
 @some
@@ -150,7 +151,8 @@ def test_a_mask_leaves_out_what_is_below_its_agents_thresholds_and_lets_it_come_
     adapter = masked(("fc1", "head"))
     own = adapter.init(KEY, trunk)
     assert_same(adapter.merge(trunk, own), trunk)
-    assert_same(apply(adapter.factored(trunk, own)), apply({"params": trunk}))
+    # What is added is exactly zero; where, the compiler may round otherwise.
+    assert_close(apply(adapter.factored(trunk, own)), apply({"params": trunk}), atol=1e-6)
     own = random_like(own, seed=1)
     merged = adapter.merge(trunk, own)
     for name in trunk:

@@ -39,6 +39,7 @@ class EnvSpec:
             None: agents have none, or they change.
         role_names: what the roles are called, in the order of their numbers; may be left out.
         n_roles: how many roles there are where they change, which `TimeStep.role` then says; else 0.
+        winnable: an episode can end with a goal reached; where none can, win rates, always 0, are not shown.
     """
 
     name: str
@@ -53,6 +54,7 @@ class EnvSpec:
     roles: tuple[int, ...] | None = None
     n_roles: int = 0
     role_names: tuple[str, ...] = ()
+    winnable: bool = True
 
 
 class TimeStep(NamedTuple):

@@ -1,4 +1,4 @@
-"""Any environment of JaxMARL whose agents choose among discrete actions: particle worlds, Overcooked, and others.
+"""Any environment of JaxMARL whose agents choose one of some actions, or a vector in a box: particle worlds and others.
 
 What the protocol asks and JaxMARL does not say is filled in with what is always safe:
 agents are paid individually, nothing is ever won, the global state is what all observe.
@@ -6,6 +6,7 @@ agents are paid individually, nothing is ever won, the global state is what all 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from lorasa_jax.config import nearest, require
 from lorasa_jax.envs._jaxmarl import load_jaxmarl, make_game
 from lorasa_jax.envs.base import Env, EnvSpec, EnvState, TimeStep
+
+Orders = Callable[[Array], list[Array]]
 
 LONGEST = 1000
 """Steps after which an episode is cut where the game has no clock of its own."""
@@ -47,13 +50,11 @@ def make_jaxmarl(task: str, time_limit: str) -> Env:
         f"unknown JaxMARL environment {task!r}{nearest(task, names)}; environments: {', '.join(names)}",
     )
     game = make_game(task)
+    require("mabrax" not in type(game).__module__, f"{task} is a robot; use --env mabrax --task {task}")
     agents = tuple(game.agents)
     spaces = [game.action_space(agent) for agent in agents]
-    require(
-        all(hasattr(space, "n") for space in spaces),
-        f"{task} has actions that are not discrete; --env jaxmarl takes discrete ones only (robots: --env mabrax)",
-    )
-    counts = [int(space.n) for space in spaces]
+    discrete = all(hasattr(space, "n") for space in spaces)
+    counts, orders_of = _choices(spaces) if discrete else _boxes(task, spaces)
     shown = jax.eval_shape(game.reset, jax.random.key(0))[0]
     require(
         all(isinstance(shown.get(agent), jax.ShapeDtypeStruct) for agent in agents),
@@ -71,13 +72,17 @@ def make_jaxmarl(task: str, time_limit: str) -> Env:
         # Some games compare their clock before they count the step.
         episode_limit=LONGEST if clock is None else int(clock) + 1,
         team_reward=False,
+        continuous=not discrete,
         obs_widths=tuple(widths) if len(set(widths)) > 1 else None,
+        winnable=False,
     )
 
     legal = getattr(game, "get_legal_moves", game.get_avail_actions)  # Hanabi's has a name of its own
 
     def available(state: Any, alive: Bool[Array, " N"]) -> Bool[Array, "N A"]:
         """Returns the actions each agent may take: the game's word where it has one, within the agent's own."""
+        if not discrete:
+            return jnp.asarray(owned)
         try:
             rows = legal(state)
         except NotImplementedError:
@@ -118,9 +123,11 @@ def make_jaxmarl(task: str, time_limit: str) -> Env:
         n = spec.n_agents
         return state, show(state, obs, jnp.zeros(n), jnp.zeros(n, bool), jnp.zeros((), bool))
 
-    def step(key: PRNGKeyArray, state: EnvState, action: Int[Array, " N"]) -> tuple[EnvState, TimeStep]:
+    def step(
+        key: PRNGKeyArray, state: EnvState, action: Int[Array, " N"] | Float[Array, "N A"]
+    ) -> tuple[EnvState, TimeStep]:
         """Returns the game one step later."""
-        orders = {agent: action[i] for i, agent in enumerate(agents)}
+        orders = dict(zip(agents, orders_of(action), strict=True))
         obs, after, reward, done, _ = game.step_env(key, state.game, orders)
         paid = jnp.stack([jnp.asarray(reward[agent], jnp.float32).reshape(()) for agent in agents])
         out = jnp.stack([jnp.asarray(done[agent], bool).reshape(()) for agent in agents])
@@ -128,6 +135,30 @@ def make_jaxmarl(task: str, time_limit: str) -> Env:
         return later, show(later, obs, paid, out, jnp.asarray(done["__all__"], bool))
 
     return Env(spec, reset, step)
+
+
+def _choices(spaces: list[Any]) -> tuple[list[int], Orders]:
+    """The number of each agent's actions, and what the game is told of actions [N]."""
+    return [int(space.n) for space in spaces], list
+
+
+def _boxes(task: str, spaces: list[Any]) -> tuple[list[int], Orders]:
+    """The dimensions of each agent's action, and what the game is told of actions in [-1, 1], [N, A]."""
+    sides: list[Any] = [(getattr(space, "low", np.inf), getattr(space, "high", np.inf)) for space in spaces]
+    require(
+        all(np.isfinite(side).all() for ends in sides for side in ends),
+        f"{task} has actions that are neither one of some nor in a box with ends; --env jaxmarl takes only these",
+    )
+    sizes = [int(np.prod(space.shape)) for space in spaces]
+
+    def orders_of(action: Float[Array, "N A"]) -> list[Array]:
+        parts = [row[:size].reshape(space.shape) for row, size, space in zip(action, sizes, spaces, strict=True)]
+        return [
+            low + (jnp.clip(part, -1.0, 1.0) + 1) / 2 * (high - low)
+            for part, (low, high) in zip(parts, sides, strict=True)
+        ]
+
+    return sizes, orders_of
 
 
 def _firm(state: Any) -> Any:

@@ -63,6 +63,7 @@ def make_mabrax(task: str, config: MabraxConfig, time_limit: str) -> Env:
         team_reward=True,
         continuous=True,
         obs_widths=tuple(map(len, maps.columns)),
+        winnable=False,
     )
 
     def show(

@@ -19,6 +19,7 @@ from lorasa_jax.envs.jaxmarl import LONGEST, make_jaxmarl
 
 KEY = jax.random.key(5)
 SPREAD, SPEAKER, RIDDLE = "MPE_simple_spread_v3", "MPE_simple_speaker_listener_v4", "switch_riddle"
+COMM = "MPE_simple_world_comm_v3"  # actions in boxes of unequal size
 
 
 @cache
@@ -48,6 +49,21 @@ def play(task: str, limit: str = "bootstrap") -> tuple[list[TimeStep], list[Any]
         if shown.terminated | shown.truncated:
             break
     return seen, states, actions
+
+
+def test_actions_in_boxes_are_told_to_the_game_in_its_own_units():
+    game, env = make_game(COMM), world(COMM)
+    sizes = [game.action_space(agent).shape[0] for agent in game.agents]
+    assert len(set(sizes)) > 1 and env.spec.continuous and env.spec.n_actions == max(sizes)
+    state, shown = env.reset(KEY)
+    np.testing.assert_array_equal(shown.avail.sum(axis=-1), sizes)
+    action = jax.random.uniform(KEY, shown.avail.shape, minval=-1.5, maxval=1.5)
+    later, _ = stepper(COMM)(KEY, state, action)
+    # Its boxes are [0, 1]; what lies outside ours is held at the border.
+    told = {a: (np.clip(action[i, :k], -1, 1) + 1) / 2 for i, (a, k) in enumerate(zip(game.agents, sizes, strict=True))}
+    _, expected, *_ = game.step_env(KEY, state.game, told)
+    for ours, theirs in zip(jax.tree.leaves(later.game), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("task", [SPREAD, SPEAKER])
@@ -116,7 +132,7 @@ def test_a_game_without_a_clock_is_cut():
     assert shown.truncated and not shown.terminated
 
 
-@pytest.mark.parametrize("task", [SPREAD, SPEAKER, "MPE_simple_adversary_v3", "overcooked", "HeuristicEnemySMAX"])
+@pytest.mark.parametrize("task", [SPREAD, SPEAKER, COMM, "MPE_simple_adversary_v3", "overcooked", "HeuristicEnemySMAX"])
 def test_arrays_have_the_shapes_of_the_spec(task):
     check_shapes(world(task))
 
@@ -125,8 +141,7 @@ def test_arrays_have_the_shapes_of_the_spec(task):
     ("task", "said"),
     [
         ("MPE_simple_spred_v3", "unknown JaxMARL environment 'MPE_simple_spred_v3' (did you mean 'MPE_simple_spread"),
-        ("hopper_3x1", "hopper_3x1 has actions that are not discrete; --env jaxmarl takes discrete ones only (robots"),
-        ("MPE_simple_world_comm_v3", "MPE_simple_world_comm_v3 has actions that are not discrete"),
+        ("hopper_3x1", "hopper_3x1 is a robot; use --env mabrax --task hopper_3x1"),
         ("JaxRobotarium_rware", "JaxRobotarium_rware cannot be made: "),
     ],
 )
