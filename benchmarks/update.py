@@ -22,6 +22,7 @@ import jax
 import jax.extend
 import jax.numpy as jnp
 import numpy as np
+from jax.interpreters import partial_eval
 
 from lorasa_jax import Config, CriticConfig, NetworkConfig, PPOConfig, make_env
 from lorasa_jax.programs import compiler_options
@@ -69,6 +70,11 @@ def operations(jaxpr: Any) -> float:
     return total
 
 
+def live(jaxpr: Any) -> Any:
+    """The program without what nothing depends on, such as gradients of frozen weights; the compiler drops it too."""
+    return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
+
+
 def peak() -> float:
     """Operations per second of one large matrix product, the best of a few."""
     size = 2048
@@ -78,7 +84,7 @@ def peak() -> float:
     return 2 * size**3 / min(seconds(partial(product, matrix, matrix)) for _ in range(5))
 
 
-def make_update(config: Config, env: Any) -> tuple[Callable[[], Any], dict[str, float]]:
+def make_update(config: Config, env: Any, told: dict[str, str | bool]) -> tuple[Callable[[], Any], dict[str, float]]:
     """Returns a compiled update of the scheme's last phase to be called, its sizes in bytes, and its operations."""
     trainer = make_trainer(config, env, adapting=is_two_phase(config, env))
     state = jax.jit(trainer.init)(jax.random.key(0))
@@ -87,13 +93,13 @@ def make_update(config: Config, env: Any) -> tuple[Callable[[], Any], dict[str, 
     _, trajectory, _ = jax.eval_shape(trainer.collect, *played)
     inputs = state, state.rollout, fill(trajectory)
     traced = jax.jit(trainer.update).trace(*inputs)
-    program = traced.lower().compile(compiler_options=compiler_options())
+    program = traced.lower().compile(compiler_options=told)
     learner = state.learner
     held = jax.tree.leaves((learner.actor, learner.actor_opt))
     sizes = {
         "actor and optimiser": sum(leaf.nbytes for leaf in held),
         "peak temporaries": program.memory_analysis().temp_size_in_bytes,
-        "operations": operations(traced.jaxpr.jaxpr),
+        "operations": operations(live(traced.jaxpr.jaxpr)),
     }
     return partial(program, *inputs), sizes
 
@@ -111,6 +117,7 @@ def main() -> None:
     parser.add_argument("--n-envs", type=int, default=32)
     parser.add_argument("--rollout-length", type=int, default=64)
     parser.add_argument("--pairs", type=int, default=7, help="how often each is run")
+    parser.add_argument("--untold", action="store_true", help="compile without what runs tell the compiler")
     options = parser.parse_args()
     network = {"hidden": options.hidden, "layers": 1, "layers_after": 1}
     base = Config(
@@ -130,7 +137,7 @@ def main() -> None:
         for sharing, algo, scope in cases:
             config = replace(base, sharing=sharing, algo=algo, critic=replace(base.critic, scope=scope))
             name = f"{sharing} {algo}"
-            updates[name], sizes[name] = make_update(config, env)
+            updates[name], sizes[name] = make_update(config, env, {} if options.untold else compiler_options())
             updates[name]()
         times = {name: [] for name in updates}
         for _ in range(options.pairs):

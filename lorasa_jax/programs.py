@@ -17,8 +17,8 @@ from lorasa_jax.types import PyTree
 def compiler_options() -> dict[str, str | bool]:
     """Returns what the compiler is told besides the program.
 
-    On a CPU: to make loops of its own for sums, where it would call a library that takes up to ten times
-    as long for sums as small as these (a third of an update, with jax 0.10).
+    On a CPU: not to hand products and sums to a library which, for sizes like these, takes longer within an
+    update than the compiler's own loops (a third longer, with jax 0.10: benchmarks/update.py --untold).
     """
     options: dict[str, str | bool] = {"xla_cpu_experimental_ynn_fusion_type": ""}
     if jax.default_backend() != "cpu":

@@ -1,0 +1,106 @@
+"""What is gained by derivatives that are written out, and by gates in three arrays: python benchmarks/derivatives.py.
+
+Each is timed against the plain form of the same function, in turn, again and again; both are compiled as runs compile.
+CPUs only: what is looked at are habits of XLA's CPU compiler (docs/performance.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lorasa_jax.networks import affine, gru_step
+from lorasa_jax.programs import compiler_options
+
+
+def plain_step(gates_x: Any, gates_h: Any, h: Any) -> Any:
+    """A GRU's step, to be differentiated automatically."""
+    (r_x, z_x, n_x), (r_h, z_h, n_h) = gates_x, gates_h
+    z = jax.nn.sigmoid(z_x + z_h)
+    return (1 - z) * jnp.tanh(n_x + jax.nn.sigmoid(r_x + r_h) * n_h) + z * h
+
+
+def unroll(step: Callable, in_three: bool) -> Callable:
+    """A GRU over time for gates [L, R, 3H], as three arrays or as one that every step splits."""
+
+    def states(kernel: Any, gates: Any, h: Any) -> Any:
+        kernels = jnp.split(kernel, 3, axis=1)
+
+        def one(h: Any, now: Any) -> tuple[Any, Any]:
+            if in_three:
+                h = step(now, [h @ k for k in kernels], h)
+            else:
+                h = step(jnp.split(now, 3, axis=-1), jnp.split(h @ kernel, 3, axis=-1), h)
+            return h, h
+
+        return jax.lax.scan(one, h, gates)[1]
+
+    return states
+
+
+def gradient(function: Callable) -> Callable:
+    """The gradient of a weighted sum of what the function gives, by its first two arguments; the weights come last."""
+    return jax.grad(lambda *inputs: jnp.sum(inputs[-1] * function(*inputs[:-1])), (0, 1))
+
+
+def ratio(pairs: int, plain: tuple[Callable, tuple, dict], ours: tuple[Callable, tuple, dict]) -> str:
+    """The time of `ours` over that of `plain`: median, lowest, highest."""
+    programs = [jax.jit(f).lower(*args).compile(compiler_options=options) for f, args, options in (plain, ours)]
+    arguments, times = (plain[1], ours[1]), ([], [])
+    for k in range(-2, pairs):
+        for program, args, found in zip(programs, arguments, times, strict=True):
+            began = time.perf_counter()
+            jax.block_until_ready(program(*args))
+            if k >= 0:
+                found.append(time.perf_counter() - began)
+    found = sorted(b / a for a, b in zip(*times, strict=True))
+    return f"{statistics.median(found):.2f} ({found[0]:.2f} - {found[-1]:.2f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hidden", type=int, default=128, help="width of the layer")
+    parser.add_argument("--agents", type=int, default=5)
+    parser.add_argument("--length", type=int, default=128, help="steps of a sequence")
+    parser.add_argument("--sequences", type=int, default=16, help="of each agent")
+    parser.add_argument("--pairs", type=int, default=15, help="how often each is run")
+    o = parser.parse_args()
+    rng = np.random.default_rng(0)
+
+    def draw(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    rows, h, told = o.agents * o.sequences, o.hidden, compiler_options()
+    kernel, gates, start = draw(h, 3 * h), draw(o.length, rows, 3 * h), draw(rows, h)
+    whole, three = (kernel, gates, start), (kernel, jnp.split(gates, 3, axis=-1), start)
+    cores = len(os.sched_getaffinity(0))
+    print(f"width {h}, {o.agents} agents x {o.sequences} sequences x {o.length} steps, {cores} cores")
+    plain, ours = unroll(plain_step, False), unroll(gru_step, True)
+    print("a GRU, gates in three arrays / in one:", ratio(o.pairs, (plain, whole, told), (ours, three, told)))
+    automatic, written = (
+        (gradient(f), (*inputs, draw(o.length, rows, h)), told) for f, inputs in ((plain, whole), (ours, three))
+    )
+    print("its gradient, in three arrays and written out / in one and automatic:", ratio(o.pairs, automatic, written))
+
+    def team(layer: Callable) -> Callable:
+        mapped = jax.vmap(layer, in_axes=(0, None, None))
+        return gradient(lambda kernel, bias, x: mapped(x, kernel, bias))
+
+    x = draw(o.agents, o.length * o.sequences, h)
+    inputs = draw(h, h), draw(h), x, draw(*x.shape)
+    automatic = team(lambda x, kernel, bias: x @ kernel + bias), inputs, told
+    print(
+        "gradient of shared weights, written out / automatic:", ratio(o.pairs, automatic, (team(affine), inputs, told))
+    )
+
+
+if __name__ == "__main__":
+    main()
