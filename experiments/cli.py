@@ -49,8 +49,8 @@ class RunConfig(Config):
     """Go on with the run in this directory (or from a checkpoint, DIR/checkpoints/N). Settings are its own."""
 
     shard: Literal["auto", "rows", "envs", "off"] = "auto"
-    """What several devices share: rows: the seeds; envs: the environments of every seed; off: nothing, one device is
-    used; auto: rows if there are several, otherwise envs if each device gets many."""
+    """What several devices, or the cores of a processor, share: rows: the seeds; envs: the environments of every seed;
+    off: nothing, one device is used; auto: rows or envs, whichever keeps more of them busy."""
     distributed: bool = False
     """This is one of several processes, which their launcher introduces to each other (docs/scaling.md)."""
 

@@ -166,10 +166,14 @@ def draw_episode(config: RunConfig, result: Result, path: Path) -> None:
     save_gif(system.env.draw(states), path, system.env.fps)
 
 
-def use_cache(config: RunConfig) -> None:
-    """Keeps compiled programs from one run to the next, where the configuration asks for it."""
+def prepare(config: RunConfig) -> None:
+    """Puts all cores to work, and keeps compiled programs from one run to the next, as the configuration asks for."""
     import jax
 
+    from lorasa_jax.devices import use_cores
+
+    if config.shard != "off" and not config.distributed:
+        use_cores()
     if config.cache:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lorasa_jax"
         jax.config.update("jax_compilation_cache_dir", str(cache))
@@ -185,7 +189,7 @@ def train(config: RunConfig, began: float) -> None:
     from display import make_tracker
     from record import Record
 
-    use_cache(config)
+    prepare(config)
     env = make_env(config)
     config = with_groups(config, env, print if is_leader() else lambda text: None)
     make_trainer(config, env)  # what does not fit the environment is said before anything is written

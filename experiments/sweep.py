@@ -117,7 +117,7 @@ def run_job(job: Job, out: Path, go_on: str) -> None:
     begun = (directory / "versions.json").exists()
     config = replace(job.config, out=directory, resume=directory if begun else None)
     env = env_of(config)
-    run.use_cache(config)
+    run.prepare(config)
     with closing(Record(directory, config, [row.label for row in job.rows])) as record:
         write_json(directory / ROWS, _rows(job))
         start = run.find_start(config, env, record, lambda: find_origins(job, out, env))
@@ -159,8 +159,7 @@ def find_origins(job: Job, out: Path, env: Env) -> RunState | None:
         last = kept(choices[-1])
         if len(choices) == 1:
             return last
-        steps, returns = zip(*last.curve, strict=True)
-        step = first_switch(steps, [row[k] for row in returns], last.random_return[k], config.total_steps)
+        step = first_switch(last.curve, k, last.random_return[k], config.total_steps, env.spec.winnable)
         return last if step is None else kept(step // config.steps_per_iteration)
 
     configs = [row.config for row in job.rows]

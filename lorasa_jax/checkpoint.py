@@ -38,6 +38,7 @@ from lorasa_jax.devices import local
 from lorasa_jax.envs.base import Env
 from lorasa_jax.loop import ADAPTERS, SHARED, RunState
 from lorasa_jax.programs import over_seeds
+from lorasa_jax.switching import Evaluation
 from lorasa_jax.system import System, is_two_phase, make_system
 from lorasa_jax.trainer import graft, make_trainer
 from lorasa_jax.trees import by_path, nested, not_finite
@@ -45,7 +46,7 @@ from lorasa_jax.types import PolicyParams, PyTree, TrainState, Weights
 
 KEEP = 2
 """Complete checkpoints that stay."""
-FORMAT = 2
+FORMAT = 3
 """Changes where what is written changes."""
 SHARED_ITEM, ADAPTERS_ITEM, TRAIN_ITEM = "shared", "adapters", "train"
 _HOMES = {SHARED_ITEM: "learner/actor/shared/", ADAPTERS_ITEM: "learner/actor/agents/", TRAIN_ITEM: ""}
@@ -201,7 +202,7 @@ def load(path: Path, config: Config, env: Env) -> RunState:
     _require_same_run(path, meta["config"], config, env)
     run = meta["run"]
     run["switch_steps"] = tuple(run["switch_steps"])
-    run["curve"] = tuple((step, tuple(returns)) for step, returns in run["curve"])
+    run["curve"] = tuple(Evaluation(step, *map(tuple, values)) for step, *values in run["curve"])
     run["random_return"] = tuple(run["random_return"])
     template = _template(config, env, run["phase"])
     needed = by_path(template)
@@ -322,11 +323,20 @@ def _is_meta(meta: dict[str, Any]) -> bool:
         and _is_list(run["switch_steps"], int, type(None))
         and _is_list(run["random_return"], *numbers)
         and _is_list(run["curve"], list)
-        and all(len(row) == 2 and isinstance(row[0], int) and _is_list(row[1], *numbers) for row in run["curve"])
+        and all(map(_is_evaluation, run["curve"]))
         and isinstance(run["evaluation_interval"], int)
         and isinstance(run["inherited"], int)
         and run["evaluation_interval"] > 0
         and all(isinstance(run[name], numbers) for name in ("compile_seconds", "train_seconds"))
+    )
+
+
+def _is_evaluation(row: Any) -> bool:
+    return (
+        isinstance(row, list)
+        and len(row) == len(Evaluation._fields)
+        and isinstance(row[0], int)
+        and all(_is_list(values, int, float) for values in row[1:])
     )
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -116,8 +117,8 @@ def choose_layout(
     """Returns the layout of a run on the devices there are, as many of them as can have equal shares.
 
     Args:
-        shard: `rows`, `envs` or `off` (one device); `auto`: rows where there are several, otherwise environments
-            where at least `WORTHWHILE` of them are left to every device.
+        shard: `rows`, `envs` or `off` (one device); `auto`: what keeps more devices busy, rows if it is all the same;
+            environments only where at least `WORTHWHILE` of them are left to every device.
         n_rows: seeds and points of a grid, K.
         config: of the run.
         status: is told where devices are left without work.
@@ -126,18 +127,22 @@ def choose_layout(
         ConfigError: there are several processes, and not something to do for each.
     """
     n_blocks = config.n_envs // config.ppo.minibatches
-    by: str = shard
-    if shard == "auto":
-        by = ROWS if n_rows > 1 else ENVS
-    shares = {ROWS: n_rows, ENVS: n_blocks, "off": 1}[by]
+    shares = {ROWS: n_rows, ENVS: n_blocks, "off": 1}
     processes = jax.process_count()
     owned = [[d for d in jax.devices() if d.process_index == p] for p in range(processes)]
-    fits = [each for each in range(1, min(map(len, owned)) + 1) if shares % (each * processes) == 0]
-    if shard == "auto" and by == ENVS and processes == 1:
-        fits = [each for each in fits if each == 1 or config.n_envs >= WORTHWHILE * each]
-    if not fits:
+
+    def most(by: str) -> int:
+        """How many devices of each process can have equal shares; 0: not even one."""
+        fits = [each for each in range(1, min(map(len, owned)) + 1) if shares[by] % (each * processes) == 0]
+        if (shard, by, processes) == ("auto", ENVS, 1):
+            fits = [each for each in fits if each == 1 or config.n_envs >= WORTHWHILE * each]
+        return max(fits, default=0)
+
+    choices = [ROWS, ENVS] if n_rows > 1 else [ENVS]
+    by = max(choices, key=most) if shard == "auto" else shard
+    if not most(by):
         raise ConfigError(_too_few(by, n_rows, n_blocks, processes))
-    used = [device for devices in owned for device in devices[: max(fits)]]
+    used = [device for devices in owned for device in devices[: most(by)]]
     if len(used) < jax.device_count() and shard != "off":
         what = f"{n_rows} rows" if by == ROWS else f"{config.n_envs} environments"
         status(f"using {len(used)} of {jax.device_count()} devices, which have equal shares of {what}")
@@ -228,6 +233,20 @@ def by_shard(function: Callable[[Array, Array | None], Array], x: Array, index: 
 
 
 # Outside
+
+
+def use_cores() -> None:
+    """Makes a device of every core of the processor, for runs that compute there.
+
+    Left to itself XLA keeps one core busy and the others in part, since a network's products are small. Changes nothing
+    where the number of devices is given already (JAX_NUM_CPU_DEVICES, or
+    `--xla_force_host_platform_device_count` in XLA_FLAGS), or once jax has begun to compute.
+    """
+    given = "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if cores > 1 and not given:
+        with suppress(RuntimeError):  # too late: there are devices
+            jax.config.update("jax_num_cpu_devices", cores)
 
 
 def local(tree: PyTree) -> PyTree:

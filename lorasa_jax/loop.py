@@ -16,7 +16,7 @@ from lorasa_jax.devices import Shard, choose_layout, fetch
 from lorasa_jax.envs.base import Env
 from lorasa_jax.grouping import with_groups
 from lorasa_jax.programs import Programs, over_seeds
-from lorasa_jax.switching import should_switch
+from lorasa_jax.switching import Evaluation, should_switch
 from lorasa_jax.system import is_two_phase
 from lorasa_jax.trainer import Trainer, graft, make_trainer
 from lorasa_jax.types import Metrics, RolloutState, TrainState, Trajectory, Weights
@@ -95,7 +95,7 @@ class RunState(NamedTuple):
         train: the states of all seeds, [K, ...]. Seeds stand at iterations of their own where
             each finds its own switch: one that has switched waits, unchanged, for the others.
         switch_steps: environment step at which each seed froze its trunk; None: not yet, or never.
-        curve: evaluations of the first phase: environment step, and the greedy return of every seed.
+        curve: evaluations of the first phase.
         random_return: return of random play of each seed.
         evaluation_interval: iterations between two evaluations. It follows from the budget a run
             began with; one that is given more goes on in the same intervals.
@@ -107,7 +107,7 @@ class RunState(NamedTuple):
     phase: str
     train: TrainState
     switch_steps: tuple[int | None, ...]
-    curve: tuple[tuple[int, tuple[float, ...]], ...]
+    curve: tuple[Evaluation, ...]
     random_return: tuple[float, ...]
     evaluation_interval: int
     compile_seconds: float
@@ -265,7 +265,8 @@ class _Runner:
 
         curve = state.curve
         if evaluation is not None and phase == SHARED:
-            curve = (*curve, (int(report.env_steps.max()), tuple(evaluation["return"].tolist())))
+            returns, win_rates = (tuple(evaluation[name].tolist()) for name in ("return", "win_rate"))
+            curve = (*curve, Evaluation(int(report.env_steps.max()), returns, win_rates))
         state = self._switch(state._replace(train=train, curve=curve))
         state = state._replace(compile_seconds=programs.waited, train_seconds=self.clock.seconds())
         return state, report
@@ -298,10 +299,11 @@ class _Runner:
             return now >= config.switch_iteration
         if now >= config.iterations - 1:
             return True  # the last iteration is left to the adapters, however short the run
-        if not state.curve or state.curve[-1][0] != now * config.steps_per_iteration:
+        if not state.curve or state.curve[-1].step != now * config.steps_per_iteration:
             return False  # nothing new is known
-        steps, returns = zip(*state.curve, strict=True)
-        return should_switch(steps, [row[k] for row in returns], state.random_return[k], config.total_steps)
+        return should_switch(
+            state.curve, k, state.random_return[k], config.total_steps, self.trainers[SHARED].system.env.spec.winnable
+        )
 
     def _check_finite(self, report: Report, before: RunState) -> None:
         for name in MUST_BE_FINITE:
@@ -362,8 +364,8 @@ def run(
         save: is offered the run between any two iterations, and at its beginning and end, and may keep it.
             An exception it raises ends the run.
         names: what the rows are called where they are not `seed 0`, `seed 1`, and so on.
-        shard: what is spread over several devices, `rows` (seeds) or `envs`; `off`: nothing; `auto`: rows where there
-            are several, otherwise environments where there are many.
+        shard: what is spread over several devices, `rows` (seeds) or `envs`; `off`: nothing; `auto`: whichever keeps
+            more of them busy.
 
     Raises:
         ConfigError: the configuration does not fit the environment.

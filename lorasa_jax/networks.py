@@ -137,37 +137,78 @@ class Vector(nn.Module):
         return vector + owner @ delta["rights"] if "rights" in delta else vector
 
 
-@jax.custom_vjp
-def gru_step(gates_x: Sequence[Array], gates_h: Sequence[Array], h: Float[Array, "... H"]) -> Float[Array, "... H"]:
-    """Returns the next recurrent state of a GRU from its two products, each in three parts.
+def gru_step(
+    weights: dict[str, Any], h: Float[Array, "B H"], gates_x: Sequence[Array], opens: Bool[Array, " B"], owner: Any
+) -> tuple[Float[Array, "B H"], tuple[Array, ...]]:
+    """Returns the next recurrent state of a GRU, and what its derivative needs: h, r, z, n, n_h.
 
-    With (r_x, z_x, n_x) = W_i x + b_i and (r_h, z_h, n_h) = W_h h + b_h:
-    r = s(r_x + r_h), z = s(z_x + z_h), n = tanh(n_x + r n_h), h' = (1 - z) n + z h
+    h is taken as zero where an episode opens. With the parts (r_x, z_x, n_x) of W_i x + b_i, which are given, and
+    (r_h, z_h, n_h) of W_h h + b_h: r = s(r_x + r_h), z = s(z_x + z_h), n = tanh(n_x + r n_h), h' = (1 - z) n + z h
     (Cho et al. 2014, with the reset gate behind the product).
     """
-    return _gru_forward(gates_x, gates_h, h)[0]
-
-
-# Its derivative is written out, so that it keeps the gates and what they came from and no more: automatic
-# differentiation keeps parts of every sigmoid too, and reads them back in pieces that XLA cannot vectorise.
-
-
-def _gru_forward(gates_x: Sequence[Array], gates_h: Sequence[Array], h: Array) -> tuple[Array, tuple]:
-    (r_x, z_x, n_x), (r_h, z_h, n_h) = gates_x, gates_h
+    h = jnp.where(opens[:, None], 0.0, h)
+    (r_x, z_x, n_x), (r_h, z_h, n_h) = gates_x, linear(weights, h, owner)
     r, z = nn.sigmoid(r_x + r_h), nn.sigmoid(z_x + z_h)
     n = jnp.tanh(n_x + r * n_h)
     return (1 - z) * n + z * h, (h, r, z, n, n_h)
 
 
-def _gru_backward(kept: tuple, d_next: Float[Array, "... H"]) -> tuple[list[Array], list[Array], Array]:
-    h, r, z, n, n_h = kept
-    d_n = d_next * (1 - z) * (1 - n**2)
-    d_z = d_next * (h - n) * z * (1 - z)
-    d_r = d_n * n_h * r * (1 - r)
-    return [d_r, d_z, d_n], [d_r, d_z, d_n * r], d_next * z
+@jax.custom_vjp
+def gru(
+    weights: dict[str, Any],
+    h: Float[Array, "B H"],
+    gates_x: Sequence[Float[Array, "L B H"]],
+    first: Bool[Array, "L B"],
+    owner: Float[Array, "L B K"] | None,
+) -> Float[Array, "L B H"]:
+    """Returns the recurrent states of a GRU after every step.
+
+    Args:
+        weights: of the layer that h passes through.
+        h: before the first step.
+        gates_x: the three parts of the layer that inputs pass through.
+        first: steps that open an episode.
+        owner: one-hot rows, or None.
+    """
+    return _gru_forward(weights, h, gates_x, first, owner)[0]
 
 
-gru_step.defvjp(_gru_forward, _gru_backward)
+# Its derivative is written out. It keeps the gates and what they came from and no more: automatic differentiation
+# keeps parts of every sigmoid too, and reads them back in pieces that XLA cannot vectorise. And the gradient of the
+# weights is one product over all steps behind the loop, not one in each: devices that share the
+# environments then meet once for it, and not in every step.
+
+
+def _gru_forward(weights: dict[str, Any], h: Array, gates_x: Sequence[Array], first: Array, owner: Any) -> tuple:
+    def step(h: Array, inputs: tuple) -> tuple[Array, tuple]:
+        h, kept = gru_step(weights, h, *inputs)
+        return h, (h, kept)
+
+    carries, kept = jax.lax.scan(step, h, (gates_x, first, owner))[1]
+    return carries, (weights, first, owner, kept)
+
+
+def _gru_backward(residuals: tuple, d_carries: Float[Array, "L B H"]) -> tuple:
+    weights, first, owner, kept = residuals
+
+    def step(d_next: Array, inputs: tuple) -> tuple[Array, tuple[Array, ...]]:
+        d_carry, opens, owner, (h, r, z, n, n_h) = inputs
+        d_next = d_next + d_carry
+        d_n = d_next * (1 - z) * (1 - n**2)
+        d_z = d_next * (h - n) * z * (1 - z)
+        d_r = d_n * n_h * r * (1 - r)
+        (through,) = jax.vjp(lambda h: linear(weights, h, owner), h)[1]([d_r, d_z, d_n * r])
+        return jnp.where(opens[:, None], 0.0, d_next * z + through), (d_r, d_z, d_n)
+
+    backwards = d_carries, first, owner, kept
+    d_start, (d_r, d_z, d_n) = jax.lax.scan(step, jnp.zeros_like(d_carries[0]), backwards, reverse=True)
+    h, r, *_ = kept
+    h, owner, *d_h = jax.tree.map(join, (h, owner, d_r, d_z, d_n * r))
+    (d_weights,) = jax.vjp(lambda weights: linear(weights, h, owner), weights)[1](d_h)
+    return d_weights, d_start, [d_r, d_z, d_n], None, None
+
+
+gru.defvjp(_gru_forward, _gru_backward)
 
 
 class Network(nn.Module):
@@ -257,13 +298,7 @@ class Network(nn.Module):
         through = Linear(3 * hidden, init, 3, name="gru_hidden")(hidden)
         gates_x = linear(inward, x, None if owner is None else join(owner))
 
-        def step(h: Array, inputs: tuple[list[Array], Array, Array | None]) -> tuple[Array, Array]:
-            gates, opens, owner = inputs
-            h = jnp.where(opens[:, None], 0.0, h)
-            h = gru_step(gates, linear(through, h, owner), h)
-            return h, h
-
         inputs = [part(gate, length) for gate in gates_x], first, owner
         if length == 1:  # acting: no loop around a single step
-            return step(carry, jax.tree.map(lambda leaf: leaf[0], inputs))[1][None]
-        return jax.lax.scan(step, carry, inputs)[1]
+            return gru_step(through, carry, *jax.tree.map(lambda leaf: leaf[0], inputs))[0][None]
+        return gru(through, carry, *inputs)

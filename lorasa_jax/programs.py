@@ -12,22 +12,33 @@ import jax
 from lorasa_jax.devices import Layout
 from lorasa_jax.types import PyTree
 
+OPTIONS: dict[str, str | bool] = {
+    # Not to hand products and sums to a library which, for sizes like these, takes longer within an update than the
+    # compiler's own loops (a third longer, with jax 0.10: benchmarks/update.py --untold).
+    "xla_cpu_experimental_ynn_fusion_type": "",
+    # How many seconds a device waits for the others before it says so, and before it ends the process. They share cores
+    # with other programs, and may be stopped for a while (Ctrl-Z): that is no error.
+    "xla_cpu_collective_call_warn_stuck_seconds": "600",
+    "xla_cpu_collective_call_terminate_timeout_seconds": "1000000",
+}
+"""What the compiler is told besides the program, on a CPU."""
+
 
 @cache
 def compiler_options() -> dict[str, str | bool]:
-    """Returns what the compiler is told besides the program.
-
-    On a CPU: not to hand products and sums to a library which, for sizes like these, takes longer within an
-    update than the compiler's own loops (a third longer, with jax 0.10: benchmarks/update.py --untold).
-    """
-    options: dict[str, str | bool] = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    """Returns those of `OPTIONS` that the compiler knows; a compiler that does not know one needs none."""
     if jax.default_backend() != "cpu":
         return {}
-    try:
-        jax.jit(lambda x: x).lower(0.0).compile(compiler_options=options)
-    except jax.errors.JaxRuntimeError:  # a compiler that does not know the option needs none
-        return {}
-    return options
+    lowered = jax.jit(lambda x: x).lower(0.0)
+
+    def is_known(option: tuple[str, str | bool]) -> bool:
+        try:
+            lowered.compile(compiler_options=dict([option]))
+        except jax.errors.JaxRuntimeError:
+            return False
+        return True
+
+    return dict(filter(is_known, OPTIONS.items()))
 
 
 def over_seeds(function: Callable, n_seeds: int) -> Callable:

@@ -25,6 +25,7 @@ from lorasa_jax.config import ConfigError
 from lorasa_jax.envs.toy import make_toy
 from lorasa_jax.loop import ADAPTERS, SHARED, RunState
 from lorasa_jax.saver import Saver
+from lorasa_jax.switching import Evaluation
 from lorasa_jax.trees import by_path, nested
 from lorasa_jax.types import TrainState
 
@@ -35,7 +36,7 @@ def run_state(train: TrainState, phase: str) -> RunState:
         phase=phase,
         train=jax.tree.map(lambda leaf: leaf[None], train),
         switch_steps=(None,) if phase == SHARED else (64,),
-        curve=((32, (0.1 + 0.2,)), (64, (float(np.float32(1 / 3)),))),
+        curve=(Evaluation(32, (0.1 + 0.2,), (0.0,)), Evaluation(64, (float(np.float32(1 / 3)),), (1.0,))),
         random_return=(-1e-300,),
         evaluation_interval=5,
         compile_seconds=1.5,
@@ -346,7 +347,8 @@ KERNEL = ("leaves", "shared", "fc1/kernel")
                 ((*KERNEL, "dtype"), "object"), ((*KERNEL, "dtype"), []), (("run",), {}), (("config",), 3),
                 (("config", "total_steps"), None),
                 (("run", "phase"), "evil"), (("run", "phase"), []), (("run", "evil"), 1), (("run", "curve"), [[1]]),
-                (("run", "curve"), [3]), (("run", "random_return"), None), (("run", "evaluation_interval"), 0),
+                (("run", "curve"), [3]), (("run", "curve"), [[1, [0.5], None]]), (("run", "random_return"), None),
+                (("run", "evaluation_interval"), 0),
                 (("run", "switch_steps"), ["x"]), (("run", "train_seconds"), "x"),
             ]
         ),

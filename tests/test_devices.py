@@ -58,6 +58,8 @@ def chosen(shard: str, n_rows: int, n_envs: int = 8) -> tuple[str | None, list[i
         ("auto", 8, 8, ROWS, [0, 1, 2, 3]),
         ("auto", 6, 8, ROWS, [0, 1, 2]),
         ("auto", 7, 8, None, []),  # only one device could do a seventh of it
+        ("auto", 7, 128, ENVS, [0, 1, 2, 3]),
+        ("auto", 8, 128, ROWS, [0, 1, 2, 3]),
         ("auto", 1, 8, None, []),  # too few environments to be worth it
         ("auto", 1, 128, ENVS, [0, 1, 2, 3]),
         ("auto", 1, 96, ENVS, [0, 1, 2]),  # 32 for each, and 48 blocks of 2
@@ -81,12 +83,34 @@ def test_processes_get_equal_shares_or_a_clear_line(monkeypatch):
     assert chosen("auto", 6)[1] == [0, 1, 2, 4, 5, 6]  # three of each
     assert chosen("auto", 1)[:2] == (ENVS, [0, 1, 4, 5])
     for shard, n_rows, n_envs, words in [
-        ("auto", 3, 8, "3 rows cannot be shared by 2 processes; take a multiple of 2"),
+        ("rows", 3, 8, "3 rows cannot be shared by 2 processes; take a multiple of 2"),
         ("envs", 1, 6, "= 3 environments cannot be shared by 2 processes"),
         ("off", 2, 8, "there are 2 processes; start one"),
     ]:
         with pytest.raises(ConfigError, match=words):
             chosen(shard, n_rows, n_envs)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, 2), ({"JAX_NUM_CPU_DEVICES": "3"}, 3), ({"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}, 4)],
+)
+def test_every_core_is_a_device_unless_told_otherwise(given, expected):
+    code = """
+import os
+os.sched_getaffinity = lambda pid: {0, 1}  # two cores, wherever this runs
+import jax
+from lorasa_jax.devices import use_cores
+use_cores()
+print(jax.device_count())
+use_cores()  # changes nothing any more
+print(jax.device_count())
+"""
+    env = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+    said = subprocess.run(
+        [sys.executable, "-c", code], env={**env, **given}, capture_output=True, text=True, check=True
+    )
+    assert said.stdout.split() == [str(expected)] * 2
 
 
 def test_nothing_is_spread_over_one_device():

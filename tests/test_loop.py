@@ -45,10 +45,10 @@ def switch_as_told(monkeypatch):
     """Each seed, known by its random return, switches after its own number of iterations."""
     due = {}
 
-    def should_switch(steps, curve, random_play, total_steps):
-        assert len(steps) == len(curve)
+    def should_switch(curve, k, random_play, total_steps, winnable):
+        assert all(len(values) == len(SWITCHES) for point in curve for values in point[1:])
         iterations = due.setdefault(random_play, SWITCHES[len(due) % 2])
-        return steps[-1] >= iterations * make_config().steps_per_iteration
+        return curve[-1].step >= iterations * make_config().steps_per_iteration
 
     monkeypatch.setattr(loop, "should_switch", should_switch)
 

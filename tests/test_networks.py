@@ -10,7 +10,7 @@ from flax import linen as nn
 from helpers import KEY, assert_close, random_like
 
 from lorasa_jax.config import NetworkConfig
-from lorasa_jax.networks import Network, affine, gru_step
+from lorasa_jax.networks import Network, affine, gru, gru_step, linear
 
 LENGTH, BATCH, WIDTH, HIDDEN, OUT = 7, 3, 5, 4, 2
 
@@ -99,10 +99,14 @@ def test_gru_equals_flax_with_its_kernels_stacked():
     cell_params = random_like(jax.eval_shape(cell.init, KEY, h, x))["params"]
     expected, _ = cell.apply({"params": cell_params}, h, x)
 
-    def gates(names, inputs):
-        return [inputs @ cell_params[name]["kernel"] + cell_params[name].get("bias", 0) for name in names]
+    def weights(names):
+        layers = [cell_params[name] for name in names]
+        biases = [layer.get("bias", jnp.zeros(HIDDEN)) for layer in layers]
+        return {"kernel": [layer["kernel"] for layer in layers], "bias": biases}
 
-    assert_close(gru_step(gates(("ir", "iz", "in"), x), gates(("hr", "hz", "hn"), h), h), expected)
+    gates_x = linear(weights(("ir", "iz", "in")), x, None)
+    got, _ = gru_step(weights(("hr", "hz", "hn")), h, gates_x, jnp.zeros(BATCH, bool), None)
+    assert_close(got, expected)
 
 
 def test_derivatives_that_are_written_out_are_those_of_the_equations():
@@ -117,13 +121,23 @@ def test_derivatives_that_are_written_out_are_those_of_the_equations():
         for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
             assert_close(ours, theirs)
 
-    def gru(gates_x, gates_h, h):
-        (r_x, z_x, n_x), (r_h, z_h, n_h) = gates_x, gates_h
-        z = jax.nn.sigmoid(z_x + z_h)
-        return (1 - z) * jnp.tanh(n_x + jax.nn.sigmoid(r_x + r_h) * n_h) + z * h
+    def plain_gru(weights, h, gates_x, first, owner):
+        def step(h, inputs):
+            h, _ = gru_step(weights, h, *inputs)
+            return h, h
 
-    gates = [[draw(BATCH, HIDDEN) for _ in range(3)] for _ in range(2)]
-    same(gru_step, gru, *gates, draw(BATCH, HIDDEN))
+        return jax.lax.scan(step, h, (gates_x, first, owner))[1]
+
+    three = range(3)
+    layer = {"kernel": [draw(HIDDEN, HIDDEN) for _ in three], "bias": [draw(HIDDEN) for _ in three]}
+    ranked = {"left": draw(HIDDEN, 2), "right": [draw(2, HIDDEN) for _ in three]}
+    owned = {"lefts": draw(2, HIDDEN, 2), "rights": [draw(2, 2, HIDDEN) for _ in three]}
+    first = jnp.asarray(rng.random((LENGTH, BATCH)) < 0.3)
+    owner = jax.nn.one_hot(rng.integers(2, size=(LENGTH, BATCH)), 2)
+    for delta, whose in (({}, None), (ranked, None), (owned, owner)):
+        written, plain = (lambda *inputs, f=f, whose=whose: f(*inputs, first, whose) for f in (gru, plain_gru))
+        gates_x = [draw(LENGTH, BATCH, HIDDEN) for _ in three]
+        same(written, plain, {**layer, **delta}, draw(BATCH, HIDDEN), gates_x)
 
     def team(layer):  # weights that all agents share
         return jax.vmap(layer, in_axes=(0, None, None))
