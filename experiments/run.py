@@ -210,7 +210,7 @@ def train(config: RunConfig, began: float) -> None:
 
 def find_checkpoint(config: RunConfig) -> Path | None:
     """Returns the checkpoint that a run goes on from, if it does."""
-    from lorasa_jax.checkpoint import complete
+    from lorasa_jax.storage import complete
 
     if config.resume is None or config.resume != config.directory:
         return config.resume
@@ -249,7 +249,8 @@ def find_start(
 
     A run that was stopped before its first checkpoint begins anew, with what `begin` gives.
     """
-    from lorasa_jax.checkpoint import drop_after, load
+    from lorasa_jax.checkpoint import load
+    from lorasa_jax.storage import drop_after
 
     path = find_checkpoint(config)
     if config.resume is not None:

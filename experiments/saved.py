@@ -62,7 +62,7 @@ def find_row(path: Path, seed: int | None, row: int | None) -> int:
 
 def find_checkpoint(path: Path) -> tuple[RunConfig, Path]:
     """Returns a run's settings and a checkpoint: the one that the path names, or the newest of the run it names."""
-    from lorasa_jax.checkpoint import complete
+    from lorasa_jax.storage import complete
 
     directory = run_of(path)
     settings = directory / "config.json"

@@ -130,7 +130,8 @@ def ignore(row: dict[str, Any]) -> None:
 
 def keeper(job: Job, directory: Path) -> Any:
     """Returns what keeps the states that others go on from."""
-    from lorasa_jax.checkpoint import take_snapshot, write
+    from lorasa_jax.checkpoint import take_snapshot
+    from lorasa_jax.storage import write
 
     def keep(state: RunState) -> None:
         if int(state.iterations.max()) in job.keep and not (directory / BACKBONES / str(state.rows)).exists():

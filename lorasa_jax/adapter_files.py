@@ -308,7 +308,8 @@ def attach(
     if isinstance(backbone, PolicyParams):
         shared = backbone.shared
     else:
-        from lorasa_jax.checkpoint import SHARED_ITEM, read_item
+        from lorasa_jax.checkpoint import SHARED_ITEM
+        from lorasa_jax.storage import read_item
 
         where = f"the backbone in {backbone}"
         seeds = read_item(Path(backbone), SHARED_ITEM)

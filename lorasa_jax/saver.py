@@ -1,4 +1,4 @@
-"""When a run is written to disk; what is written, and how, is in `checkpoint.py`."""
+"""When a run is written to disk; what is written, and how, is in `checkpoint.py` and `storage.py`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from lorasa_jax.checkpoint import clean, complete, take_snapshot, write
+from lorasa_jax.checkpoint import take_snapshot
 from lorasa_jax.config import Config
 from lorasa_jax.devices import anywhere, is_leader
 from lorasa_jax.loop import RunState, is_finished
+from lorasa_jax.storage import clean, complete, write
 
 
 class Saver:

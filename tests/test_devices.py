@@ -19,12 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import assert_close, assert_same, small_config
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lorasa_jax import devices
-from lorasa_jax.config import ConfigError
+from lorasa_jax.config import ConfigError, NetworkConfig
 from lorasa_jax.devices import ENVS, ROWS, Layout, by_shard, choose_layout, join, part, spread
 from lorasa_jax.envs.toy import make_toy
 from lorasa_jax.loop import Result, run
+from lorasa_jax.networks import Network
 from lorasa_jax.programs import over_seeds
 from lorasa_jax.trainer import make_trainer
 
@@ -220,10 +222,28 @@ def _spread_environments_change_nothing_and_share_only_sums() -> None:
     programs = [layout.trace(step, (jax.eval_shape(lambda x: x, start),)).lower().compile() for layout in (one, many)]
     (expected, before), (state, after) = programs[0](start), programs[1](many.place(start))
     assert COLLECTIVES & words(programs[1]) == {"all-reduce"}
-    assert state.rollout.first.sharding.spec == jax.sharding.PartitionSpec(None, ENVS)
+    assert state.rollout.first.sharding.spec == PartitionSpec(None, ENVS)
     assert_close(state.learner, expected.learner)
     assert_close(state.rollout.timestep, expected.rollout.timestep)
     assert_close(after, before, atol=1e-4)
+
+
+def _devices_meet_once_for_the_weights_of_a_recurrence() -> None:
+    network, length, n_envs = Network(NetworkConfig(hidden=4), 2, head_gain=0.01), 5, 8
+    layout = choose_layout(ENVS, 1, small_config(n_envs=n_envs, ppo={"minibatches": 2}))
+    inputs = jnp.zeros((n_envs, 4)), jnp.ones((length, n_envs, 3)), jnp.zeros((length, n_envs), bool)
+    variables = network.init(jax.random.key(0), *inputs)
+    gradient = jax.grad(lambda variables, *inputs: jnp.sum(network.apply(variables, *inputs)[1] ** 2))
+    assert layout.mesh is not None
+    everywhere, envs, steps = (NamedSharding(layout.mesh, PartitionSpec(*axes)) for axes in ((), (ENVS,), (None, ENVS)))
+    with jax.set_mesh(layout.mesh):
+        mapped = jax.jit(gradient, in_shardings=(everywhere, envs, steps, steps), out_shardings=everywhere)
+        program = mapped.lower(variables, *inputs).compile().as_text()
+    computations = {text.split(" ", 1)[0]: text for text in re.split(r"\n(?=%)", program)}
+    bodies = [computations[name] for name in re.findall(r"body=(%[\w.-]+)", program)]
+    assert len(bodies) >= 2  # there and back
+    assert " all-reduce(" in program
+    assert not any(" all-reduce(" in body for body in bodies)
 
 
 def small_run(shard: str, seeds: int, **changes: Any) -> tuple[Result, list[Any]]:
@@ -259,6 +279,10 @@ def test_merging_keeps_environments_where_they_are():
 
 def test_rows_are_worked_on_apart():
     on_devices(4, _rows_are_worked_on_apart)
+
+
+def test_devices_meet_once_for_the_weights_of_a_recurrence():
+    on_devices(2, _devices_meet_once_for_the_weights_of_a_recurrence)
 
 
 @pytest.mark.slow

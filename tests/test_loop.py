@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from helpers import assert_close, assert_same, two_phases
 
-from lorasa_jax import checkpoint, loop
+from lorasa_jax import checkpoint, loop, storage
 from lorasa_jax.loop import ADAPTERS, SHARED, Diverged, Listener, run
 from lorasa_jax.types import TrainState
 
@@ -114,7 +114,7 @@ def test_a_run_stopped_anywhere_goes_on_to_the_same_end(tmp_path, monkeypatch):
     runner, starts = loop._Runner(config, env, listener), []
 
     def keep(state):
-        path = checkpoint.write(tmp_path, checkpoint.take_snapshot(state, config))
+        path = storage.write(tmp_path, checkpoint.take_snapshot(state, config))
         starts.append(checkpoint.load(path, config, env))
 
     result, reports = loop._run(runner, None, keep), listener.reports

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lorasa_jax import checkpoint
+from lorasa_jax import checkpoint, storage
 from lorasa_jax.envs import make_env
 from lorasa_jax.loop import ADAPTERS, RunState
 from lorasa_jax.trainer import make_trainer
@@ -64,5 +64,5 @@ def save_run(directory: Path, *argv: str, spoilt: float | None = None) -> Path:
     )
     with closing(Record(directory, config)) as record:
         record.begin()
-    checkpoint.write(directory / "checkpoints", checkpoint.take_snapshot(state, config))
+    storage.write(directory / "checkpoints", checkpoint.take_snapshot(state, config))
     return directory

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorasa_jax import checkpoint, grouping, loop
+from lorasa_jax import grouping, loop, storage
 from lorasa_jax.config import Config
 
 import run
@@ -143,7 +143,7 @@ CLOCK = ("steps_per_second", "wall_seconds", "compile_seconds", "train_seconds")
 def outcome(directory: Path) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
     """What a run computed: its rows and summary but for the clock, and the digest of everything at its end."""
     summary = json.loads((directory / "summary.json").read_text())
-    last = checkpoint.read_meta(checkpoint.complete(directory / "checkpoints")[-1])
+    last = storage.read_meta(storage.complete(directory / "checkpoints")[-1])
     measured = [{name: row[name] for name in row if name not in CLOCK} for row in rows(directory)]
     return measured, {name: summary[name] for name in summary if name not in CLOCK}, last["leaves"]
 
@@ -274,7 +274,7 @@ def test_a_checkpoint_or_rows_that_are_not_whole_are_one_line(
     out = tmp_path / "out"
     shutil.copytree(directory, out)
     (out / "summary.json").unlink()  # as after a kill in the last moments
-    older, newest = checkpoint.complete(out / "checkpoints")
+    older, newest = storage.complete(out / "checkpoints")
     metrics = (out / "metrics.jsonl").read_text()
     lines = metrics.splitlines(keepends=True)
     (out / "metrics.jsonl").write_text("".join(lines[:-1]) + lines[-1][:20])
@@ -320,7 +320,7 @@ def test_a_run_that_diverges_says_where_and_what_is_kept(
 
     monkeypatch.setattr(loop._Runner, "_check_finite", spoil)
     assert stopped([*TINY, "--out", str(out)]) == 2
-    (kept,) = checkpoint.complete(out / "checkpoints")[-1:]
+    (kept,) = storage.complete(out / "checkpoints")[-1:]
     assert kept.name == "4"
     message = capsys.readouterr().err.splitlines()[-1]
     assert "diverged: kl became nan for seed 4, in iteration 3" in message
@@ -391,7 +391,7 @@ def test_a_run_survives_being_killed_at_any_moment(tmp_path: Path) -> None:
             shutil.rmtree(out, ignore_errors=True)
             continue
         todo = ["--resume", str(out)]
-        moments |= {path.name for path in checkpoint.complete(out / "checkpoints")}
+        moments |= {path.name for path in storage.complete(out / "checkpoints")}
     assert torn > 2
     assert len(moments) > 5
     subprocess.run([*command, *todo], check=True, capture_output=True)
