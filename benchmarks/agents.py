@@ -166,14 +166,14 @@ def main() -> None:
             times[cell].append(iterations[cell]())
     if options.keep:
         keep(options, peaks, times)
-    total = {cell: [sum(pair) for pair in pairs] for cell, pairs in times.items()}
+    steps = {n: n * n_envs[n] * options.rollout_length for n in options.agents}
+    total = {(n, scheme): [sum(pair) / steps[n] for pair in pairs] for (n, scheme), pairs in times.items()}
     print(
         f"{'agents':>6} {'scheme':8} {'rollout':>8} {'update':>8} {'both':>8}   to {options.agents[0]} agents, to nps"
     )
     for n, scheme in cells:
-        parts = [statistics.median(part) for part in (*zip(*times[n, scheme], strict=True), total[n, scheme])]
-        steps = n * n_envs[n] * options.rollout_length
-        each = [f"{1e6 * part / steps:5.1f} us" for part in parts]
+        parts = [statistics.median(part) / steps[n] for part in zip(*times[n, scheme], strict=True)]
+        each = [f"{1e6 * part:5.1f} us" for part in (*parts, statistics.median(total[n, scheme]))]
         against = [(options.agents[0], scheme)] + [(n, "nps")] * ("nps" in options.schemes)
         ratios = [spread([a / b for a, b in zip(total[n, scheme], total[cell], strict=True)]) for cell in against]
         print(f"{n:6} {scheme:8} {' '.join(each)}   {'   '.join(ratios)}", flush=True)
