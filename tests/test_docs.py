@@ -43,6 +43,8 @@ def test_what_schemes_take_is_written_as_it_was_counted(resources):
 def test_what_was_counted_is_what_the_program_has(resources):
     record = json.loads(resources.RECORD.read_text())
     options = SimpleNamespace(**record["size"])
-    assert list(resources.count("lorasa", 8, options)) == [
-        row for row in record["rows"] if (row["scheme"], row["agents"]) == ("lorasa", 8)
-    ]
+    kept = [row for row in record["rows"] if (row["scheme"], row["agents"]) == ("lorasa", 8)]
+    for row, now in zip(kept, resources.count("lorasa", 8, options), strict=True):
+        assert now == row | {
+            "operations": pytest.approx(row["operations"], rel=0.05)
+        }  # derivatives may be written anew
