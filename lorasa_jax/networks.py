@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from lorasa_jax.config import NetworkConfig
 from lorasa_jax.devices import join, part
+from lorasa_jax.ids import EPSILON, NormBesideId, append_one
 
 ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh}
 
@@ -240,6 +241,7 @@ class Network(nn.Module):
         first: Bool[Array, "L B"],
         valid: Bool[Array, " D"] | None = None,
         owner: Float[Array, "L B K"] | None = None,
+        n_ids: int = 0,
     ) -> tuple[Float[Array, "L B H"], Float[Array, "L B O"]]:
         """Returns the recurrent state after every step, and the outputs.
 
@@ -249,14 +251,19 @@ class Network(nn.Module):
             first: steps that open an episode: the state before them counts as zero.
             valid: the columns of the input that mean something; the others are zero, and stay so.
             owner: which of K owners' corrections in `delta` counts for each sample, as one-hot rows.
+            n_ids: length of the one-hot id that the input would end in, if it were not looked up (`lorasa_jax.ids`).
         """
         length = x.shape[0]
         flat = None if owner is None else join(owner)
         # All but the recurrence sees one flat batch: a single large product per layer.
         x = join(x)
-        if self.config.input_norm:
+        if self.config.input_norm and n_ids:
+            x = NormBesideId(n_ids, name="input_norm")(x, valid)
+        elif self.config.input_norm:
             x = self._norm("input_norm")(x, mask=valid)
             x = x if valid is None else jnp.where(valid, x, 0.0)
+        elif n_ids:
+            x = append_one(x)
         for i in range(self.config.layers):
             x = self._layer(f"fc{i + 1}", self.config.gain, x, flat)
         if self.config.recurrent:
@@ -276,7 +283,7 @@ class Network(nn.Module):
         return carries, x
 
     def _norm(self, name: str) -> nn.LayerNorm:
-        return nn.LayerNorm(epsilon=1e-5, name=name)
+        return nn.LayerNorm(epsilon=EPSILON, name=name)
 
     def _layer(
         self, name: str, gain: float, x: Float[Array, "R D"], owner: Float[Array, "R K"] | None

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from lorasa_jax.ids import looked_up
 from lorasa_jax.networks import Network
 from lorasa_jax.sharing import Level, Sharing
 from lorasa_jax.types import PolicyParams, PyTree
@@ -55,10 +56,7 @@ def make_policy(sharing: Sharing, network: Network, obs_dim: int, obs_widths: tu
     """
     n_agents = sharing.n_agents
     width = obs_dim + (n_agents if sharing.agent_id else 0)
-    columns = jnp.arange(width)
-    valid = None
-    if obs_widths is not None:
-        valid = (columns < jnp.array(obs_widths)[:, None]) | (columns >= obs_dim)
+    valid = None if obs_widths is None else jnp.arange(obs_dim) < jnp.array(obs_widths)[:, None]
 
     def init_trunk(key: PRNGKeyArray) -> dict:
         carry, x = jnp.zeros((1, network.carry_width)), jnp.zeros((1, 1, width))
@@ -114,10 +112,6 @@ def make_policy(sharing: Sharing, network: Network, obs_dim: int, obs_widths: tu
         full = jax.vmap(sharing.adapter.merge, in_axes=(axis, 0))(trunks, own)
         return PolicyParams(full, {})
 
-    def with_ids(obs: Float[Array, "T E M D"], block: Array | None) -> Float[Array, "T E M W"]:
-        ids = jnp.eye(n_agents) if block is None else jax.nn.one_hot(block, n_agents)
-        return jnp.concatenate([obs, jnp.broadcast_to(ids, (*obs.shape[:-1], n_agents))], axis=-1)
-
     def unroll(
         params: PolicyParams,
         carry: Float[Array, "E M H"],
@@ -128,19 +122,24 @@ def make_policy(sharing: Sharing, network: Network, obs_dim: int, obs_widths: tu
     ) -> tuple[Float[Array, "T E M H"], Float[Array, "T E M O"]]:
         trunks, axis = trunks_of(params.shared, block)
         own, own_axes = own_of(params, block)
-        inputs = with_ids(obs, block) if sharing.agent_id else obs
         owners = None
         if sharing.changing:
             n_owners = next(level.n_owners for level in sharing.levels if level.owner is None)
             owners = jax.nn.one_hot(owner, n_owners)
 
-        def one_agent(trunk: dict, own: dict, *inputs: Any) -> tuple[Array, Array]:
-            carries_and_outputs: Any = network.apply(sharing.adapter.factored(trunk, own), *inputs)
+        def one_agent(trunk: dict, own: dict, agent: Array, *inputs: Any) -> tuple[Array, Array]:
+            variables = sharing.adapter.factored(trunk, own)
+            if sharing.agent_id:
+                variables = looked_up(variables, network.config.layer_names[0], n_agents, agent)
+            carries_and_outputs: Any = network.apply(variables, *inputs, n_ids=n_agents if sharing.agent_id else 0)
             return carries_and_outputs
 
         means = valid if valid is None or block is None else valid[block]
-        axes = (axis, own_axes, 1, 2, 2 if first.ndim == 3 else None, 0, 2)
-        return jax.vmap(one_agent, in_axes=axes, out_axes=2)(trunks, own, carry, inputs, first, means, owners)
+        members = jnp.arange(n_agents) if block is None else block
+        axes = (axis, own_axes, 0, 1, 2, 2 if first.ndim == 3 else None, 0, 2)
+        return jax.vmap(one_agent, in_axes=axes, out_axes=2)(
+            trunks, own, members, carry, obs, first, means, owners
+        )  # fmt: skip
 
     return Policy(
         sharing=sharing,

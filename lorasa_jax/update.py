@@ -308,7 +308,7 @@ def _policy_loss(
     """The block's loss, as a function of what is trained, and whose samples it takes the mean over.
 
     Returns:
-        The loss; the samples of each member, [M]; which trunk each stands on, [M, G]; the samples of all members on
+        The loss; the samples of each member, [M]; the trunk each stands on, [M]; the samples of all members on
         it, [M].
     """
     sharing, ppo, dist = system.actor.sharing, system.config.ppo, system.dist
@@ -319,8 +319,8 @@ def _policy_loss(
 
     # Samples of each member, and of all members on its trunk.
     counts = jnp.sum(batch.mask, axis=(0, 1), dtype=jnp.float32)
-    on_trunk = jax.nn.one_hot(jnp.array(sharing.groups)[members], sharing.n_trunks)
-    pool = jnp.maximum(on_trunk @ (counts @ on_trunk), 1.0)
+    homes = jnp.array(sharing.groups)[members]
+    pool = jnp.maximum(jnp.zeros(sharing.n_trunks).at[homes].add(counts)[homes], 1.0)
     if sharing.across:
         pool = jnp.full_like(pool, jnp.maximum(jnp.sum(counts), 1.0))
 
@@ -335,7 +335,7 @@ def _policy_loss(
             *judged, parts, entropy, advantage, batch.preceding, batch.mask, pool, clip_eps, ppo.entropy_coef
         )  # fmt: skip
 
-    return loss, counts, on_trunk, pool
+    return loss, counts, homes, pool
 
 
 def _update_actor(
@@ -348,10 +348,10 @@ def _update_actor(
 ) -> tuple[Learner, Metrics]:
     """One gradient step of the block's actors."""
     sharing = system.actor.sharing
-    loss, counts, on_trunk, pool = _policy_loss(system, learner.actor, batch, block, clip_eps)
+    loss, counts, homes, pool = _policy_loss(system, learner.actor, batch, block, clip_eps)
     stacks = trained_stacks(system, learner.actor)
     grads, info = jax.grad(loss, has_aux=True)(stacks)
-    moved = {"shared": None if block is None else jnp.any(on_trunk > 0, axis=0)}
+    moved = {"shared": None if block is None else jnp.zeros(sharing.n_trunks, bool).at[homes].set(True)}
     for name, level in sharing.stacks.items():
         if name in grads:
             # The loss pools the agents of a trunk; what an owner has follows the mean over its own samples.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,3 +22,29 @@ def test_the_environment_of_ones_own_is_short_and_learns(capsys):
     assert capsys.readouterr().out.strip()
     final = names["result"].final["greedy"]
     assert final["return"][0] > names["result"].random_return[0] + 1
+
+
+@pytest.fixture
+def resources(monkeypatch):
+    """The command that writes docs/resources.md."""
+    monkeypatch.syspath_prepend(str(DOCS.parent / "benchmarks"))
+    return importlib.import_module("resources")
+
+
+def test_what_schemes_take_is_written_as_it_was_counted(resources):
+    record = resources.with_times(json.loads(resources.RECORD.read_text()))
+    for path in (DOCS.parent / "README.md", DOCS / "resources.md"):
+        text = path.read_text()
+        assert resources.BLOCK.search(text)
+        assert resources.rendered(text, record) == text
+        assert resources.rendered(resources.BLOCK.sub(r"\1\3", text), record) == text  # not only since it was so
+
+
+def test_what_was_counted_is_what_the_program_has(resources):
+    record = json.loads(resources.RECORD.read_text())
+    options = SimpleNamespace(**record["size"])
+    kept = [row for row in record["rows"] if (row["scheme"], row["agents"]) == ("lorasa", 8)]
+    for row, now in zip(kept, resources.count("lorasa", 8, options), strict=True):
+        assert now == row | {
+            "operations": pytest.approx(row["operations"], rel=0.05)
+        }  # derivatives may be written anew

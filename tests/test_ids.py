@@ -1,0 +1,86 @@
+"""An id that is looked up is its one-hot vector: the same outputs, the same gradients, of the same parameters."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import KEY, assert_close, random_like
+
+from lorasa_jax.config import NetworkConfig
+from lorasa_jax.ids import looked_up
+from lorasa_jax.networks import Network
+from lorasa_jax.policy import make_policy
+from lorasa_jax.sharing import one_trunk
+
+LENGTH, BATCH, N, D, OUT, RANK, OWNERS = 3, 5, 4, 3, 2, 2, 2
+CASES = {
+    "normalised": {"recurrent": False},
+    "as it is": {"recurrent": False, "input_norm": False},
+    "recurrent from the start": {"layers": 0},
+}
+
+
+def factors(width: int, *lead: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.zeros((*lead, D + N, RANK), np.float32), np.zeros((*lead, RANK, width), np.float32)
+
+
+@pytest.mark.parametrize(("case", "seen"), [*((case, D) for case in CASES), ("normalised", 2)])
+def test_outputs_and_gradients_are_those_of_the_one_hot_vector(case, seen):
+    network = Network(NetworkConfig(**{"hidden": 4, "layers": 1, "layers_after": 1, **CASES[case]}), OUT, head_gain=1.0)
+    first = network.config.layer_names[0]
+    rng = np.random.default_rng(0)
+    carry = jnp.asarray(rng.normal(size=(BATCH, network.carry_width)), jnp.float32)
+    valid = jnp.arange(D) < seen
+    obs = jnp.asarray(rng.normal(size=(LENGTH, BATCH, D)) * valid, jnp.float32)
+    opens, owner = jnp.asarray(rng.random((LENGTH, BATCH)) < 0.3), np.eye(OWNERS)[rng.integers(0, OWNERS, (3, BATCH))]
+    owner, goal = jnp.asarray(owner, jnp.float32), jnp.asarray(rng.normal(size=(LENGTH, BATCH, OUT)), jnp.float32)
+
+    wide = jnp.zeros((LENGTH, BATCH, D + N))
+    params = jax.eval_shape(network.init, KEY, carry, wide, opens)["params"]
+    own = dict(zip(("left", "right"), factors(params[first]["kernel"].shape[1]), strict=True))
+    own |= dict(zip(("lefts", "rights"), factors(params[first]["kernel"].shape[1], OWNERS), strict=True))
+    variables = random_like({"params": params, "delta": {first: own}})
+
+    def one_hot(variables, agent):
+        seen = jnp.concatenate([obs, jnp.broadcast_to(jax.nn.one_hot(agent, N), (*obs.shape[:-1], N))], axis=-1)
+        return network.apply(variables, carry, seen, opens, jnp.append(valid, jnp.ones(N, bool)), owner)[1]
+
+    def lookup(variables, agent):
+        return network.apply(looked_up(variables, first, N, agent), carry, obs, opens, valid, owner, n_ids=N)[1]
+
+    def both(unroll):
+        def follow(variables, agent):
+            outputs = unroll(variables, agent)
+            return jnp.sum(goal * outputs), outputs
+
+        return jax.jit(jax.value_and_grad(follow, has_aux=True))
+
+    agent = jnp.int32(2)
+    (_, expected), expected_gradient = both(one_hot)(variables, agent)
+    (_, found), gradient = both(lookup)(variables, agent)
+    assert_close(found, expected)
+    assert_close(gradient, expected_gradient, atol=2e-5, rtol=1e-4)
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(expected_gradient))
+
+
+@pytest.mark.parametrize("input_norm", [True, False])
+def test_a_sample_costs_the_same_in_a_team_of_any_size(input_norm):
+    """No array of the program has an entry for every two agents: no one-hot ids, and no kernel of each agent's own."""
+    config = NetworkConfig(hidden=4, layers=1, layers_after=1, input_norm=input_norm)
+    network, n_agents = Network(config, OUT, head_gain=1.0), 300
+    policy = make_policy(one_trunk(n_agents, agent_id=True), network, D)
+    carry, obs = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, n_agents, 4), (2, 1, n_agents, D)))
+
+    def loss(params, *inputs):
+        return jnp.sum(policy.unroll(params, *inputs)[1])
+
+    inputs = jax.eval_shape(policy.init, KEY), carry, obs, jax.ShapeDtypeStruct((2, 1), bool)
+    program = str(jax.make_jaxpr(jax.grad(loss))(*inputs))
+    shapes = set(re.findall(r"f32\[([\d,]+)\]", program))
+    assert f"1,{n_agents + D},4" in shapes  # that of the trunk
+    assert max(math.prod(int(n) for n in shape.split(",")) for shape in shapes) < n_agents**2
