@@ -4,8 +4,7 @@ In rounds, each a process of its own that is stopped there: with an empty cache 
 that this left, and with `--repo` JaxMARL's script (benchmarks/peer_jaxmarl.py), which keeps no cache. Besides seconds
 it prints those that all cores of the process worked: on a machine with other work, compare those.
 
-The table at the end is of one more start of each kind. Tracing goes on while programs are compiled, so with a second
-core its rows overlap.
+The table at the end is of one more start of each kind, in seconds of work.
 """
 
 from __future__ import annotations
@@ -19,13 +18,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from peer_jaxmarl import RUN, our_command, require_clone, stamps, their_command
-
-STEPS = {"jaxpr_trace": "trace", "jaxpr_to_mlir_module": "lower", "backend_compile": "compile"}
-"""What jax calls the steps from a function to a program."""
 
 
 class Enough(Exception):
@@ -33,62 +29,49 @@ class Enough(Exception):
 
 
 def parts(arguments: list[str]) -> dict[str, float]:
-    """Returns the seconds of every part of a start of this process."""
-    began = [time.perf_counter()]
-    seconds: Counter[str] = Counter()
+    """Returns the seconds that this process works for each part of a start, programs made one after the other."""
+    seconds: dict[str, float] = {}
 
     def mark(name: str) -> None:
-        seconds[name] += time.perf_counter() - began[0]
-        began[0] = time.perf_counter()
+        seconds[name] = time.process_time() - sum(seconds.values())
 
+    mark("Python")
     sys.path.insert(0, str(RUN.parent))
     import run  # type: ignore[import-not-found]
     from cli import RunConfig, parse  # type: ignore[import-not-found]
 
     config = parse(RunConfig, arguments)
     mark("command line")
-    import jax
+    import jax  # noqa: F401
 
-    mark("import jax")
-    programs: Counter[str] = Counter()
-
-    def note(event: str, duration: float, fun_name: str = "", **rest: object) -> None:
-        step = STEPS.get(event.rpartition("/")[2].removesuffix("_duration"))
-        if step:
-            programs[f"{fun_name.removeprefix('jit_')}: {step}"] += duration
-
-    jax.monitoring.register_event_duration_secs_listener(note)
+    mark("jax")
     run.use_cache(config)
     from lorasa_jax import loop
     from lorasa_jax.envs import make_env
     from lorasa_jax.programs import Programs
 
-    mark("import the library")
+    mark("library")
     env = make_env(config)
     mark("environment")
-    small = sum(programs.values())
-    names, submit = [], Programs.submit
+    submit = Programs.submit
 
-    def submit_noted(self: Programs, name: str, *rest: object) -> object:
-        names.append(name.replace(" ", "_"))
-        return submit(self, name, *rest)
+    def submit_and_wait(self: Programs, name: str, *rest: Any, **more: Any) -> Any:
+        mark(f"before {name}")
+        shapes = submit(self, name, *rest, **more)
+        mark(f"{name}, traced")
+        self[name]
+        mark(f"{name}, compiled")
+        return shapes
 
     class Stop(loop.Silent):
         def report(self, report: object) -> None:
             raise Enough
 
-    Programs.submit = submit_noted  # type: ignore[method-assign, assignment]
-    programs.clear()
+    Programs.submit = submit_and_wait  # type: ignore[method-assign]
     with contextlib.suppress(Enough):
         loop.run(config, env, Stop())
-    mark("programs and the first iteration")
-    for name in names:
-        for step in STEPS.values():
-            seconds[f"  {name}: {step}"] = programs.pop(f"{name}: {step}", 0.0)
-    seconds["  small programs: compile"] = sum(v for k, v in programs.items() if k.endswith("compile"))
-    seconds["  (of the environment: small programs)"] = small
-    seconds["all, without Python itself"] = sum(v for k, v in seconds.items() if k[0] != " ")
-    return dict(seconds)
+    mark("first iteration")
+    return seconds | {"all": sum(seconds.values())}
 
 
 def main() -> None:
@@ -129,10 +112,10 @@ def main() -> None:
         command = [sys.executable, __file__, "--inside", *arguments]
         settings = {**os.environ, "XDG_CACHE_HOME": folder}
         tables = [
-            json.loads(subprocess.run(command, env=settings, check=True, capture_output=True, text=True).stdout)
+            json.loads(subprocess.run(command, env=settings, check=True, stdout=subprocess.PIPE, text=True).stdout)
             for _ in ("cold", "warm")
         ]
-    print(f"{'seconds':40} {'cold':>6} {'warm':>6}")
+    print(f"{'seconds of work':40} {'cold':>6} {'warm':>6}")
     for name in tables[0]:
         print(f"{name:40} {tables[0][name]:6.2f} {tables[1].get(name, 0.0):6.2f}")
 
