@@ -45,7 +45,7 @@ def parts(arguments: list[str]) -> dict[str, float]:
     import jax  # noqa: F401
 
     mark("jax")
-    run.use_cache(config)
+    run.prepare(config)
     from lorasa_jax import loop
     from lorasa_jax.envs import make_env
     from lorasa_jax.programs import Programs
