@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--python", default=sys.executable, help="the interpreter that runs their script")
     parser.add_argument("--task", default="2s3z", help="a map of SMAX")
     parser.add_argument(
-        "--iterations", type=int, default=10, help="of 64 environments x 128 steps; the first two do not count"
+        "--iterations", type=int, default=16, help="of 64 environments x 128 steps; the first half does not count"
     )
     parser.add_argument("--pairs", type=int, default=5, help="rounds")
     parser.add_argument("--theirs", type=Path, help=argparse.SUPPRESS)
@@ -139,7 +139,9 @@ def main() -> None:
                     log = Path(folder) / "log"
                     command = their_command(options.repo, options.python, options.task, options.iterations, log)
                 found = [stamp.wall for stamp in stamps(command, log)]
-            speeds[name].append(BATCH / statistics.median(b - a for a, b in pairwise(found[1:-1])))
+            # In the first half ours still compiles its evaluation, where there is a second core.
+            late = found[len(found) // 2 - 1 : -1]
+            speeds[name].append(BATCH / statistics.median(b - a for a, b in pairwise(late)))
             starts[name].append(found[0])
             print(f"{k + 1}: {name:10} {speeds[name][-1]:7,.0f} steps/s  {found[0]:5.1f} s", flush=True)
     for name in list(speeds)[1:]:
