@@ -13,6 +13,7 @@ Their script needs distrax (hydra and wandb are left out): give the Python of an
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import subprocess
@@ -21,6 +22,7 @@ import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 RUN = Path(__file__).resolve().parents[1] / "experiments" / "run.py"
 BATCH = 64 * 128
@@ -48,18 +50,66 @@ def theirs(repo: Path, task: str, iterations: int, out: Path) -> None:
     jax.block_until_ready(jax.jit(mappo_rnn_smax.make_train(config))(jax.random.PRNGKey(0)))
 
 
-def stamps(command: list[str], log: Path) -> list[float]:
-    """Returns when each line of the log was there, in seconds since the command began."""
+class Stamp(NamedTuple):
+    """When something was there: seconds, and those that all cores of the process worked (where /proc says so)."""
+
+    wall: float
+    cpu: float
+
+
+def stamps(
+    command: list[str], log: Path, lines: int | None = None, environment: dict[str, str] | None = None
+) -> list[Stamp]:
+    """Returns when each line of the log was there, since the command began, which is stopped after so many lines."""
     began, found = time.perf_counter(), []
-    with tempfile.TemporaryFile() as said, subprocess.Popen(command, stdout=said, stderr=said) as process:
+    settings = {**os.environ, **(environment or {})}
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(command, stdout=said, stderr=said, env=settings) as process,
+    ):
         while process.poll() is None:
-            lines = log.read_bytes().count(b"\n") if log.exists() else 0
-            found += [time.perf_counter() - began] * (lines - len(found))
+            there = log.read_bytes().count(b"\n") if log.exists() else 0
+            now = Stamp(time.perf_counter() - began, cpu_seconds(process.pid))
+            found += [now] * (there - len(found))
+            if lines is not None and there >= lines:
+                process.kill()
+                return found[:lines]
             time.sleep(0.02)
         if process.returncode:
             said.seek(0)
             sys.exit(f"{' '.join(command)} failed:\n{said.read().decode()[-2000:]}")
     return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """Returns the seconds that a process has worked so far; nan where the system does not say."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return math.nan
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def our_command(task: str, iterations: int, out: Path, *more: str) -> list[str]:
+    """Returns the command of a run like theirs."""
+    steps = ["--task", task, "--total-steps", str(iterations * BATCH), "--out", str(out)]
+    quiet = ["--evaluations", "1", "--eval-episodes", "1", "--gif", "False"]
+    return [sys.executable, str(RUN), "--env", "smax", "--preset", "jaxmarl", *steps, *quiet, *more]
+
+
+def their_command(repo: Path, python: str, task: str, iterations: int, log: Path) -> list[str]:
+    """Returns the command of their script."""
+    script = str(Path(__file__).resolve())
+    return [
+        *(python, script, "--repo", str(repo), "--task", task),
+        *("--iterations", str(iterations), "--theirs", str(log)),
+    ]
+
+
+def require_clone(repo: Path, parser: argparse.ArgumentParser) -> None:
+    """Ends the command where a folder is no clone of JaxMARL."""
+    if not (repo / "baselines" / "MAPPO" / "mappo_rnn_smax.py").exists():
+        parser.error(f"{repo} has no baselines/MAPPO/mappo_rnn_smax.py: expected a clone of JaxMARL")
 
 
 def main() -> None:
@@ -68,19 +118,14 @@ def main() -> None:
     parser.add_argument("--python", default=sys.executable, help="the interpreter that runs their script")
     parser.add_argument("--task", default="2s3z", help="a map of SMAX")
     parser.add_argument(
-        "--iterations", type=int, default=10, help="of 64 environments x 128 steps; the first two do not count"
+        "--iterations", type=int, default=16, help="of 64 environments x 128 steps; the first half does not count"
     )
     parser.add_argument("--pairs", type=int, default=5, help="rounds")
     parser.add_argument("--theirs", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if not (options.repo / "baselines" / "MAPPO" / "mappo_rnn_smax.py").exists():
-        parser.error(f"{options.repo} has no baselines/MAPPO/mappo_rnn_smax.py: expected a clone of JaxMARL")
+    require_clone(options.repo, parser)
     if options.theirs:
         return theirs(options.repo, options.task, options.iterations, options.theirs)
-    steps = ["--task", options.task, "--total-steps", str(options.iterations * BATCH)]
-    quiet = ["--evaluations", "1", "--eval-episodes", "1", "--gif", "False", "--cache", "False"]
-    ours = [sys.executable, str(RUN), "--env", "smax", "--preset", "jaxmarl", *steps, *quiet]
-    peer = [options.python, __file__, "--repo", str(options.repo), "--task", options.task]
     speeds: dict[str, list[float]] = {"theirs": [], "ours": [], "ours, team": []}
     starts: dict[str, list[float]] = {name: [] for name in speeds}
     print(f"{options.task}, {len(os.sched_getaffinity(0))} cores; seconds are from start to the end of iteration 1")
@@ -88,12 +133,15 @@ def main() -> None:
         for name in speeds:
             with tempfile.TemporaryDirectory() as folder:
                 log = Path(folder) / "run" / "metrics.jsonl"
-                command = [*ours, *(["--critic.scope", "team"] if "team" in name else []), "--out", str(log.parent)]
+                more = ["--cache", "False", *(["--critic.scope", "team"] if "team" in name else [])]
+                command = our_command(options.task, options.iterations, log.parent, *more)
                 if name == "theirs":
                     log = Path(folder) / "log"
-                    command = [*peer, "--iterations", str(options.iterations), "--theirs", str(log)]
-                found = stamps(command, log)
-            speeds[name].append(BATCH / statistics.median(b - a for a, b in pairwise(found[1:-1])))
+                    command = their_command(options.repo, options.python, options.task, options.iterations, log)
+                found = [stamp.wall for stamp in stamps(command, log)]
+            # In the first half ours still compiles its evaluation, where there is a second core.
+            late = found[len(found) // 2 - 1 : -1]
+            speeds[name].append(BATCH / statistics.median(b - a for a, b in pairwise(late)))
             starts[name].append(found[0])
             print(f"{k + 1}: {name:10} {speeds[name][-1]:7,.0f} steps/s  {found[0]:5.1f} s", flush=True)
     for name in list(speeds)[1:]:

@@ -235,6 +235,11 @@ def by_shard(function: Callable[[Array, Array | None], Array], x: Array, index: 
 # Outside
 
 
+def cores() -> int:
+    """Returns how many cores of the processor this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def use_cores() -> None:
     """Makes a device of every core of the processor, for runs that compute there.
 
@@ -243,10 +248,9 @@ def use_cores() -> None:
     `--xla_force_host_platform_device_count` in XLA_FLAGS), or once jax has begun to compute.
     """
     given = "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if cores > 1 and not given:
+    if cores() > 1 and not given:
         with suppress(RuntimeError):  # too late: there are devices
-            jax.config.update("jax_num_cpu_devices", cores)
+            jax.config.update("jax_num_cpu_devices", cores())
 
 
 def local(tree: PyTree) -> PyTree:

@@ -140,12 +140,13 @@ def fork(configs: Sequence[Config], env: Env, origins: Sequence[tuple[RunState, 
     ]
     train = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
     steps = np.asarray(train.iteration) * common.steps_per_iteration
+    known = tuple(run.random_return[k] for run, k in origins if run.random_return)
     return RunState(
         phase=ADAPTERS,
         train=train,
         switch_steps=tuple(steps.tolist()),
         curve=(),
-        random_return=tuple(run.random_return[k] for run, k in origins),
+        random_return=known if len(known) == len(rows) else (),
         evaluation_interval=common.evaluation_interval,
         compile_seconds=0.0,
         train_seconds=0.0,

@@ -96,7 +96,7 @@ class RunState(NamedTuple):
             each finds its own switch: one that has switched waits, unchanged, for the others.
         switch_steps: environment step at which each seed froze its trunk; None: not yet, or never.
         curve: evaluations of the first phase.
-        random_return: return of random play of each seed.
+        random_return: return of random play of each seed; empty before the first evaluation.
         evaluation_interval: iterations between two evaluations. It follows from the budget a run
             began with; one that is given more goes on in the same intervals.
         compile_seconds: spent tracing and waiting for compilations so far.
@@ -190,14 +190,14 @@ class _Runner:
         self._compile(start)
 
     def _compile(self, start: RunState | None) -> None:
-        """Starts compiling what is still ahead, in the order in which it will be needed."""
+        """Starts compiling what the next iteration needs; what is needed after it is left for later."""
         config, programs = self.config, self.programs
         phase = start.phase if start else SHARED
         trainer = self.trainers[phase]
         states = (
             jax.eval_shape(lambda train: train, start.train)
             if start
-            else programs.submit("init", trainer.init, self.keys)
+            else programs.submit("init", trainer.init, self.keys, once=True)
         )
         flags = jax.ShapeDtypeStruct((config.seeds,), bool)
         weights = jax.eval_shape(over_seeds(trainer.weights, config.seeds), states)
@@ -207,12 +207,16 @@ class _Runner:
         programs.submit(f"{phase} weights", trainer.weights, states)
         if phase == ADAPTERS or not self.two_phase or config.switch_iteration != 0:
             programs.submit(f"{phase} update", self._update(trainer), states, *shapes)
-        programs.submit("evaluate", trainer.evaluate, weights, states.key, states.iteration, flags)
-        if self.two_phase and phase == SHARED:
-            second = self.trainers[ADAPTERS]
-            states = programs.submit("graft", lambda state: graft(second, state), states)
-            programs.submit("adapters weights", second.weights, states)
-            programs.submit("adapters update", self._update(second), states, *shapes)
+
+        def rest() -> None:
+            programs.submit("evaluate", trainer.evaluate, weights, states.key, states.iteration, flags)
+            if self.two_phase and phase == SHARED:
+                second = self.trainers[ADAPTERS]
+                grafted = programs.submit("graft", lambda state: graft(second, state), states, once=True)
+                programs.submit("adapters weights", second.weights, grafted)
+                programs.submit("adapters update", self._update(second), grafted, *shapes)
+
+        programs.later(rest)
 
     def _update(self, trainer: Trainer) -> Callable:
         each_its_own = self.config.seeds > 1 and self.two_phase and self.config.switch_iteration is None
@@ -230,16 +234,13 @@ class _Runner:
     def begin(self) -> RunState:
         """Returns the run before its first iteration."""
         train = self.programs["init"](self.keys)
-        # Random play: with every weight zero all logits are equal, and all means zero.
-        weights = jax.tree.map(jnp.zeros_like, self.programs["shared weights"](train))
-        random_return = self._play(weights, train, greedy=False)["return"]
         self.clock.start()
         state = RunState(
             phase=SHARED,
             train=train,
             switch_steps=(None,) * self.config.seeds,
             curve=(),
-            random_return=tuple(random_return.tolist()),
+            random_return=(),
             evaluation_interval=self.config.evaluation_interval,
             compile_seconds=self.programs.waited,
             train_seconds=0.0,
@@ -257,9 +258,12 @@ class _Runner:
         )
         flags = self.layout.place(active)
         train, metrics = programs[f"{phase} update"](train, rollout, trajectory, flags)
+        measured = fetch({**episodes, **metrics})
+        programs.idle()
         due = after[np.argmax(active)] % state.evaluation_interval == 0
         evaluation = self.evaluate(phase, train) if due else None
-        measured = fetch({**episodes, **metrics})
+        if due:
+            state = self._with_chance(state)
         report = Report(phase, after * config.steps_per_iteration, active, measured, evaluation)
         self._check_finite(report, state)
 
@@ -318,6 +322,15 @@ class _Runner:
         """Returns the evaluation of every seed."""
         return self._play(self.programs[f"{phase} weights"](train), train, greedy)
 
+    def _with_chance(self, state: RunState) -> RunState:
+        """Returns the run with the return of random play, measured where it is not known yet."""
+        if state.random_return:
+            return state
+        # With every weight zero all logits are equal, and all means zero.
+        weights = jax.tree.map(jnp.zeros_like, self.programs[f"{state.phase} weights"](state.train))
+        train = state.train._replace(iteration=jnp.zeros_like(state.train.iteration))
+        return state._replace(random_return=tuple(self._play(weights, train, greedy=False)["return"].tolist()))
+
     def _play(self, weights: Weights, train: TrainState, greedy: bool) -> dict[str, np.ndarray]:
         flags = self.layout.place(np.full(self.config.seeds, greedy))
         return fetch(self.programs["evaluate"](weights, train.key, train.iteration, flags))
@@ -325,6 +338,7 @@ class _Runner:
     def finish(self, state: RunState) -> Result:
         """Evaluates a run that has spent its budget."""
         self.listener.status("final evaluation")
+        state = self._with_chance(state)
         # On the same start states, so that the two differ by the choice of actions.
         final = {
             name: self.evaluate(state.phase, state.train, greedy=name == "greedy") for name in ("greedy", "sampled")

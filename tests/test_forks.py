@@ -119,6 +119,11 @@ def test_a_fork_begins_as_its_backbone_to_the_bit(forked):
     assert forked.start.train.lr.tolist() == np.float32([3e-3, 3e-3, 1e-2]).tolist()
 
 
+def test_forks_of_what_has_not_been_evaluated_yet_measure_random_play_themselves(forked):
+    (known, row), unknown = forked.origins[0], backbone()._replace(random_return=())
+    assert fork(forked.configs[:2], ENV, [(unknown, row), (known, row)]).random_return == ()
+
+
 def test_a_masked_rank_learns_as_the_true_one(forked):
     """And placements likewise: what a fork lacks stays zero to the bit."""
     together, after = jax.jit(forked.trainer.update), forked.start.train

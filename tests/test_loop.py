@@ -121,17 +121,27 @@ def test_a_run_stopped_anywhere_goes_on_to_the_same_end(tmp_path, monkeypatch):
     runner.programs.close()
     assert [start.rows for start in starts] == [0, 2, 3, 4, 6, 8, 9, 10]
     assert [start.phase for start in starts] == [SHARED] * 3 + [ADAPTERS] * 5
+    assert [len(start.random_return) for start in starts] == [0] + [2] * 7, "random play waits for the first evaluation"
     for done, start in enumerate(starts):
         listener.reports = []
         again = loop._run(runner, start, lambda state: None)
         assert again.switch_steps == result.switch_steps
-        assert_same(again.final, result.final)
+        assert_same((again.final, again.random_return), (result.final, result.random_return))
         assert_same(jax.tree.leaves(again.states._replace(key=0)), jax.tree.leaves(result.states._replace(key=0)))
         assert (again.states.key == result.states.key).all()
         assert len(listener.reports) == len(reports) - done
         for report, expected in zip(listener.reports, reports[done:], strict=True):
             assert report.phase == expected.phase
             assert_same(report[1:], expected[1:])
+
+
+def test_random_play_is_that_of_networks_of_zeros_before_the_first_iteration(finished):
+    result = finished.result
+    evaluate, weights = jax.jit(result.trainer.evaluate), jax.vmap(result.trainer.weights)(result.states)
+    for row, found in enumerate(result.random_return):
+        zeros = jax.tree.map(lambda leaf, row=row: jnp.zeros_like(leaf[row]), weights)
+        played = evaluate(zeros, jax.random.key(SEED + row), jnp.zeros((), int), False)
+        assert_close(found, played["return"])
 
 
 def test_a_run_that_goes_on_leaves_its_start_as_it_was(monkeypatch):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from functools import cache
+from importlib.util import find_spec, module_from_spec
 from types import ModuleType
 from typing import Any
 
@@ -55,11 +57,36 @@ def make_game(name: str) -> Any:
 
 
 def _load(module: str, who: str) -> ModuleType:
-    """Returns a module of JaxMARL."""
+    """Returns a module of JaxMARL; the packages it lies in are not run, which would import every environment."""
+    above = module.split(".")[:-1]
     try:
         with sealed():
+            for depth in range(len(above)):
+                _stand_in(".".join(above[: depth + 1]))
             return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name != "jaxmarl":
             raise
         raise ConfigError(f"{who} the package jaxmarl, which is not installed") from None
+
+
+def _stand_in(name: str) -> None:
+    """Puts a package into `sys.modules` that is run when something is asked of it that it does not have yet."""
+    if name in sys.modules:
+        return
+    spec = find_spec(name)
+    if spec is None or spec.loader is None:
+        raise ModuleNotFoundError(name=name)
+    package, loader = module_from_spec(spec), spec.loader
+
+    def run(wanted: str) -> Any:
+        vars(package).pop("__getattr__", None)
+        with sealed():
+            loader.exec_module(package)
+        return getattr(package, wanted)
+
+    vars(package)["__getattr__"] = run
+    sys.modules[name] = package
+    above, _, last = name.rpartition(".")
+    if above:
+        setattr(sys.modules[above], last, package)

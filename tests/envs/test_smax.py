@@ -318,10 +318,32 @@ absl.logging.use_absl_handler()
 assert absl.logging.get_absl_handler().python_handler.stream is sinks[1], "its log goes nowhere"
 """
 
+OTHERS = """
+import sys
+from lorasa_jax.envs._jaxmarl import load_jaxmarl, load_smax
+smax = load_smax()
+others = {"brax", "matplotlib", "jaxmarl.environments.hanabi"}
+assert not others & set(sys.modules), "imported for nothing"
+import jaxmarl.environments.smax
+from jaxmarl.environments.smax import register_scenario
+assert jaxmarl.environments.smax is smax and not others & set(sys.modules)
+from jaxmarl.environments import SMAX, Hanabi
+assert SMAX is smax.SMAX and sys.modules["jaxmarl.environments.hanabi"].Hanabi is Hanabi
+assert load_jaxmarl() is jaxmarl and type(jaxmarl.make("SMAX")) is SMAX
+assert not hasattr(jaxmarl, "nothing")
+"""
+
 
 def test_making_a_battle_is_silent_and_leaves_everything_as_it_was():
     command = [sys.executable, "-W", "error", "-c", SILENCE]
     done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_other_games_are_imported_when_they_are_asked_for():
+    done = subprocess.run(
+        [sys.executable, "-c", OTHERS], cwd=PACKAGE.parent, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
