@@ -46,7 +46,7 @@ def select(mask: Bool[Array, " E"], yes: PyTree, no: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(mask.reshape(-1, *(1,) * (a.ndim - 1)), a, b), yes, no)
 
 
-def _start_pool(env: Env, key: PRNGKeyArray, n_envs: int, length: int) -> tuple[PyTree, TimeStep]:
+def start_pool(env: Env, key: PRNGKeyArray, n_envs: int, length: int) -> tuple[PyTree, TimeStep]:
     """Fresh start states, [K, E, ...]."""
     keys = jax.random.split(key, (math.ceil(length / STEPS_PER_START), n_envs))
     return jax.vmap(jax.vmap(env.reset))(keys)
@@ -72,7 +72,7 @@ def collect(
     config, env = system.config, system.env
     n_envs, length, chunk = config.n_envs, config.rollout_length, config.chunk_length
     pool_key, play_key = jax.random.split(key)
-    pool = _start_pool(env, pool_key, n_envs, length)
+    pool = start_pool(env, pool_key, n_envs, length)
     pool_size = jax.tree.leaves(pool)[0].shape[0]
     bootstrap = config.time_limit == "bootstrap"
     everyone = jnp.arange(n_envs)

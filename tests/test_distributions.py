@@ -102,6 +102,24 @@ def test_the_entropy_is_the_integral_of_minus_p_log_p():
     np.testing.assert_allclose(NORMAL.entropy(PARAMS), expected, atol=1e-3)
 
 
+def test_the_entropys_gradient_is_that_of_its_quadrature_node_by_node():
+    nodes, weights = np.polynomial.hermite_e.hermegauss(12)
+
+    def plain(output):
+        mean, std = output[..., :3], 0.5 * jax.nn.sigmoid(output[..., 3:])
+        slopes = [jnp.log(1 - jnp.tanh(mean + std * x) ** 2) for x in nodes]
+        expected = sum(w * slope for w, slope in zip(weights / weights.sum(), slopes, strict=True))
+        return jnp.sum(jnp.log(std) + 0.5 * np.log(2 * np.pi * np.e) + expected)
+
+    output = OUTPUT.at[1, 2].set(0.0).at[1, 5].set(0.0)  # nowhere far out, where the plain form has no digits left
+
+    def ours(output):
+        return jnp.sum(NORMAL.entropy(NORMAL.mask(output, jnp.ones((2, 3), bool))))
+
+    for one, other in zip(jax.value_and_grad(ours)(output), jax.value_and_grad(plain)(output), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_samples_are_the_normals_and_what_the_environment_hears_stays_in_range():
     draws = np.asarray(NORMAL.sample(jax.random.key(0), jnp.broadcast_to(PARAMS, (20_000, 2, 6))))
     std = 0.5 / (1 + np.exp(-np.asarray(OUTPUT[0, 3:])))

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from lorasa_jax.config import SmaxConfig, nearest, require
@@ -83,7 +84,7 @@ def make_smax(task: str, config: SmaxConfig, time_limit: str) -> Env:
         **_roles(game),
     )
 
-    def show(state: EnvState, obs: dict[str, Array], reward: Float[Array, ""]) -> TimeStep:
+    def show(state: EnvState, reward: Float[Array, ""]) -> TimeStep:
         """Returns what `state` looks like to us."""
         avail = game.get_avail_actions(state)
         units = state.state
@@ -91,8 +92,8 @@ def make_smax(task: str, config: SmaxConfig, time_limit: str) -> Env:
         over = ~ours | ~theirs
         timeout = units.done & ~over
         return TimeStep(
-            obs=jnp.stack([obs[agent] for agent in game.agents]),
-            state=_global_state(game, units) if config.normalise_state else obs["world_state"],
+            obs=observe(game, units, team=0),
+            state=_global_state(game, units) if config.normalise_state else game.get_world_state(state),
             avail=jnp.stack([avail[agent] for agent in game.agents]).astype(bool),
             alive=units.unit_alive[:n_agents],
             reward=jnp.full(n_agents, reward, jnp.float32),
@@ -104,17 +105,23 @@ def make_smax(task: str, config: SmaxConfig, time_limit: str) -> Env:
 
     def reset(key: PRNGKeyArray) -> tuple[EnvState, TimeStep]:
         """Returns a fresh battle."""
-        obs, state = game.reset(key)
+        _, state = game.reset(key)
         # A weakly typed leaf would make whoever jits `step` compile it twice.
         state = jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), state)
-        return state, show(state, obs, jnp.zeros(()))
+        return state, show(state, jnp.zeros(()))
 
     def step(key: PRNGKeyArray, state: EnvState, action: Int[Array, " N"]) -> tuple[EnvState, TimeStep]:
         """Returns the battle half a second later."""
-        orders = {agent: action[i] for i, agent in enumerate(game.agents)}
-        obs, state, reward, _, _ = game.step_env(key, state, orders)
+        # JaxMARL's `step_env`, without what nobody looks at: what the enemy sees afterwards, and what we saw before.
+        key, enemy_key = jax.random.split(key)
+        seen = observe(game, state.state, team=1)
+        orders, memory = game.get_enemy_actions(enemy_key, state.enemy_policy_state, seen)
+        everyones = jnp.concatenate([action, jnp.stack([orders[enemy] for enemy in game.enemy_agents])])
+        decoded = game._decode_discrete_actions(everyones)
+        _, units, reward, _, _ = game.step_env_no_decode(key, state.state, decoded)
+        state = state.replace(state=units, enemy_policy_state=memory)
         # Every agent is paid the same.
-        return state, show(state, obs, reward[game.agents[0]])
+        return state, show(state, reward[game.agents[0]])
 
     def draw(states: EnvState) -> list[Any]:
         """Returns one picture per state of a battle; the states are stacked along a leading axis."""
@@ -152,6 +159,52 @@ def _roles(game: Any) -> dict[str, Any]:
     return {"roles": tuple(map(kinds.index, types)), "role_names": tuple(names[kind] for kind in kinds)}
 
 
+def observe(game: Any, units: Any, team: int) -> Float[Array, "n D"]:
+    """Returns what the units of one team see, ours (0) or the enemy's (1): the numbers of JaxMARL's `get_obs`.
+
+    Every unit lists all others, its own team first: the enemy reads the list of units from its end. Those out of sight
+    and dead are zeros, and so is all that a dead unit sees. JaxMARL gathers the others unit by unit, which is slow.
+    """
+    n, n_units = (game.num_allies, game.num_enemies)[team], game.num_allies + game.num_enemies
+    ours = np.arange(n_units) < game.num_allies
+    attacks = units.prev_attack_actions / np.where(ours, game.num_ally_actions - 1.0, game.num_enemy_actions - 1.0)
+    did = jnp.concatenate([units.prev_movement_actions, attacks[:, None]], axis=-1)
+    if not game.see_enemy_actions:
+        did = jnp.where((ours == (team == 0))[:, None], did, 0.0)
+    health, position, cooldown = _fractions(game, units)
+    bits = jax.nn.one_hot(units.unit_types, game.unit_type_bits)
+    own = jnp.concatenate([health, position, cooldown, bits], axis=-1)
+
+    def listed(rows: Array) -> tuple[Array, Array]:
+        """Returns the rows of those who look, [n, 1, ...], and of the others as each lists them, [n, U - 1, ...]."""
+        rows = rows[::-1] if team else rows
+        before = np.arange(n_units - 1) < np.arange(n)[:, None]
+        others = jnp.where(before.reshape(*before.shape, *(1,) * (rows.ndim - 1)), rows[None, :-1], rows[None, 1:])
+        return rows[:n, None], others
+
+    here, there = listed(units.unit_positions)
+    alive, theirs_alive = listed(units.unit_alive)
+    sight, _ = listed(game.unit_type_sight_ranges[units.unit_types])
+    _, told = listed(jnp.concatenate([health, did, cooldown, bits], axis=-1))
+    away = there - here
+    visible = (jnp.linalg.norm(away, axis=-1) < sight) & alive & theirs_alive
+    others = jnp.concatenate([told[..., :1], away / sight[..., None], told[..., 1:]], axis=-1)
+    others = jnp.where(visible[..., None], others, 0.0).reshape(n, -1)
+    mine, _ = listed(jnp.where(units.unit_alive[:, None], own, 0.0))
+    obs = jnp.concatenate([others, mine[:, 0]], axis=-1)
+    return obs[::-1] if team else obs
+
+
+def _fractions(game: Any, units: Any) -> tuple[Float[Array, "U 1"], Float[Array, "U 2"], Float[Array, "U 1"]]:
+    """Returns health, position and the time until the weapon is ready, as fractions of the most there can be."""
+    kind = units.unit_types
+    health = units.unit_health / game.unit_type_health[kind]
+    size = jnp.array([game.map_width, game.map_height], jnp.float32)
+    # An idle weapon's cooldown falls without end.
+    cooldown = jnp.clip(units.unit_weapon_cooldowns / game.unit_type_weapon_cooldowns[kind], 0.0, 1.0)
+    return health[:, None], units.unit_positions / size, cooldown[:, None]
+
+
 def _type_bits(game: Any, kind: UInt8[Array, " U"]) -> Float[Array, "U K"]:
     """Returns which type each unit is of; where the map fixes the types, one bit that is always set."""
     if game.smacv2_unit_type_generation:
@@ -165,11 +218,8 @@ def _global_state(game: Any, units: Any) -> Float[Array, " S"]:
     Each unit's columns: health, two coordinates and the weapon's cooldown, as fractions, then its
     type's bits. Dead units are zeros, so the one bit left where the map fixes the types says: alive.
     """
-    kind = units.unit_types
-    size = jnp.array([game.map_width, game.map_height], jnp.float32)
-    health = units.unit_health / game.unit_type_health[kind]
-    cooldown = units.unit_weapon_cooldowns / game.unit_type_weapon_cooldowns[kind]
-    columns = (health[:, None], units.unit_positions / size, cooldown[:, None], _type_bits(game, kind))
-    # An idle weapon's cooldown falls without end, and the crowd pushes units across the border.
+    health, position, cooldown = _fractions(game, units)
+    columns = (health, position, cooldown, _type_bits(game, units.unit_types))
+    # The crowd pushes units across the border.
     features = jnp.clip(jnp.concatenate(columns, axis=-1), 0.0, 1.0)
     return jnp.where(units.unit_alive[:, None], features, 0.0).reshape(-1)
