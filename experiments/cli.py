@@ -185,6 +185,22 @@ def fail(error: Exception | str) -> NoReturn:
 
 def preset_flags(config_type: type[Config], env: str, preset: str, case: dict[str, str]) -> Iterator[str]:
     """Yields a preset's settings for a task and an algorithm as command-line words."""
+    settings = {**read_preset(env, preset, case), "env": env}
+    yield from _flags(config_type, settings, find_preset(env, preset))
+
+
+def read_preset(env: str, preset: str, case: dict[str, str], above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Returns a preset's settings for a task and an algorithm.
+
+    A preset holds settings, and may say from which other one it starts (`base`), what to `set` in some `cases`, and
+    whether it is for these alone (`only_cases`).
+
+    Args:
+        env: the family of environments.
+        preset: its name, or a file.
+        case: the task and the algorithm.
+        above: presets that start from it.
+    """
     path = find_preset(env, preset)
     try:
         settings = yaml.safe_load(path.read_text()) or {}
@@ -192,17 +208,28 @@ def preset_flags(config_type: type[Config], env: str, preset: str, case: dict[st
         raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
     require(isinstance(settings, dict), f"{path} must hold settings, one `name: value` a line")
     require(settings.get("env", env) == env, f"{path} is a preset for {settings.get('env')}, but --env is {env}")
-    for rule in settings.pop("cases", []):
-        require(
-            isinstance(rule, dict) and {"set"} <= set(rule) <= {"set", *case},
-            f"{path}: each of its cases says for which task or algo (or lists of them) to `set` what",
-        )
-        if all(
-            case[name] in (rule[name] if isinstance(rule[name], list) else [rule[name]])
-            for name in case.keys() & rule.keys()
-        ):
-            settings = _merged(settings, rule["set"])
-    yield from _flags(config_type, {**settings, "env": env}, path)
+    base, cases, only = (settings.pop(name, None) for name in ("base", "cases", "only_cases"))
+    if base is not None:
+        require(base not in (*above, preset), f"{path} cannot start from itself, by base: {base}")
+        settings = _merged(read_preset(env, str(base), case, (*above, preset)), settings)
+    fitting = [rule["set"] for rule in cases or () if _fits(rule, case, path)]
+    described = " and ".join(f"{name} {value}" for name, value in case.items())
+    require(bool(fitting) or not only, f"{path} has no case for {described}; choose among its cases, or another preset")
+    for changes in fitting:
+        settings = _merged(settings, changes)
+    return settings
+
+
+def _fits(rule: Any, case: dict[str, str], path: Path) -> bool:
+    """Says whether what one of a preset's cases sets is for this task and algorithm."""
+    require(
+        isinstance(rule, dict) and {"set"} <= set(rule) <= {"set", *case},
+        f"{path}: each of its cases says for which task or algo (or lists of them) to `set` what",
+    )
+    return all(
+        case[name] in (rule[name] if isinstance(rule[name], list) else [rule[name]])
+        for name in case.keys() & rule.keys()
+    )
 
 
 def _merged(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

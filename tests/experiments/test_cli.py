@@ -11,7 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
+import sizes
 from cli import PRESETS, RunConfig, parse, read_config
 from record import Record
 
@@ -72,6 +74,38 @@ def test_a_case_of_a_preset_must_say_what_it_sets(capsys: pytest.CaptureFixture[
     path = tmp_path / "mine.yaml"
     path.write_text("cases:\n- {map: 3m, set: {rank: 2}}\n")
     assert "each of its cases says for which task or algo" in wrong(capsys, "--preset", str(path))
+
+
+def test_a_preset_starts_from_another_and_may_be_for_its_cases_alone(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: fast\nppo: {gamma: 0.25}\nonly_cases: true\ncases:\n- {task: 3m, set: {rank: 2}}\n")
+    fast, mine = (parse(RunConfig, ["--task", "3m", "--preset", name]) for name in ("fast", str(path)))
+    assert mine == replace(fast, preset=str(path), rank=2, ppo=replace(fast.ppo, gamma=0.25))
+    assert "has no case for task 2s3z and algo mappo" in wrong(capsys, "--preset", str(path))
+    path.write_text(f"base: {path}\n")
+    assert "cannot start from itself" in wrong(capsys, "--preset", str(path))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--env smax --task 3s5z",
+        *(
+            pytest.param(f"--env {path.parent.name} --task {task}", marks=pytest.mark.slow)
+            for path in PRESETS.glob("*/small_nps.yaml")
+            for rule in yaml.safe_load(path.read_text())["cases"]
+            for task in (rule["task"] if isinstance(rule["task"], list) else [rule["task"]])
+        ),
+    ],
+)
+def test_small_separate_networks_are_as_large_as_adapters(words: str) -> None:
+    from lorasa_jax.envs import make_env
+
+    small, fast = (parse(sizes.SizesConfig, [*words.split(), "--preset", name]) for name in ("small_nps", "fast"))
+    assert (small.sharing, fast.sharing) == ("nps", "lorasa")
+    assert sizes.nps_width(fast, make_env(fast))[0] == small.actor.hidden
 
 
 def test_flags_override_the_preset_which_overrides_the_defaults(tmp_path: Path) -> None:
