@@ -26,7 +26,7 @@ import jax.numpy as jnp  # noqa: E402
 
 from lorasa_jax import Config, CriticConfig, NetworkConfig, PPOConfig, make_env, make_trainer  # noqa: E402
 from lorasa_jax.devices import choose_layout  # noqa: E402
-from lorasa_jax.programs import over_seeds  # noqa: E402
+from lorasa_jax.programs import compiler_options, over_seeds  # noqa: E402
 
 
 def main() -> None:
@@ -51,7 +51,11 @@ def main() -> None:
             layout = choose_layout(name, n_rows, config)
             states[name] = layout.place(start)
             mapped = over_seeds(trainer.step, layout.rows_each(n_rows))
-            programs[name] = layout.trace(mapped, (jax.eval_shape(lambda x: x, start),)).lower().compile()
+            programs[name] = (
+                layout.trace(mapped, (jax.eval_shape(lambda x: x, start),))
+                .lower()
+                .compile(compiler_options=compiler_options())
+            )
             jax.block_until_ready(programs[name](states[name]))
         for _ in range(options.pairs):
             for name, program in programs.items():

@@ -143,9 +143,8 @@ def choose_layout(
     if not most(by):
         raise ConfigError(_too_few(by, n_rows, n_blocks, processes))
     used = [device for devices in owned for device in devices[: most(by)]]
-    if len(used) < jax.device_count() and shard != "off":
-        what = f"{n_rows} rows" if by == ROWS else f"{config.n_envs} environments"
-        status(f"using {len(used)} of {jax.device_count()} devices, which have equal shares of {what}")
+    if jax.device_count() > 1 and shard != "off":
+        status(_shares(by, n_rows, config, len(used)))
     if len(used) == 1:
         return Layout()
     return Layout(_mesh(by, used))
@@ -153,6 +152,19 @@ def choose_layout(
 
 def _mesh(by: str, used: Sequence[jax.Device]) -> Mesh:
     return Mesh(np.array(used), (by,), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def _shares(by: str, n_rows: int, config: Config, used: int) -> str:
+    """What is shared by how many of the devices, and what would occupy the others."""
+    runs, count = by == ROWS, jax.device_count()
+    who = f"{count}" if used == count else f"{used} of {count}"
+    text = f"{n_rows} runs side by side" if runs else f"{config.n_envs} environments"
+    text = f"{text} on {who} devices"
+    if used == count:
+        return text
+    if runs:
+        return f"{text}, which have equal shares; a multiple of {count} would occupy all"
+    return f"{text}; all need equal shares of each of {config.ppo.minibatches} minibatches, and many environments"
 
 
 def _too_few(by: str, n_rows: int, n_blocks: int, processes: int) -> str:
@@ -240,6 +252,16 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+PATIENCE = " ".join(
+    f"--xla_cpu_collective_call_{what}_timeout_seconds={seconds}"
+    for what, seconds in (("warn_stuck", 600), ("terminate", 1_000_000))
+)
+"""How long one core may keep the others waiting before XLA says so, and before it ends the process.
+
+Cores have other work too, and a run may be stopped for a while (Ctrl-Z): that is no error.
+"""
+
+
 def use_cores() -> None:
     """Makes a device of every core of the processor, for runs that compute there.
 
@@ -247,7 +269,11 @@ def use_cores() -> None:
     where the number of devices is given already (JAX_NUM_CPU_DEVICES, or
     `--xla_force_host_platform_device_count` in XLA_FLAGS), or once jax has begun to compute.
     """
-    given = "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    flags = os.environ.get("XLA_FLAGS", "")
+    # An XLA that does not know a flag ends the process: only those that are known to know them are told.
+    if "collective_call" not in flags and jax.__version_info__ < (0, 11):
+        os.environ["XLA_FLAGS"] = f"{flags} {PATIENCE}".strip()
+    given = "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in flags
     if cores() > 1 and not given:
         with suppress(RuntimeError):  # too late: there are devices
             jax.config.update("jax_num_cpu_devices", cores())

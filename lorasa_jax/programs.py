@@ -19,10 +19,6 @@ OPTIONS: dict[str, str | bool] = {
     "xla_cpu_experimental_ynn_fusion_type": "",
     # To try less hard, which spares up to two fifths of a compilation and costs no speed (docs/performance.md).
     "xla_backend_optimization_level": "1",
-    # How many seconds a device waits for the others before it says so, and before it ends the process. They share cores
-    # with other programs, and may be stopped for a while (Ctrl-Z): that is no error.
-    "xla_cpu_collective_call_warn_stuck_seconds": "600",
-    "xla_cpu_collective_call_terminate_timeout_seconds": "1000000",
 }
 """What the compiler is told besides the program, on a CPU."""
 
@@ -79,6 +75,7 @@ class Programs:
         self._jobs: dict[str, Future] = {}
         self._later: Callable[[], None] | None = None
         self._submitting: Future | None = None
+        self._named = ""  # what the status is about
 
     def submit(self, name: str, function: Callable, *shapes: PyTree, once: bool = False) -> PyTree:
         """Starts compiling a function of one seed for all seeds; returns the shapes of what it gives.
@@ -122,7 +119,9 @@ class Programs:
 
     def _wait_for(self, name: str, job: Future) -> Any:
         if not job.done():
-            self._status(f"compiling {name}")
+            if name != self._named:
+                self._status(f"compiling {name}")
+            self._named = name
             began = time.perf_counter()
             wait([job])
             self.waited += time.perf_counter() - began

@@ -75,9 +75,11 @@ def test_the_layout_gives_equal_shares_to_as_many_devices_as_can_be(monkeypatch,
     pretend(monkeypatch, 4)
     found, devices_used, said = chosen(shard, n_rows, n_envs)
     assert (found, devices_used) == (by, used)
-    # Who is left without work is said, unless it was asked for.
-    assert len(said) == (len(used) < 4 and shard != "off")
-    assert all(f"using {max(len(used), 1)} of 4 devices" in line for line in said)
+    # What is shared is said, and by how many.
+    assert len(said) == (shard != "off")
+    for line in said:
+        assert (" on 4 devices" if len(used) == 4 else f" on {max(len(used), 1)} of 4 devices") in line
+        assert by is None or line.startswith(f"{n_rows} runs" if by == ROWS else f"{n_envs} environments")
 
 
 def test_processes_get_equal_shares_or_a_clear_line(monkeypatch):
@@ -104,7 +106,7 @@ os.sched_getaffinity = lambda pid: {0, 1}  # two cores, wherever this runs
 import jax
 from lorasa_jax.devices import use_cores
 use_cores()
-print(jax.device_count())
+print(jax.device_count(), os.environ["XLA_FLAGS"].count("collective_call"))
 use_cores()  # changes nothing any more
 print(jax.device_count())
 """
@@ -112,7 +114,7 @@ print(jax.device_count())
     said = subprocess.run(
         [sys.executable, "-c", code], env={**env, **given}, capture_output=True, text=True, check=True
     )
-    assert said.stdout.split() == [str(expected)] * 2
+    assert said.stdout.split() == [str(expected), "2", str(expected)]
 
 
 def test_nothing_is_spread_over_one_device():
