@@ -24,7 +24,7 @@ from helpers import (
     with_roles,
 )
 
-from lorasa_jax import update
+from lorasa_jax import batches, update
 from lorasa_jax.distributions import mask_logits
 from lorasa_jax.envs.base import Env, EnvSpec
 from lorasa_jax.sharing import SCHEMES
@@ -85,10 +85,10 @@ DRAWN = "seps_lora by drawn"
 # ---------------------------------------------------------------- where the data goes
 
 
-def batched(system: System, t: Trajectory, advantage: jax.Array, block=None) -> update.Batch:
+def batched(system: System, t: Trajectory, advantage: jax.Array, block=None) -> batches.Batch:
     mask = t.alive if system.config.ppo.mask_dead else jnp.ones_like(t.alive)
     ratio = jnp.ones((*t.first.shape, 1))
-    return jax.jit(partial(update._batch, system))(t, mask, advantage, t.value, ratio, block)
+    return jax.jit(partial(batches.make_batch, system))(t, mask, advantage, t.value, ratio, block)
 
 
 def coded(*shape: int) -> np.ndarray:
@@ -109,10 +109,10 @@ def test_minibatches_part_each_agents_environments_and_never_time(length, n_envs
     t = random_trajectory(system)
     x = coded(length, n_envs, N)
     batch = batched(system, t._replace(action=jnp.asarray(x)), t.value)
-    dealt = update._deal(KEY, n_envs, minibatches, N) if minibatches > 1 else [None]
+    dealt = batches.deal(KEY, n_envs, minibatches, N) if minibatches > 1 else [None]
     met = []
     for envs in dealt:
-        actions = np.asarray(update._minibatch(batch, envs).action)
+        actions = np.asarray(batches.minibatch(batch, envs).action)
         assert actions.shape == (chunk, length // chunk * n_envs // minibatches, N)
         for m in range(N):
             columns = actions[:, :, m].T  # each a stretch of one agent's time in one environment
@@ -127,7 +127,7 @@ def test_minibatches_part_each_agents_environments_and_never_time(length, n_envs
 
 
 def test_every_agents_environments_are_dealt_anew_and_evenly():
-    deals = np.asarray(jax.vmap(lambda key: update._deal(key, 4, 2, N))(jax.random.split(KEY, 2000)))
+    deals = np.asarray(jax.vmap(lambda key: batches.deal(key, 4, 2, N))(jax.random.split(KEY, 2000)))
     in_first = (deals[:, 0, :, :, None] == np.arange(4)).any(axis=1)  # [deal, agent, environment]
     np.testing.assert_allclose(in_first.mean(axis=0), 0.5, atol=0.05)
     flat = in_first[..., [0, 2]].reshape(2000, -1)  # one environment of each pair; the other is in the other minibatch
@@ -150,7 +150,7 @@ def test_every_chunk_meets_the_carries_it_began_in(scope, reset_on_death):
         first=jnp.asarray(by_step % 3 == 0),
     )
     batch = batched(system, t, t.value)
-    batch = update._minibatch(batch, update._deal(KEY, config.n_envs, 2, N)[1])
+    batch = batches.minibatch(batch, batches.deal(KEY, config.n_envs, 2, N)[1])
     for first, inputs in ((batch.actor_first, batch.obs), (batch.critic_first, batch.view)):
         opens = inputs[..., 0] % 3 == 0
         np.testing.assert_array_equal(first, opens | ~batch.mask if reset_on_death else opens)
@@ -643,8 +643,8 @@ def test_only_samples_that_count_are_normalised_to_mean_0_and_deviation_1(monkey
     monkeypatch.setattr(update, "policy_loss", show)
     program = jax.jit(partial(update._update_actor, system, block=None))
     counted = []
-    for envs in update._deal(KEY, config.n_envs, 2, N):
-        _, info = program(learner, update._minibatch(batch, envs), clip_eps=jnp.float32(0.2), rates=rates_of(config))
+    for envs in batches.deal(KEY, config.n_envs, 2, N):
+        _, info = program(learner, batches.minibatch(batch, envs), clip_eps=jnp.float32(0.2), rates=rates_of(config))
         assert info["mask"].all() != mask_dead
         counted.append(np.asarray(info["advantage"])[np.asarray(info["mask"])])
     for group in [np.concatenate(counted)] if advantage_norm == "rollout" else counted:
