@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from jaxtyping import Array
 
+from lorasa_jax.batches import Batch, make_batch
 from lorasa_jax.config import Config, CriticConfig, NetworkConfig, PPOConfig
 from lorasa_jax.envs.base import Env, EnvSpec, TimeStep
 from lorasa_jax.envs.toy import make_toy
@@ -139,6 +140,18 @@ def random_trajectory(system: System, seed: int = 0) -> Trajectory:
         # The last of all roles never occurs.
         owner=jnp.asarray(rng.integers(0, spec.n_roles - 1, (length, n_envs, n))) if spec.n_roles else (),
     )
+
+
+def batched(system: System, t: Trajectory, advantage: Array) -> Batch:
+    """The whole rollout as one batch, whose advantages are told."""
+    mask = t.alive if system.config.ppo.mask_dead else jnp.ones_like(t.alive)
+    ratio = jnp.ones((*t.first.shape, 1))
+    return jax.jit(partial(make_batch, system))(t, mask, advantage, t.value, ratio, None)
+
+
+def coded(*shape: int) -> np.ndarray:
+    """An array whose every entry says where it stands."""
+    return np.arange(np.prod(shape)).reshape(shape)
 
 
 def rates_of(config: Config, scale: float = 1.0) -> Rates:
