@@ -49,6 +49,7 @@ def parts(arguments: list[str]) -> dict[str, float]:
     from lorasa_jax import loop
     from lorasa_jax.envs import make_env
     from lorasa_jax.programs import Programs
+    from lorasa_jax.run_state import Silent
 
     mark("library")
     env = make_env(config)
@@ -63,7 +64,7 @@ def parts(arguments: list[str]) -> dict[str, float]:
         mark(f"{name}, compiled")
         return shapes
 
-    class Stop(loop.Silent):
+    class Stop(Silent):
         def report(self, report: object) -> None:
             raise Enough
 

@@ -32,6 +32,8 @@ class EvaluateConfig:
     """Episodes of each seed."""
     sampled: bool = False
     """Draw actions as in training, instead of taking the most probable ones."""
+    best: bool = False
+    """Play the teams whose evaluations were the best of the last phase, instead of the last ones."""
     task: str = ""
     """Another task of the same shapes; empty: the one it was trained in."""
     draw: int = 0
@@ -100,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with polite():
         config = read_flags(EvaluateConfig, sys.argv[1:] if argv is None else argv)
         changes: dict[str, Any] = {"eval_episodes": config.episodes} | ({"task": config.task} if config.task else {})
-        team, checkpoint = load_run(config.run, **changes)
+        team, checkpoint = load_run(config.run, best=config.best, **changes)
         task = team.system.env.spec.name
         require(
             config.gif is None or config.gif.suffix == ".gif",
@@ -113,7 +115,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         both = jax.vmap(jax.random.split)(keys(labels, config.draw))  # one for the numbers, one for the picture
         greedy = not config.sampled
         played = play(team, both[:, 0], greedy)
-        print(f"{task}, {config.episodes} {'greedy' if greedy else 'sampled'} episodes of each seed, from {checkpoint}")
+        how = " ".join([*["best team's"] * config.best, "greedy" if greedy else "sampled"])
+        print(f"{task}, {config.episodes} {how} episodes of each seed, from {checkpoint}")
         for point, rows in points_of(labels).items():
             print("\n".join([f"\n{point}"] * bool(point) + report({name: x[rows] for name, x in played.items()})))
         if config.gif is not None:

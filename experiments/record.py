@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from lorasa_jax.config import Config, ConfigError, changed_settings, require
-from lorasa_jax.loop import Report
+from lorasa_jax.run_state import Report
 
 PACKAGES = ("lorasa-jax", "jax", "jaxlib", "flax", "optax", "chex", "jaxmarl", "brax", "mujoco", "numpy")
 

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 RECORD, NOTES = "record.json", "notes.yaml"
 HOW = ("out", "gif", "track", "cache", "save_every", "shard", "seed", "seeds")
 """Settings that say how a command ran, or that every run has of its own."""
+PLAYS = ("greedy", "sampled", "best")
+"""What is measured at the end: the last team twice, and greedy play of the best one (`lorasa_jax.run_state.Best`)."""
 WHERE = ("env", "task", "n_agents")
 """What of a point says where it played, not how it learnt."""
 
@@ -254,7 +256,7 @@ class Run:
         switch_step: where it left that, or froze its own; None: never.
         env_steps: in all.
         episodes: of each evaluation.
-        final: `greedy` and `sampled`: `win_rate`, `return`, `length`.
+        final: `greedy`, `sampled` and, unless the run is older than that, `best`: `win_rate`, `return`, `length`.
         curve: greedy evaluations (steps, win rate, return), those of the shared policy before the switch included.
         random_return: of random play.
     """
@@ -395,7 +397,7 @@ def _flat(record: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, An
                         switch_step=run["switch_step"],
                         env_steps=run["env_steps"],
                         episodes=run["episodes"],
-                        final={play: run[play] for play in ("greedy", "sampled")},
+                        final={play: run[play] for play in PLAYS if play in run},
                         curve=[tuple(row) for row in (*before, *run["curve"])],
                         random_return=run["random_return"],
                     )

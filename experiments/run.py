@@ -21,7 +21,7 @@ from cli import CHECKPOINTS, RunConfig, fail, parse
 
 if TYPE_CHECKING:
     from lorasa_jax.envs import Env
-    from lorasa_jax.loop import Diverged, Report, Result, RunState
+    from lorasa_jax.run_state import Diverged, Report, Result, RunState
     from lorasa_jax.saver import Saver
 
     from display import Display
@@ -100,7 +100,8 @@ class Keeper:
 
     def run(self, config: RunConfig, env: Env, *args: Any, **kwargs: Any) -> Result:
         """Returns the result of a run; keeps the state before an iteration that diverged."""
-        from lorasa_jax.loop import Diverged, run
+        from lorasa_jax.loop import run
+        from lorasa_jax.run_state import Diverged
 
         try:
             return run(config, env, *args, save=self, **kwargs)
@@ -226,7 +227,7 @@ def follow(config: RunConfig, env: Env) -> None:
     """Takes part in a run whose first process prints and writes; does all that the processes must do together."""
     from lorasa_jax.checkpoint import load
     from lorasa_jax.devices import row
-    from lorasa_jax.loop import Diverged
+    from lorasa_jax.run_state import Diverged
     from lorasa_jax.saver import Saver
 
     path = find_checkpoint(config)
@@ -291,7 +292,7 @@ def fill(
         go_on: the command that goes on with it if it is stopped.
         also: is offered every state before the checkpoints are.
     """
-    from lorasa_jax.loop import Diverged
+    from lorasa_jax.run_state import Diverged
     from lorasa_jax.saver import Saver
 
     from display import Display

@@ -75,11 +75,11 @@ def find_checkpoint(path: Path) -> tuple[RunConfig, Path]:
     return config, found[-1]
 
 
-def load_run(path: Path, valued: bool = False, **changes: Any) -> tuple[SavedTeam, Path]:
-    """Returns the teams of a run (with their critics), its settings changed, and the checkpoint they come from."""
+def load_run(path: Path, valued: bool = False, best: bool = False, **changes: Any) -> tuple[SavedTeam, Path]:
+    """Returns the last or the best teams of a run (with their critics), its settings changed, and the checkpoint."""
     from lorasa_jax.checkpoint import load_team
     from lorasa_jax.envs import make_env
 
     config, checkpoint = find_checkpoint(path)
     config = dataclasses.replace(config, **changes)
-    return load_team(checkpoint, config, make_env(config), valued=valued), checkpoint
+    return load_team(checkpoint, config, make_env(config), valued=valued, best=best), checkpoint

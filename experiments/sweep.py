@@ -26,7 +26,7 @@ from saved import ROWS
 
 if TYPE_CHECKING:
     from lorasa_jax.envs import Env
-    from lorasa_jax.loop import RunState
+    from lorasa_jax.run_state import RunState
 
 BACKBONES = "backbones"
 """Where a job's directory keeps the states that others go on from."""

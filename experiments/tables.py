@@ -15,7 +15,7 @@ import numpy as np
 from lorasa_jax import stats
 from lorasa_jax.config import require
 
-from records import Experiment, Point, Run
+from records import PLAYS, Experiment, Point, Run
 
 Lines = Iterator[str]
 NUMERIC = re.compile(r"[-+]?\d|not reached|$")
@@ -146,18 +146,20 @@ def schemes(e: Experiment) -> Lines:
         exact = any(point.ceiling for point in points)
         yield f"**{task}**: {words(name)} at the end"
         yield ""
-        head = ["scheme", "seeds", "greedy, IQM", "greedy, mean", "sampled, mean"]
+        best = all("best" in run.final for point in points for run in point.runs.values())
+        head = ["scheme", "seeds", "greedy, IQM", "greedy, mean", "sampled, mean"] + ["best, mean"] * best
         head += ["ceiling, greedy; sampled", "seeds at it"] if exact else []
         head += [f"steps to {REACHED:.0%}" if name == "win_rate" else f"steps to {REACHED}"] if reach else []
         head += ["actors' parameters", "of `nps`", "optimiser, KiB", "steps/s"]
-        yield from table(head, [[*_quality(point, name, reach, exact), *_price(point)] for point in points])
+        yield from table(head, [[*_quality(point, name, best, reach, exact), *_price(point)] for point in points])
 
 
-def _quality(point: Point, name: str, reach: bool, exact: bool) -> Lines:
+def _quality(point: Point, name: str, best: bool, reach: bool, exact: bool) -> Lines:
     greedy, sampled = scores([point]), scores([point], "sampled")
     yield f"`{point.name}`"
     yield str(len(point.runs))
-    for f, values in ((stats.iqm, greedy), (stats.mean, greedy), (stats.mean, sampled)):
+    shown = [(stats.iqm, greedy), (stats.mean, greedy), (stats.mean, sampled)]
+    for f, values in [*shown, *([(stats.mean, scores([point], "best"))] if best else [])]:
         yield spread(float(f(values)), stats.interval(f, values), name)
     if exact:
         known = point.ceiling
@@ -309,7 +311,7 @@ def by_seed(e: Experiment) -> Lines:
         )
         yield ""
         rows = []
-        for play in ("greedy", "sampled"):
+        for play in (play for play in PLAYS if all(play in run.final for run in runs)):
             cells = []
             for kind in ("return", "win_rate"):
                 values = scores([point], play, kind)

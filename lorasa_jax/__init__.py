@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from lorasa_jax.forks import share_programs as share_programs
     from lorasa_jax.grouping import find_groups as find_groups
     from lorasa_jax.grouping import with_groups as with_groups
-    from lorasa_jax.loop import Report as Report
-    from lorasa_jax.loop import Result as Result
     from lorasa_jax.loop import run as run
     from lorasa_jax.policy import Policy as Policy
     from lorasa_jax.policy import make_policy as make_policy
     from lorasa_jax.rollout import record_episode as record_episode
+    from lorasa_jax.run_state import Report as Report
+    from lorasa_jax.run_state import Result as Result
     from lorasa_jax.schedules import SCHEDULES as SCHEDULES
     from lorasa_jax.sharing import SCHEMES as SCHEMES
     from lorasa_jax.sharing import Sharing as Sharing

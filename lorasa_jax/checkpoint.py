@@ -6,6 +6,7 @@ How it is written, and what is checked before it is read, is in `storage.py`; it
 =============  ==========================================================================
 `shared`       trunks, [K, G, ...]: the backbone, which can be read without the rest
 `adapters`     what agents own, [K, N, ...]; absent where they own nothing
+`best`         actors of the best teams so far in this phase, and by what they were chosen
 `train`        everything else: critic, optimisers, value statistics, environments, keys
 `meta`         the configuration, and what the loop knows besides
 =============  ==========================================================================
@@ -25,8 +26,8 @@ import numpy as np
 from lorasa_jax.config import Config, ConfigError, changed_settings, require
 from lorasa_jax.devices import local
 from lorasa_jax.envs.base import Env
-from lorasa_jax.loop import ADAPTERS, SHARED, RunState
 from lorasa_jax.programs import over_seeds
+from lorasa_jax.run_state import ADAPTERS, SHARED, Best, RunState
 from lorasa_jax.storage import Arrays, Described, Snapshot, is_list, read_arrays, read_meta, require_ours
 from lorasa_jax.switching import Evaluation
 from lorasa_jax.system import System, is_two_phase, make_system
@@ -34,26 +35,37 @@ from lorasa_jax.trainer import graft, make_trainer
 from lorasa_jax.trees import by_path, not_finite
 from lorasa_jax.types import PolicyParams, PyTree, TrainState, Weights
 
-SHARED_ITEM, ADAPTERS_ITEM, TRAIN_ITEM = "shared", "adapters", "train"
-_HOMES = {SHARED_ITEM: "learner/actor/shared/", ADAPTERS_ITEM: "learner/actor/agents/", TRAIN_ITEM: ""}
-"""Where in a `TrainState` the leaves of each item live; a leaf belongs to the first that fits."""
+SHARED_ITEM, ADAPTERS_ITEM, BEST_ITEM, TRAIN_ITEM = "shared", "adapters", "best", "train"
+_HOMES = {
+    SHARED_ITEM: "learner/actor/shared/",
+    ADAPTERS_ITEM: "learner/actor/agents/",
+    BEST_ITEM: "best/",
+    TRAIN_ITEM: "",
+}
+"""Where among the leaves of a run (`_leaves_of`) those of each item live; a leaf belongs to the first that fits."""
 
 
 def take_snapshot(state: RunState, config: Config) -> Snapshot:
     """Returns a copy of the run; keys as their bits."""
     items: dict[str, Arrays] = {item: {} for item in _HOMES}
-    for name, leaf in by_path(local(state.train)).items():
+    for name, leaf in _leaves_of(local((state.train, state.best))).items():
         item = next(item for item, home in _HOMES.items() if name.startswith(home))
         bits = jax.random.key_data(leaf) if _is_key(leaf) else leaf
         items[item][name.removeprefix(_HOMES[item])] = np.array(bits)
     known = state._asdict()
-    del known["train"]
+    del known["train"], known["best"]
     meta = {
         "config": settings(config),
         "versions": {"jax": jax.__version__, "numpy": np.__version__},
         "run": known,
     }
     return Snapshot(state.rows, {item: arrays for item, arrays in items.items() if arrays}, meta)
+
+
+def _leaves_of(arrays: tuple[TrainState, Best]) -> dict[str, Any]:
+    """The leaves of a run by their paths: those of `TrainState` by their own, those of `Best` below `best`."""
+    train, best = arrays
+    return {**by_path(train), **by_path({"best": best})}
 
 
 def settings(config: Config) -> dict[str, Any]:
@@ -85,7 +97,7 @@ def load(path: Path, config: Config, env: Env) -> RunState:
     run["curve"] = tuple(Evaluation(step, *map(tuple, values)) for step, *values in run["curve"])
     run["random_return"] = tuple(run["random_return"])
     template = _template(config, env, run["phase"])
-    needed = by_path(template)
+    needed = _leaves_of(template)
     _require_needed(path, meta["leaves"], needed, "this run")
     found = {
         _HOMES[item] + name: array
@@ -93,8 +105,8 @@ def load(path: Path, config: Config, env: Env) -> RunState:
         for name, array in read_arrays(path, item, described).items()
     }
     leaves = [_place(found[name], expected) for name, expected in needed.items()]
-    train = jax.tree.unflatten(jax.tree.structure(template), leaves)
-    return RunState(train=train, **run)
+    train, best = jax.tree.unflatten(jax.tree.structure(template), leaves)
+    return RunState(train=train, best=best, **run)
 
 
 class SavedTeam(NamedTuple):
@@ -120,7 +132,7 @@ class SavedTeam(NamedTuple):
         return Weights(jax.vmap(self.system.weights)(self.params), self.inputs)
 
 
-def load_team(path: Path, config: Config, env: Env, *, valued: bool = False) -> SavedTeam:
+def load_team(path: Path, config: Config, env: Env, *, valued: bool = False, best: bool = False) -> SavedTeam:
     """Returns the teams of a checkpoint, without what only training needs.
 
     Args:
@@ -128,6 +140,7 @@ def load_team(path: Path, config: Config, env: Env, *, valued: bool = False) -> 
         config: of its run, or with another task.
         env: to play in: the run's own, or another of the same shapes.
         valued: with the critic, which says what their play is worth.
+        best: those that played best in the phase the run was in, instead of the last ones.
 
     Raises:
         ConfigError: the checkpoint is damaged, does not fit the environment, or holds NaN.
@@ -136,14 +149,17 @@ def load_team(path: Path, config: Config, env: Env, *, valued: bool = False) -> 
     system = make_system(config, env, adapting=meta["run"]["phase"] == ADAPTERS)
     key = jax.random.key(0)
     learner = {"actor": jax.eval_shape(system.actor.init, key), "inputs": system.inputs.init()}
+    wanted = {"best": learner} if best else {"learner": learner}
     if valued:
-        learner |= {"critic": jax.eval_shape(system.critic.init, key), "value_norm": system.value_norm.init()}
-    template = jax.eval_shape(lambda: jax.tree.map(lambda leaf: jnp.zeros((config.seeds, *leaf.shape)), learner))
-    needed = by_path({"learner": template})
-    items = {item: leaves for item, leaves in meta["leaves"].items() if item != TRAIN_ITEM}
-    if config.standardise or valued:
-        known = {name: leaf for name, leaf in meta["leaves"].get(TRAIN_ITEM, {}).items() if name in needed}
-        items[TRAIN_ITEM] = known
+        judge = {"critic": jax.eval_shape(system.critic.init, key), "value_norm": system.value_norm.init()}
+        wanted["learner"] = wanted.get("learner", {}) | judge
+    template = jax.eval_shape(lambda: jax.tree.map(lambda leaf: jnp.zeros((config.seeds, *leaf.shape)), wanted))
+    needed = by_path(template)
+    items = {item: meta["leaves"][item] for item in (SHARED_ITEM, ADAPTERS_ITEM) if item in meta["leaves"] and not best}
+    for item in (BEST_ITEM, TRAIN_ITEM):
+        described = meta["leaves"].get(item, {})
+        known = {name: leaf for name, leaf in described.items() if _HOMES[item] + name in needed}
+        items |= {item: known} if known else {}
     _require_needed(path, items, needed, env.spec.name)
     found: Arrays = {}
     for item in items:
@@ -152,8 +168,9 @@ def load_team(path: Path, config: Config, env: Env, *, valued: bool = False) -> 
     wrong = not_finite(found)
     require(wrong is None, f"{wrong} in checkpoint {path} holds NaN or infinity")
     leaves = [_place(found[name], expected) for name, expected in needed.items()]
-    parts = jax.tree.unflatten(jax.tree.structure(template), leaves)
-    return SavedTeam(system, parts.pop("actor"), **parts)
+    parts: dict[str, dict[str, Any]] = jax.tree.unflatten(jax.tree.structure(template), leaves)
+    flat = {name: part for where in parts.values() for name, part in where.items()}
+    return SavedTeam(system, flat.pop("actor"), **flat)
 
 
 def _require_needed(path: Path, items: dict[str, Described], needed: dict[str, Any], who: str) -> None:
@@ -191,7 +208,7 @@ def _is_run(meta: dict[str, Any]) -> bool:
     return (
         meta["leaves"].keys() <= _HOMES.keys()
         and isinstance(config.get("total_steps"), int)
-        and run.keys() == set(RunState._fields) - {"train"}
+        and run.keys() == set(RunState._fields) - {"train", "best"}
         and run["phase"] in (SHARED, ADAPTERS)
         and is_list(run["switch_steps"], int, type(None))
         and is_list(run["random_return"], *numbers)
@@ -213,14 +230,14 @@ def _is_evaluation(row: Any) -> bool:
     )
 
 
-def _template(config: Config, env: Env, phase: str) -> TrainState:
-    """The shapes of all seeds' states."""
+def _template(config: Config, env: Env, phase: str) -> tuple[TrainState, Best]:
+    """The shapes of all seeds' states, and of their best teams."""
     keys = jnp.stack([jax.random.key(config.seed)] * config.seeds)
     states = jax.eval_shape(over_seeds(make_trainer(config, env).init, config.seeds), keys)
     if phase == ADAPTERS:
         second = make_trainer(config, env, adapting=True)
         states = jax.eval_shape(over_seeds(lambda state: graft(second, state), config.seeds), states)
-    return states
+    return states, jax.eval_shape(Best.none, states)
 
 
 def _place(array: np.ndarray, expected: Any) -> jax.Array:

@@ -24,7 +24,7 @@ import numpy as np
 
 from lorasa_jax.config import Config, require
 from lorasa_jax.envs.base import Env
-from lorasa_jax.loop import ADAPTERS, RunState
+from lorasa_jax.run_state import ADAPTERS, Best, RunState
 from lorasa_jax.sharing import SCHEMES, make_sharing, trunks_only
 from lorasa_jax.system import init_optimizer, make_system
 from lorasa_jax.trainer import graft, make_trainer
@@ -144,6 +144,7 @@ def fork(configs: Sequence[Config], env: Env, origins: Sequence[tuple[RunState, 
     return RunState(
         phase=ADAPTERS,
         train=train,
+        best=Best.none(train),
         switch_steps=tuple(steps.tolist()),
         curve=(),
         random_return=known if len(known) == len(rows) else (),

@@ -1,10 +1,12 @@
-"""Running a training run: seeds side by side, evaluations, the switch, and reports on the way."""
+"""Running a training run: seeds side by side, evaluations, the switch, and reports on the way.
+
+What passes between the loop and its callers is in `run_state.py`.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,136 +18,25 @@ from lorasa_jax.devices import Shard, choose_layout, fetch
 from lorasa_jax.envs.base import Env
 from lorasa_jax.grouping import with_groups
 from lorasa_jax.programs import Programs, over_seeds
+from lorasa_jax.run_state import (
+    ADAPTERS,
+    SHARED,
+    Best,
+    Diverged,
+    Listener,
+    Report,
+    Result,
+    RunState,
+    Silent,
+    is_finished,
+    keep_best,
+)
 from lorasa_jax.switching import Evaluation, should_switch
 from lorasa_jax.system import is_two_phase
 from lorasa_jax.trainer import Trainer, graft, make_trainer
 from lorasa_jax.types import Metrics, RolloutState, TrainState, Trajectory, Weights
 
-SHARED, ADAPTERS = "shared", "adapters"
-"""Names of the phases."""
-
 MUST_BE_FINITE = ("policy_loss", "value_loss", "entropy", "kl", "actor_grad_norm", "critic_grad_norm")
-
-
-class Diverged(RuntimeError):
-    """A quantity is no longer finite; the message says which, where it began, and in which row.
-
-    Attributes:
-        quantity: its name among the metrics.
-        value: what it became.
-        row: the first row (seed, or fork) in which it did.
-        iteration: of that row, counted from 1.
-        phase: `shared` or `adapters`.
-        before: the run before that iteration.
-    """
-
-    def __init__(
-        self, quantity: str, value: float, row: int, name: str, env_steps: int, iteration: int, before: RunState
-    ):
-        where = f"in iteration {iteration} ({env_steps:,} steps, phase {before.phase})"
-        super().__init__(f"{quantity} became {value} for {name}, {where}")
-        self.quantity, self.value, self.row, self.iteration = quantity, value, row, iteration
-        self.phase, self.before = before.phase, before
-
-
-class Report(NamedTuple):
-    """One iteration of all rows: seeds, or forks; every array is [K].
-
-    Attributes:
-        phase: `shared` or `adapters`.
-        env_steps: environment steps each row has done.
-        active: rows for which this iteration counts; the others wait for the rest.
-        metrics: what the iteration measured.
-        evaluation: greedy `return`, `win_rate` and `length`, where one was due.
-    """
-
-    phase: str
-    env_steps: np.ndarray
-    active: np.ndarray
-    metrics: dict[str, np.ndarray]
-    evaluation: dict[str, np.ndarray] | None
-
-
-@runtime_checkable
-class Listener(Protocol):
-    """What a run tells while it goes on."""
-
-    def status(self, text: str) -> None:
-        """Takes what happens now, in a few words."""
-
-    def report(self, report: Report) -> None:
-        """Takes one iteration."""
-
-
-class Silent:
-    """A listener that does nothing."""
-
-    def status(self, text: str) -> None:
-        """Does nothing."""
-
-    def report(self, report: Report) -> None:
-        """Does nothing."""
-
-
-class RunState(NamedTuple):
-    """A whole run between two iterations: all that going on with it takes. Its rows are seeds, or forks.
-
-    Attributes:
-        phase: of the next iteration, `shared` or `adapters`.
-        train: the states of all seeds, [K, ...]. Seeds stand at iterations of their own where
-            each finds its own switch: one that has switched waits, unchanged, for the others.
-        switch_steps: environment step at which each seed froze its trunk; None: not yet, or never.
-        curve: evaluations of the first phase.
-        random_return: return of random play of each seed; empty before the first evaluation.
-        evaluation_interval: iterations between two evaluations. It follows from the budget a run
-            began with; one that is given more goes on in the same intervals.
-        compile_seconds: spent tracing and waiting for compilations so far.
-        train_seconds: spent on iterations so far, waiting for compilations not.
-        inherited: iterations of all rows together that a fork's backbones did, and not this run.
-    """
-
-    phase: str
-    train: TrainState
-    switch_steps: tuple[int | None, ...]
-    curve: tuple[Evaluation, ...]
-    random_return: tuple[float, ...]
-    evaluation_interval: int
-    compile_seconds: float
-    train_seconds: float
-    inherited: int = 0
-
-    @property
-    def iterations(self) -> np.ndarray:
-        """Iterations that each seed has done, [K]."""
-        return fetch(self.train.iteration)
-
-    @property
-    def rows(self) -> int:
-        """Iterations of all seeds together: one row each in a record of the run."""
-        return int(self.iterations.sum()) - self.inherited
-
-
-class Result(NamedTuple):
-    """What a run leaves.
-
-    Attributes:
-        trainer: of the last phase.
-        states: of all seeds at the end, [K, ...].
-        switch_steps: environment step at which each seed froze its trunk; None for
-            schemes with one phase.
-        random_return: return of random play of each seed, [K].
-        final: `greedy` and `sampled` evaluations at the end.
-        compile_seconds: spent tracing and waiting for compilations.
-        train_seconds: from the first iteration on, evaluations included, waiting for compilations not.
-    """
-
-    trainer: Trainer
-    states: TrainState
-    switch_steps: list[int | None]
-    random_return: np.ndarray
-    final: dict[str, dict[str, np.ndarray]]
-    compile_seconds: float
-    train_seconds: float
 
 
 class _Clock:
@@ -209,14 +100,22 @@ class _Runner:
             programs.submit(f"{phase} update", self._update(trainer), states, *shapes)
 
         def rest() -> None:
+            self._submit_best(phase, states)
             programs.submit("evaluate", trainer.evaluate, weights, states.key, states.iteration, flags)
             if self.two_phase and phase == SHARED:
                 second = self.trainers[ADAPTERS]
                 grafted = programs.submit("graft", lambda state: graft(second, state), states, once=True)
+                self._submit_best(ADAPTERS, grafted)
                 programs.submit("adapters weights", second.weights, grafted)
                 programs.submit("adapters update", self._update(second), grafted, *shapes)
 
         programs.later(rest)
+
+    def _submit_best(self, phase: str, states: TrainState) -> None:
+        best = Best.none(states)
+        self.programs.submit(
+            f"{phase} best", keep_best, best, states.learner, states.iteration, best.returns, once=True
+        )
 
     def _update(self, trainer: Trainer) -> Callable:
         each_its_own = self.config.seeds > 1 and self.two_phase and self.config.switch_iteration is None
@@ -238,6 +137,7 @@ class _Runner:
         state = RunState(
             phase=SHARED,
             train=train,
+            best=self._no_best(train),
             switch_steps=(None,) * self.config.seeds,
             curve=(),
             random_return=(),
@@ -267,11 +167,13 @@ class _Runner:
         report = Report(phase, after * config.steps_per_iteration, active, measured, evaluation)
         self._check_finite(report, state)
 
-        curve = state.curve
+        curve, best = state.curve, state.best
+        if evaluation is not None:
+            best = self._better(phase, best, train, evaluation)
         if evaluation is not None and phase == SHARED:
             returns, win_rates = (tuple(evaluation[name].tolist()) for name in ("return", "win_rate"))
             curve = (*curve, Evaluation(int(report.env_steps.max()), returns, win_rates))
-        state = self._switch(state._replace(train=train, curve=curve))
+        state = self._switch(state._replace(train=train, best=best, curve=curve))
         state = state._replace(compile_seconds=programs.waited, train_seconds=self.clock.seconds())
         return state, report
 
@@ -294,7 +196,8 @@ class _Runner:
         state = state._replace(switch_steps=switch_steps)
         if None in switch_steps:
             return state
-        return state._replace(phase=ADAPTERS, train=self.programs["graft"](state.train))
+        train = self.programs["graft"](state.train)
+        return state._replace(phase=ADAPTERS, train=train, best=self._no_best(train))
 
     def _ready(self, state: RunState, k: int, now: int) -> bool:
         """Says whether seed k switches after `now` iterations."""
@@ -322,6 +225,13 @@ class _Runner:
         """Returns the evaluation of every seed."""
         return self._play(self.programs[f"{phase} weights"](train), train, greedy)
 
+    def _no_best(self, train: TrainState) -> Best:
+        return self.layout.place(Best.none(train))
+
+    def _better(self, phase: str, best: Best, train: TrainState, evaluation: dict[str, np.ndarray]) -> Best:
+        returns = self.layout.place(evaluation["return"].astype(np.float32))
+        return self.programs[f"{phase} best"](best, train.learner, train.iteration, returns)
+
     def _with_chance(self, state: RunState) -> RunState:
         """Returns the run with the return of random play, measured where it is not known yet."""
         if state.random_return:
@@ -343,6 +253,11 @@ class _Runner:
         final = {
             name: self.evaluate(state.phase, state.train, greedy=name == "greedy") for name in ("greedy", "sampled")
         }
+        best = self._better(state.phase, state.best, state.train, final["greedy"])
+        # By its evaluations it was chosen, so it plays other episodes: those of an iteration that never comes.
+        learner = state.train.learner._replace(actor=best.actor, inputs=best.inputs)
+        later = state.train._replace(learner=learner, iteration=state.train.iteration + 1)
+        final["best"] = self.evaluate(state.phase, later)
         return Result(
             trainer=self.trainers[state.phase],
             states=state.train,
@@ -397,7 +312,7 @@ def _run(runner: _Runner, start: RunState | None, save: Callable[[RunState], Non
     if start is None:
         state = runner.begin()
     else:
-        state = start._replace(train=runner.layout.place(start.train))
+        state = start._replace(train=runner.layout.place(start.train), best=runner.layout.place(start.best))
         runner.clock.start()
     save(state)
     while not is_finished(state, runner.config):
@@ -405,8 +320,3 @@ def _run(runner: _Runner, start: RunState | None, save: Callable[[RunState], Non
         runner.listener.report(report)
         save(state)
     return runner.finish(state)
-
-
-def is_finished(state: RunState, config: Config) -> bool:
-    """Says whether every seed has spent its budget."""
-    return bool(state.iterations.min() >= config.iterations)

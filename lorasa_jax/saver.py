@@ -10,7 +10,7 @@ from pathlib import Path
 from lorasa_jax.checkpoint import take_snapshot
 from lorasa_jax.config import Config
 from lorasa_jax.devices import anywhere, is_leader
-from lorasa_jax.loop import RunState, is_finished
+from lorasa_jax.run_state import RunState, is_finished
 from lorasa_jax.storage import clean, complete, write
 
 

@@ -30,7 +30,7 @@ from lorasa_jax import Config, CriticConfig, NetworkConfig, PPOConfig, make_env,
 from lorasa_jax.diagnosis import diagnose
 from lorasa_jax.diversity import mean_over_pairs, within_and_between
 from lorasa_jax.figures import draw_distance, draw_gradient, draw_layers, draw_sparsity, draw_swap
-from lorasa_jax.loop import RunState
+from lorasa_jax.run_state import RunState
 
 # Set this to look at everything quickly, with adapters that are not trained to the end.
 SMALL = bool(os.environ.get("LORASA_NOTEBOOK_SMALL"))

@@ -14,7 +14,7 @@ from helpers import KEY, two_phases
 
 from lorasa_jax.checkpoint import load, take_snapshot
 from lorasa_jax.config import ConfigError
-from lorasa_jax.loop import ADAPTERS, SHARED, RunState
+from lorasa_jax.run_state import ADAPTERS, SHARED, Best, RunState
 from lorasa_jax.storage import write
 from lorasa_jax.switching import Evaluation
 from lorasa_jax.types import TrainState
@@ -22,9 +22,11 @@ from lorasa_jax.types import TrainState
 
 def run_state(train: TrainState, phase: str) -> RunState:
     """A run of one seed, with numbers that JSON has to carry to the last bit."""
+    train = jax.tree.map(lambda leaf: leaf[None], train)
     return RunState(
         phase=phase,
-        train=jax.tree.map(lambda leaf: leaf[None], train),
+        train=train,
+        best=Best.none(jax.tree.map(jnp.zeros_like, train))._replace(returns=jnp.array([2 / 3], jnp.float32)),
         switch_steps=(None,) if phase == SHARED else (64,),
         curve=(Evaluation(32, (0.1 + 0.2,), (0.0,)), Evaluation(64, (float(np.float32(1 / 3)),), (1.0,))),
         random_return=(-1e-300,),

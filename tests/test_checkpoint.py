@@ -18,7 +18,7 @@ from lorasa_jax import checkpoint
 from lorasa_jax.checkpoint import load, load_team, take_snapshot
 from lorasa_jax.config import ConfigError
 from lorasa_jax.envs.toy import make_toy
-from lorasa_jax.loop import ADAPTERS, SHARED
+from lorasa_jax.run_state import ADAPTERS, SHARED
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,8 @@ def bits(tree: Any) -> Any:
 @pytest.mark.parametrize("phase", [SHARED, ADAPTERS])
 def test_a_run_comes_back_to_the_bit_and_steps_on_alike(kept: SimpleNamespace, phase: str) -> None:
     loaded, state = load(kept.paths[phase], kept.config, kept.env), kept.states[phase]
-    assert loaded._replace(train=None) == state._replace(train=None)
+    assert loaded._replace(train=None, best=None) == state._replace(train=None, best=None)
+    assert_same(loaded.best, state.best)
     assert jax.tree.structure(loaded.train) == jax.tree.structure(state.train)
     assert jax.tree.map(jnp.result_type, loaded.train) == jax.tree.map(jnp.result_type, state.train)
     assert_same(bits(loaded.train), bits(state.train))
@@ -45,7 +46,7 @@ def test_a_run_comes_back_to_the_bit_and_steps_on_alike(kept: SimpleNamespace, p
 def test_every_leaf_stands_in_one_item(kept: SimpleNamespace) -> None:
     state = kept.states[ADAPTERS]
     items = take_snapshot(state, kept.config).items
-    assert sum(len(arrays) for arrays in items.values()) == len(jax.tree.leaves(state.train))
+    assert sum(len(arrays) for arrays in items.values()) == len(jax.tree.leaves((state.train, state.best)))
     names = " ".join(items["train"])
     for part in ("critic", "actor_opt", "critic_opt", "value_norm", "rollout", "key", "iteration"):
         assert part in names
@@ -74,6 +75,15 @@ def test_a_team_is_read_with_its_critic_where_asked(kept: SimpleNamespace) -> No
     team = load_team(kept.paths[ADAPTERS], kept.config, kept.env, valued=True)
     learner = kept.states[ADAPTERS].train.learner
     assert_same((team.params, team.critic, team.value_norm), (learner.actor, learner.critic, learner.value_norm))
+
+
+@pytest.mark.parametrize("phase", [SHARED, ADAPTERS])
+def test_the_best_team_is_read_where_asked(kept: SimpleNamespace, phase: str) -> None:
+    team, state = load_team(kept.paths[phase], kept.config, kept.env, best=True), kept.states[phase]
+    assert_same(team.params, state.best.actor)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(team.params)), "and not the last team"
+    judged = load_team(kept.paths[phase], kept.config, kept.env, best=True, valued=True)
+    assert_same((judged.params, judged.critic), (state.best.actor, state.train.learner.critic))
 
 
 def test_agents_that_own_nothing_leave_no_item(kept: SimpleNamespace) -> None:

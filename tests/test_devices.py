@@ -25,9 +25,10 @@ from lorasa_jax import devices
 from lorasa_jax.config import ConfigError, NetworkConfig
 from lorasa_jax.devices import ENVS, ROWS, Layout, by_shard, choose_layout, join, part, spread
 from lorasa_jax.envs.toy import make_toy
-from lorasa_jax.loop import Result, run
+from lorasa_jax.loop import run
 from lorasa_jax.networks import Network
 from lorasa_jax.programs import over_seeds
+from lorasa_jax.run_state import Result
 from lorasa_jax.trainer import make_trainer
 
 TESTS = Path(__file__).parent

@@ -25,7 +25,8 @@ from helpers import (
 
 from lorasa_jax.config import ConfigError
 from lorasa_jax.forks import backbone_config, common_config, fork, own_adapters, share_programs
-from lorasa_jax.loop import ADAPTERS, SHARED, RunState, run
+from lorasa_jax.loop import run
+from lorasa_jax.run_state import ADAPTERS, SHARED, Best, RunState
 from lorasa_jax.trainer import graft, make_trainer
 from lorasa_jax.types import TrainState
 
@@ -42,7 +43,8 @@ def run_state(train: TrainState, rows: int) -> RunState:
     """Rows of a first phase, with keys of their own."""
     keys = jax.random.split(KEY, rows)
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * rows), train._replace(key=KEY))._replace(key=keys)
-    return RunState(SHARED, stacked, (None,) * rows, (), tuple(float(k) for k in range(rows)), 1, 0.0, 0.0)
+    best = Best.none(stacked)
+    return RunState(SHARED, stacked, best, (None,) * rows, (), tuple(float(k) for k in range(rows)), 1, 0.0, 0.0)
 
 
 @cache

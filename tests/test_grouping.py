@@ -20,7 +20,7 @@ from lorasa_jax.config import ConfigError
 from lorasa_jax.envs import toy
 from lorasa_jax.envs.base import Env, EnvSpec, TimeStep
 from lorasa_jax.grouping import choose_groups, find_groups, k_means, play, silhouette, with_groups
-from lorasa_jax.loop import Result, Silent
+from lorasa_jax.run_state import Result, Silent
 from lorasa_jax.system import make_system
 
 CONFIG = small_config(sharing="seps", groups=None, n_envs=64)

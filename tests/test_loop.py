@@ -12,7 +12,8 @@ import pytest
 from helpers import assert_close, assert_same, two_phases
 
 from lorasa_jax import checkpoint, loop, storage
-from lorasa_jax.loop import ADAPTERS, SHARED, Diverged, Listener, run
+from lorasa_jax.loop import run
+from lorasa_jax.run_state import ADAPTERS, SHARED, Diverged, Listener, Silent
 from lorasa_jax.types import TrainState
 
 ITERATIONS, SWITCHES, SEED = 5, (1, 3), 7
@@ -86,7 +87,7 @@ def test_each_seed_ends_as_it_would_alone_at_its_own_switch(finished, row):
 def test_switches_are_those_of_the_curves(finished):
     batch = make_config().steps_per_iteration
     assert finished.result.switch_steps == [s * batch for s in SWITCHES]
-    assert set(finished.result.final) == {"greedy", "sampled"}
+    assert set(finished.result.final) == {"greedy", "sampled", "best"}
     assert finished.result.trainer.system.train == ("agents",)
 
 
@@ -133,6 +134,39 @@ def test_a_run_stopped_anywhere_goes_on_to_the_same_end(tmp_path, monkeypatch):
         for report, expected in zip(listener.reports, reports[done:], strict=True):
             assert report.phase == expected.phase
             assert_same(report[1:], expected[1:])
+
+
+def test_the_best_team_is_that_of_the_best_evaluation_of_its_phase(monkeypatch):
+    """And plays other episodes at the end than those it was chosen by. A second phase begins without one."""
+    told = iter([[3.0, 1.0], [2.0, 4.0], [9.0, 9.0], [5.0, 6.0], [7.0, 6.0]])
+    play, states, played = loop._Runner._play, [], []
+
+    def as_told(runner, weights, train, greedy):
+        played.append((train.iteration, weights))
+        found = play(runner, weights, train, greedy)
+        return {**found, "return": np.array(next(told, [0.0, 0.0]))}
+
+    monkeypatch.setattr(loop._Runner, "_play", as_told)
+    monkeypatch.setattr(loop._Runner, "_with_chance", lambda runner, state: state._replace(random_return=(0.0, 0.0)))
+    monkeypatch.setattr(loop, "should_switch", lambda curve, *_: len(curve) == 3)
+    result = run(make_config(), two_phases().env, save=states.append)
+    assert [state.phase for state in states] == [SHARED] * 3 + [ADAPTERS] * 3
+    found = [(state.best.iteration.tolist(), state.best.returns.tolist()) for state in states]
+    assert found == [
+        ([0, 0], [-np.inf, -np.inf]),
+        ([1, 1], [3.0, 1.0]),
+        ([1, 2], [3.0, 4.0]),
+        ([3, 3], [-np.inf, -np.inf]),
+        ([4, 4], [5.0, 6.0]),
+        ([5, 4], [7.0, 6.0]),
+    ]
+    actors = [state.train.learner.actor for state in states]
+    assert_same(states[2].best.actor, jax.tree.map(lambda a, b: jnp.stack([a[0], b[1]]), actors[1], actors[2]))
+    best = jax.tree.map(lambda a, b: jnp.stack([a[0], b[1]]), actors[5], actors[4])
+    expected = jax.vmap(result.trainer.system.weights)(best)
+    (iteration, weights), last = played[-1], played[-2][0]
+    assert_close(weights.actors, expected)
+    assert (iteration.tolist(), last.tolist()) == ([6, 6], [5, 5]), "on other keys than any evaluation"
 
 
 def test_random_play_is_that_of_networks_of_zeros_before_the_first_iteration(finished):
@@ -199,6 +233,6 @@ def test_a_run_that_diverges_says_when_what_and_for_which_seed(monkeypatch):
 
 
 def test_listeners_are_known_by_what_they_can_do():
-    assert isinstance(loop.Silent(), Listener)
+    assert isinstance(Silent(), Listener)
     assert isinstance(Recorder(), Listener)
     assert not isinstance(object(), Listener)

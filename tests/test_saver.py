@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from checkpoints import keep_run, numbered
 
-from lorasa_jax.loop import ADAPTERS, SHARED
+from lorasa_jax.run_state import ADAPTERS, SHARED
 from lorasa_jax.saver import Saver
 
 

@@ -19,7 +19,7 @@ from helpers import assert_same, two_phases
 from lorasa_jax import storage
 from lorasa_jax.checkpoint import load, take_snapshot
 from lorasa_jax.config import ConfigError
-from lorasa_jax.loop import ADAPTERS, SHARED
+from lorasa_jax.run_state import ADAPTERS, SHARED
 from lorasa_jax.saver import Saver
 from lorasa_jax.storage import complete, drop_after, read_item, write
 from lorasa_jax.trees import by_path, nested
@@ -41,7 +41,7 @@ def test_a_backbone_is_read_without_the_rest(kept: SimpleNamespace, copy: Path) 
     for item in ("adapters", "train"):
         shutil.rmtree(copy / item)
     assert_same(read_item(copy, "shared"), kept.states[ADAPTERS].train.learner.actor.shared)
-    with pytest.raises(ConfigError, match="has no item 'trunk'; it has shared, adapters, train"):
+    with pytest.raises(ConfigError, match="has no item 'trunk'; it has shared, adapters, best, train"):
         read_item(copy, "trunk")
 
 

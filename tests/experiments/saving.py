@@ -11,7 +11,7 @@ import numpy as np
 
 from lorasa_jax import checkpoint, storage
 from lorasa_jax.envs import make_env
-from lorasa_jax.loop import ADAPTERS, RunState
+from lorasa_jax.run_state import ADAPTERS, Best, RunState
 from lorasa_jax.trainer import make_trainer
 
 from cli import RunConfig, parse
@@ -24,7 +24,8 @@ def save_run(directory: Path, *argv: str, spoilt: float | None = None) -> Path:
     """A run of `own_number` in its second phase, by the hand of one who knows the answer.
 
     The trunk is noise, but for a head of zeros; what enters the head is 1, and agent i's adapter of the head
-    asks for action i. `spoilt` stands in place of one number of the trunk.
+    asks for action i; the best team's asks for the next one, which is wrong. `spoilt` stands in place of one
+    number of the trunk.
     """
     sizes = [f"--{net}.{name}={size}" for net in ("actor", "critic") for name, size in (("hidden", 8), ("layers", 1))]
     settings = ["--seed", str(SEEDS[0]), "--seeds", str(len(SEEDS)), "--n-envs", "2", "--switch-step", "0"]
@@ -48,13 +49,16 @@ def save_run(directory: Path, *argv: str, spoilt: float | None = None) -> Path:
     trunk[before_head] = {"scale": 0 * trunk[before_head]["scale"], "bias": jnp.ones((2, 1, 8))}
     trunk["head"] = jax.tree.map(jnp.zeros_like, trunk["head"])
     own["head"] = {"full": jnp.broadcast_to(jnp.eye(4)[None, :, None], (2, 4, 8, 4)) / 4}
+    wrong = {**own, "head": {"full": jnp.roll(own["head"]["full"], 1, axis=-1)}}
     if spoilt is not None:
         trunk["fc1"]["bias"] = trunk["fc1"]["bias"].at[1, 0, 2].set(spoilt)
     reward_units = jax.tree.map(jnp.zeros_like, train.learner.value_norm)
     learner = train.learner._replace(actor=actor._replace(shared=trunk, agents=own), value_norm=reward_units)
+    train = train._replace(learner=learner, iteration=jnp.array([5, 5]))
     state = RunState(
         phase=ADAPTERS,
-        train=train._replace(learner=learner, iteration=jnp.array([5, 5])),
+        train=train,
+        best=Best.none(train)._replace(actor=actor._replace(shared=trunk, agents=wrong)),
         switch_steps=(0, 0),
         curve=(),
         random_return=(0.25, 0.25),

@@ -45,6 +45,13 @@ def test_a_run_is_played_as_it_was_learnt(saved: Path, capsys: pytest.CaptureFix
     assert note.endswith("over the means of 2 seeds")
 
 
+def test_the_best_team_plays_where_asked(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate.main([str(saved), "--episodes", "16", "--best", "True"])
+    first, line, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith("own_number, 16 best team's greedy episodes")
+    assert line == "return    0.000 [0.000, 0.000]   by seed: 0.000  0.000"
+
+
 def test_drawn_actions_have_the_policys_odds(saved: Path) -> None:
     team, _ = load_run(saved, eval_episodes=2000)
     played = evaluate.play(team, evaluate.keys(labels_of(saved), 0), greedy=False)["return"]

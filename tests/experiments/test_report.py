@@ -56,7 +56,7 @@ def a_job(directory: Path, job: str, point: dict[str, Any], in_sweep: bool = Tru
     summary = {
         "env_steps": 256, "switch_steps": [128 if forked else None] * 3, "wall_seconds": 9.0, "compile_seconds": 1.0,
         "steps_per_second": 256 * 3 / 2, "eval_episodes": 16, "random_return": [0.25] * 3,
-        "final": {"greedy": play, "sampled": play},
+        "final": {"greedy": play, "sampled": play, "best": {**play, "return": [value + 0.01 for value in values]}},
     }  # fmt: skip
     write_json(directory / job / "summary.json", summary)
 
@@ -118,6 +118,7 @@ def test_a_record_holds_what_a_sweep_left(kept: Path) -> None:
     run = lorasa.runs[4]
     assert (run.origin, run.switch_step, run.env_steps, run.episodes) == (("0/1-ps_id", 4), 128, 256, 16)
     assert run.final["greedy"] == {"return": 0.9, "win_rate": 0.45, "length": 1}
+    assert run.final["best"]["return"] == 0.91
     # What the shared policy did before the switch, and not what it did after.
     assert [row[2] for row in run.curve] == [0.25, 0.5, 1.0, 1.0]
     assert [row[0] for row in run.curve] == [64, 128, 192, 256]
@@ -153,15 +154,15 @@ def test_a_control_that_switched_elsewhere_is_no_pair(kept: Path) -> None:
 
 def test_a_level_that_was_not_reached_counts_as_late(kept: Path) -> None:
     points = {point.name: point for point in read(kept).points}
-    cells = {name: list(tables._quality(point, "return", True, False))[-1] for name, point in points.items()}
+    cells = {name: list(tables._quality(point, "return", True, True, False))[-1] for name, point in points.items()}
     assert cells["lorasa, switch_step 128, rank 2"] == "192 (3 of 3)"
     assert cells["nps"] == "not reached (0 of 3)"
     nps = points["nps"]
     early = replace(nps.runs[3], curve=[(64, 0.0, 0.95)])
     one = replace(nps, runs={**nps.runs, 3: early})
-    assert list(tables._quality(one, "return", True, False))[-1] == "not reached (1 of 3)"
+    assert list(tables._quality(one, "return", True, True, False))[-1] == "not reached (1 of 3)"
     two = replace(one, runs={**one.runs, 4: replace(early, curve=[(64, 0.0, 0.5), (128, 0.0, 0.95)])})
-    assert list(tables._quality(two, "return", True, False))[-1] == "128 (2 of 3)"
+    assert list(tables._quality(two, "return", True, True, False))[-1] == "128 (2 of 3)"
 
 
 def test_targets_are_shown_met_or_missed(kept: Path) -> None:

@@ -21,6 +21,7 @@ import pytest
 
 from lorasa_jax import grouping, loop, storage
 from lorasa_jax.config import Config
+from lorasa_jax.run_state import Report, RunState
 
 import run
 from record import Record
@@ -70,7 +71,7 @@ def test_the_summary_says_what_was_run_and_found(directory: Path) -> None:
     for name in ("wall_seconds", "compile_seconds", "train_seconds"):
         assert summary[name] > 0
     assert summary["steps_per_second"] == pytest.approx(2 * 512 / summary["train_seconds"])
-    for play in ("greedy", "sampled"):
+    for play in ("greedy", "sampled", "best"):
         for name in ("return", "win_rate"):
             assert len(summary["final"][play][name]) == 2
     params = summary["params"]
@@ -313,7 +314,7 @@ def test_a_run_that_diverges_says_where_and_what_is_kept(
 ) -> None:
     check, out = loop._Runner._check_finite, tmp_path / "out"
 
-    def spoil(runner: loop._Runner, report: loop.Report, before: loop.RunState) -> None:
+    def spoil(runner: loop._Runner, report: Report, before: RunState) -> None:
         if report.env_steps[0] == 3 * 64:
             report.metrics["kl"] = report.metrics["kl"] * np.array([1.0, np.nan])
         check(runner, report, before)
