@@ -195,6 +195,14 @@ def side_by_side(one: dict[str, PyTree], other: dict[str, PyTree]) -> dict[str, 
     return both
 
 
+def multiplied_out(variables: dict[str, PyTree]) -> PyTree:
+    """Returns one agent's full weights from its factored form: K + left right for every layer."""
+    params = dict(variables["params"])
+    for name, parts in variables.get("delta", {}).items():
+        params[name] = {**params[name], "kernel": params[name]["kernel"] + parts["left"] @ parts["right"]}
+    return params
+
+
 def generated(size: int, where: Collection[str]) -> Adapter:
     """Returns kernels that a linear hypernetwork corrects for every agent.
 

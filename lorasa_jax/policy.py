@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from lorasa_jax.ids import looked_up
+from lorasa_jax import ids
+from lorasa_jax.adapters import multiplied_out
 from lorasa_jax.networks import Network
 from lorasa_jax.sharing import Level, Sharing
 from lorasa_jax.types import PolicyParams, PyTree
@@ -27,8 +28,9 @@ class Policy(NamedTuple):
         init: `init(key) -> PolicyParams`.
         graft: `graft(key, params) -> PolicyParams`: the same trunks with what the agents own
             started afresh, so that every agent's network equals its trunk.
-        merge: `merge(params) -> PolicyParams` for a policy of the same network under
-            `sharing.merged(scheme)`: each agent's full weights; where owners change, what it was given.
+        merge: `merge(params) -> PolicyParams`: each agent's full weights; where owners change, what it was given.
+        to_play: the same for a policy of the same network under `sharing.each_its_own(scheme)`, which plays as this
+            one: what depends on an agent's id is put together, so that no agent's weights have a row for every id.
         initial_carry: `initial_carry(n_envs) -> [E, N, H]` of zeros.
         unroll: `unroll(params, carry [E, N, H], obs [T, E, N, D], first [T, E], block=None, owner=None)
             -> (carries [T, E, N, H] after each step, outputs [T, E, N, O])`. With `block`
@@ -41,6 +43,7 @@ class Policy(NamedTuple):
     init: Callable[[PRNGKeyArray], PolicyParams]
     graft: Callable[[PRNGKeyArray, PolicyParams], PolicyParams]
     merge: Callable[[PolicyParams], PolicyParams]
+    to_play: Callable[[PolicyParams], PolicyParams]
     initial_carry: Callable[[int], Array]
     unroll: Callable[..., tuple[Array, Array]]
 
@@ -55,7 +58,8 @@ def make_policy(sharing: Sharing, network: Network, obs_dim: int, obs_widths: tu
         obs_widths: the leading columns that mean something to each agent; None: all.
     """
     n_agents = sharing.n_agents
-    width = obs_dim + (n_agents if sharing.agent_id else 0)
+    n_ids = n_agents if sharing.agent_id else 0
+    width = obs_dim + n_ids
     valid = None if obs_widths is None else jnp.arange(obs_dim) < jnp.array(obs_widths)[:, None]
 
     def init_trunk(key: PRNGKeyArray) -> dict:
@@ -65,6 +69,8 @@ def make_policy(sharing: Sharing, network: Network, obs_dim: int, obs_widths: tu
     def init(key: PRNGKeyArray) -> PolicyParams:
         trunk_key, own_key = jax.random.split(key)
         shared = jax.vmap(init_trunk)(jax.random.split(trunk_key, sharing.n_trunks))
+        if sharing.id_folded:
+            shared = jax.vmap(put_together)(shared, jnp.arange(n_agents))
         params = graft(own_key, PolicyParams(shared, {}))
         return params._replace(shared=sharing.adapter.rest(params.shared))
 
@@ -112,6 +118,23 @@ def make_policy(sharing: Sharing, network: Network, obs_dim: int, obs_widths: tu
         full = jax.vmap(sharing.adapter.merge, in_axes=(axis, 0))(trunks, own)
         return PolicyParams(full, {})
 
+    def looked_up(variables: dict[str, Any], agent: Array) -> dict[str, Any]:
+        return ids.looked_up(variables, network.config.layer_names[0], n_agents, agent) if n_ids else variables
+
+    def put_together(trunk: dict, agent: Array) -> dict:
+        return multiplied_out(looked_up({"params": trunk}, agent))
+
+    def to_play(params: PolicyParams) -> PolicyParams:
+        if sharing.changing:
+            return params
+        trunks, axis = trunks_of(params.shared, None)
+        own, own_axes = own_of(params, None)
+
+        def one_agent(trunk: dict, own: dict, agent: Array) -> dict:
+            return multiplied_out(looked_up(sharing.adapter.factored(trunk, own), agent))
+
+        return PolicyParams(jax.vmap(one_agent, in_axes=(axis, own_axes, 0))(trunks, own, jnp.arange(n_agents)), {})
+
     def unroll(
         params: PolicyParams,
         carry: Float[Array, "E M H"],
@@ -129,9 +152,9 @@ def make_policy(sharing: Sharing, network: Network, obs_dim: int, obs_widths: tu
 
         def one_agent(trunk: dict, own: dict, agent: Array, *inputs: Any) -> tuple[Array, Array]:
             variables = sharing.adapter.factored(trunk, own)
-            if sharing.agent_id:
-                variables = looked_up(variables, network.config.layer_names[0], n_agents, agent)
-            carries_and_outputs: Any = network.apply(variables, *inputs, n_ids=n_agents if sharing.agent_id else 0)
+            if not sharing.id_folded:
+                variables = looked_up(variables, agent)
+            carries_and_outputs: Any = network.apply(variables, *inputs, n_ids=n_ids)
             return carries_and_outputs
 
         means = valid if valid is None or block is None else valid[block]
@@ -146,6 +169,7 @@ def make_policy(sharing: Sharing, network: Network, obs_dim: int, obs_widths: tu
         init=init,
         graft=graft,
         merge=merge,
+        to_play=to_play,
         initial_carry=lambda n_envs: jnp.zeros((n_envs, n_agents, network.carry_width)),
         unroll=unroll,
     )

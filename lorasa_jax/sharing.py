@@ -38,6 +38,8 @@ class Sharing:
         groups: the trunk of each agent, 0 <= groups[i] < G, every trunk with a tenant.
         levels: what is owned besides; the corrections of several levels add up.
         agent_id: a one-hot agent id is appended to what the agent sees.
+        id_folded: every agent has a network to itself, in whose first layer the weights of its id are put together
+            (`lorasa_jax.ids`).
         two_phase: the trunks are trained alone first; then they freeze, and only what
             the agents own is trained. Where they own nothing, the trunks go on with a fresh optimiser.
         clustered: `groups` are those of the configuration, given or found before training.
@@ -46,6 +48,7 @@ class Sharing:
     groups: tuple[int, ...]
     levels: tuple[Level, ...]
     agent_id: bool
+    id_folded: bool = False
     two_phase: bool = False
     clustered: bool = False
 
@@ -205,13 +208,18 @@ def trunks_only(sharing: Sharing) -> Sharing:
 
 
 def merged(sharing: Sharing) -> Sharing:
-    """Returns the scheme of the merged weights: a network per agent where agents own something.
+    """Returns the scheme of the weights that agents play with: a network per agent where agents own something.
 
     Where owners change no agent has weights to call its own, and the scheme stays as it is.
     """
     if not sharing.levels or sharing.changing:
         return sharing
-    return replace(trunks_only(sharing), groups=tuple(range(sharing.n_agents)))
+    return each_its_own(sharing)
+
+
+def each_its_own(sharing: Sharing) -> Sharing:
+    """Returns the scheme of a network per agent, with the weights of its id put together where it has one."""
+    return replace(trunks_only(sharing), groups=tuple(range(sharing.n_agents)), id_folded=sharing.agent_id)
 
 
 def count(tree: PyTree) -> int:

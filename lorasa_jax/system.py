@@ -19,7 +19,7 @@ from lorasa_jax.normalize import InputNorm, ValueNorm
 from lorasa_jax.optim import Optimizer, slotted_adam
 from lorasa_jax.policy import Policy, make_policy
 from lorasa_jax.schedules import SCHEDULES, Scheduler
-from lorasa_jax.sharing import Sharing, critic_sharing, make_sharing, merged, trunks_only
+from lorasa_jax.sharing import Sharing, critic_sharing, each_its_own, make_sharing, merged, trunks_only
 from lorasa_jax.types import Learner, PolicyParams, PyTree
 
 
@@ -30,7 +30,7 @@ class System(NamedTuple):
         config: the run's configuration.
         env: the environment.
         actor: the policy that is trained, its adapters applied in factored form.
-        acting: the policy that plays, with the full weights of each agent; where owners
+        acting: the policy that plays, with weights of each agent's own where agents own something; where owners
             change, with trunks and adapters, those at rest as zeros.
         weights: `weights(params) -> PolicyParams` of `acting` from those of `actor`. Both
             phases of a scheme play with the same `acting`, so the programs that only play
@@ -113,14 +113,10 @@ def make_system(config: Config, env: Env, *, adapting: bool = False) -> System:
     actor, acting = (_actors(chosen, config, spec, dist) for chosen in (sharing, merged(scheme)))
 
     def weights(params: PolicyParams) -> PolicyParams:
-        full = actor.merge(params)
-        if scheme.changing and not full.agents:
+        if scheme.changing and not params.agents:
             at_rest = jax.eval_shape(acting.init, jax.random.key(0)).agents
-            return full._replace(agents=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), at_rest))
-        if merged(sharing).groups == acting.sharing.groups:
-            return full
-        homes = jnp.array(sharing.groups)
-        return PolicyParams(jax.tree.map(lambda leaf: leaf[homes], full.shared), {})
+            return params._replace(agents=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), at_rest))
+        return actor.to_play(params) if scheme.levels else params
 
     return System(
         config=config,
@@ -158,15 +154,18 @@ def alone(system: System) -> System:
     """
     sharing = system.acting.sharing
     require(not sharing.changing, "where the owners of adapters change, no agent has a network of its own")
-    apart = replace(trunks_only(sharing), groups=tuple(range(sharing.n_agents)), clustered=False)
+    apart = replace(each_its_own(sharing), id_folded=False, clustered=False)
     policy = _actors(apart, system.config, system.env.spec, system.dist)
     return system._replace(actor=policy, acting=policy, weights=lambda params: params, train=("shared",))
 
 
 def own_weights(system: System, params: PolicyParams) -> PolicyParams:
     """Returns every agent's full weights, [N, ...], for the policy of `alone(system)`."""
-    homes = jnp.array(system.acting.sharing.groups)
-    return PolicyParams(jax.tree.map(lambda leaf: leaf[homes], system.weights(params).shared), {})
+    full, sharing = system.actor.merge(params), system.actor.sharing
+    if params.agents:  # each has its own already
+        return full
+    homes = jnp.array(sharing.groups)
+    return PolicyParams(jax.tree.map(lambda leaf: leaf[homes], full.shared), {})
 
 
 def _trained_parts(sharing: Sharing) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from jaxtyping import PRNGKeyArray
 
 from lorasa_jax.adapter_files import require_own, shape_in_words
 from lorasa_jax.config import require
-from lorasa_jax.system import System
+from lorasa_jax.system import System, own_weights
 from lorasa_jax.trees import by_path, nested
 from lorasa_jax.types import PolicyParams, PyTree
 
@@ -37,9 +37,8 @@ def merge(params: PolicyParams, system: System) -> list[PyTree]:
         ConfigError: owners change in the course of play, so that no agent has weights of its own.
     """
     require(not system.actor.sharing.changing, "adapters whose owners change cannot be merged into agents' networks")
-    full = system.actor.merge(params).shared
-    homes = range(system.actor.sharing.n_agents) if params.agents else system.actor.sharing.groups
-    return [jax.tree.map(lambda leaf, home=home: leaf[home], full) for home in homes]
+    full = own_weights(system, params).shared
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], full) for i in range(system.actor.sharing.n_agents)]
 
 
 def unmerge(networks: Sequence[PyTree], own: PyTree, system: System) -> PolicyParams:

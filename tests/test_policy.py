@@ -15,7 +15,7 @@ from helpers import KEY, TRIO, assert_close, assert_same, differs, every_scheme,
 from lorasa_jax.envs.base import EnvSpec
 from lorasa_jax.networks import Network
 from lorasa_jax.policy import make_policy
-from lorasa_jax.sharing import SCHEMES, make_sharing, merged, trunks_only
+from lorasa_jax.sharing import SCHEMES, each_its_own, make_sharing, merged, trunks_only
 from lorasa_jax.types import PolicyParams
 
 T, E, N, D, OUT = 5, 4, 3, 4, 2
@@ -118,8 +118,8 @@ def test_agents_who_see_the_same_differ_only_by_what_sets_them_apart(scheme):
 @every_scheme
 def test_merged_weights_play_like_the_factored_team(scheme):
     t = team(scheme)
-    acting = make_policy(merged(t.policy.sharing), NETWORK, D)
-    full = t.policy.merge(t.params)
+    acting = make_policy(each_its_own(t.policy.sharing), NETWORK, D)
+    full = t.policy.to_play(t.params)
     assert jax.tree.map(jnp.shape, full) == jax.tree.map(jnp.shape, jax.eval_shape(acting.init, KEY))
     assert_close(jax.jit(acting.unroll)(full, *t.inputs), t.outputs)
 
@@ -240,4 +240,4 @@ def test_fresh_adapters_of_roles_and_agents_are_the_identity():
 def test_merged_weights_of_roles_and_agents_play_like_the_factored_team():
     t = keyed("unit_type,agent")
     acting = make_policy(merged(t.policy.sharing), WIDE, D)
-    assert_close(jax.jit(acting.unroll)(t.policy.merge(t.params), *t.inputs), t.outputs, atol=2e-5)
+    assert_close(jax.jit(acting.unroll)(t.policy.to_play(t.params), *t.inputs), t.outputs, atol=2e-5)
