@@ -37,7 +37,7 @@ from lorasa_jax.system import System
 from lorasa_jax.trees import by_path, digest, nested, not_finite
 from lorasa_jax.types import PolicyParams, PyTree
 
-FORMAT = 1
+FORMAT = 2
 """Changes where what is written changes."""
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _FACTORS, _WHOLE = frozenset({"left", "right", "full"}), frozenset({"kernel", "bias"})
@@ -55,7 +55,7 @@ class AdapterConfig:
         scale: alpha / r.
         layers: the layers that have one.
         groups: the trunk of each owner.
-        agent_id: the trunk's input ends in a one-hot agent id.
+        id_layer: the layer that a one-hot agent id enters, of whose rows every agent has its own alone; None: no ids.
         trunk: the shape of every leaf of one trunk, by its path.
         backbone: SHA-256 of all trunks they were trained on (`lorasa_jax.trees.digest`).
     """
@@ -66,7 +66,7 @@ class AdapterConfig:
     scale: float
     layers: tuple[str, ...]
     groups: tuple[int, ...]
-    agent_id: bool
+    id_layer: str | None
     trunk: dict[str, tuple[int, ...]]
     backbone: str
 
@@ -74,7 +74,11 @@ class AdapterConfig:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every leaf of the adapters, by its path; nothing is allocated."""
         adapter = low_rank(self.rank, self.scale, self.layers)
-        trunk = nested({name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in self.trunk.items()})
+        shapes = dict(self.trunk)
+        if self.id_layer is not None:
+            rows, *rest = shapes[f"{self.id_layer}/kernel"]
+            shapes[f"{self.id_layer}/kernel"] = (rows - len(self.groups) + 1, *rest)
+        trunk = nested({name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()})
         own = jax.eval_shape(adapter.init, jax.random.key(0), trunk)
         return {name: (len(self.groups), *leaf.shape) for name, leaf in by_path(own).items()}
 
@@ -109,7 +113,7 @@ def describe(params: PolicyParams, system: System) -> AdapterConfig:
         scale=config.adapter_scale,
         layers=tuple(params.agents),
         groups=sharing.groups,
-        agent_id=sharing.agent_id,
+        id_layer=config.actor.layer_names[0] if sharing.agent_id else None,
         trunk={name: tuple(leaf.shape[1:]) for name, leaf in by_path(params.shared).items()},
         backbone=digest(params.shared),
     )
@@ -248,7 +252,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "lora_alpha": lambda value: type(value) in (int, float) and 0 < value < 1e9,
     "target_modules": lambda value: isinstance(value, list) and bool(value) and all(map(_is_text, value)),
     "groups": _is_numbering,
-    "agent_id": lambda value: isinstance(value, bool),
+    "id_layer": lambda value: value is None or _is_text(value),
     "trunk": _is_trunk,
     "backbone": lambda value: _is_text(value) and bool(re.fullmatch("[0-9a-f]{64}", value)),
     "env": _is_text,
@@ -274,6 +278,12 @@ def _read_config(path: Path) -> AdapterConfig:
     trunk = {name: tuple(shape) for name, shape in fields["trunk"].items()}
     for layer in fields["target_modules"]:
         require(f"{layer}/kernel" in trunk, f"target_modules in {path} names {layer!r}, which the trunk there lacks")
+    id_layer = fields["id_layer"]
+    rows = trunk.get(f"{id_layer}/kernel", (0,))[0]
+    require(
+        id_layer is None or rows >= len(fields["groups"]),
+        f"id_layer in {path} names {id_layer!r}, which has no row for every agent's id in the trunk there",
+    )
     return AdapterConfig(
         env=fields["env"],
         task=fields["task"],
@@ -281,7 +291,7 @@ def _read_config(path: Path) -> AdapterConfig:
         scale=fields["lora_alpha"] / fields["r"],
         layers=tuple(fields["target_modules"]),
         groups=tuple(fields["groups"]),
-        agent_id=fields["agent_id"],
+        id_layer=id_layer,
         trunk=trunk,
         backbone=fields["backbone"],
     )

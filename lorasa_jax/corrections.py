@@ -18,10 +18,18 @@ SMALL = (1e-3, 1e-2, 1e-1)
 
 
 class Correction(NamedTuple):
-    """One layer: the trunk's kernel and what is added to it, both [K, in, out] for K owners (or [K, n], a vector)."""
+    """One layer, for K owners.
+
+    Attributes:
+        kernel: the trunk's, [K, in, out], or [K, n], a vector.
+        delta: what is added to it.
+        used: the entries that an owner's correction has; those of the ids of other agents, [K, in, out] too, are zero
+            because there are none. None: all.
+    """
 
     kernel: np.ndarray
     delta: np.ndarray
+    used: np.ndarray | None = None
 
 
 def corrections(system: System, params: PolicyParams) -> dict[str, Correction]:
@@ -47,17 +55,18 @@ def corrections(system: System, params: PolicyParams) -> dict[str, Correction]:
         added = jax.vmap(lambda own: sharing.levels[0].adapter.merge(trunk, own))(params.agents)
     else:
         homes = sharing.groups
-        own = {name: _of_agents(sharing.split(params)[name], level.owner) for name, level in sharing.stacks.items()}
         trunks = jax.tree.map(lambda leaf: leaf[jnp.array(homes)], nothing)
-        added = jax.vmap(sharing.adapter.merge)(trunks, sharing.join(params, own).agents)
+        added = jax.vmap(sharing.adapter.merge)(trunks, system.actor.whole(params))
     adapted = {layer for name in sharing.stacks for layer in sharing.split(params)[name]}
     in_order = [name for name in (*system.config.actor.layer_names, "log_std") if name in adapted]
     kernels = {name: np.asarray(params.shared[name]["kernel"])[list(homes)] for name in in_order}
-    return {name: Correction(kernels[name], np.asarray(added[name]["kernel"])) for name in in_order}
-
-
-def _of_agents(stack: dict, owner: tuple[int, ...] | None) -> dict:
-    return jax.tree.map(lambda leaf: leaf[jnp.array(owner)], stack)
+    found = {name: Correction(kernels[name], np.asarray(added[name]["kernel"])) for name in in_order}
+    first, n_agents = system.config.actor.layer_names[0], sharing.n_agents
+    if sharing.agent_id and first in found and all(level.owner == tuple(range(n_agents)) for level in sharing.levels):
+        used = np.ones(found[first].kernel.shape, bool)
+        used[:, -n_agents:] = np.eye(n_agents, dtype=bool)[:, :, None]
+        found[first] = found[first]._replace(used=used)
+    return found
 
 
 def relative_norm(layer: Correction) -> np.ndarray:
@@ -92,22 +101,25 @@ def entry_sizes(layer: Correction) -> dict[str, dict[str, float]]:
         of the owner's K.
     """
     delta, kernel = np.abs(layer.delta), np.abs(layer.kernel)
+    used = np.ones(kernel.shape, bool) if layer.used is None else layer.used
     ratio = delta / np.maximum(kernel, np.finfo(np.float32).tiny)
-    columns = {"delta": delta, "kernel": kernel, "ratio": ratio}
+    columns = {"delta": delta[used], "kernel": kernel[used], "ratio": ratio[used]}
     found = {
         name: dict(zip(map(str, QUANTILES), np.quantile(x, QUANTILES), strict=True)) for name, x in columns.items()
     }
     inner = tuple(range(1, kernel.ndim))
     unit = np.sqrt(np.mean(kernel.astype(float) ** 2, axis=inner, keepdims=True))
-    found["below"] = {str(share): float(np.mean(delta < share * unit)) for share in SMALL}
+    found["below"] = {str(share): float(np.mean((delta < share * unit)[used])) for share in SMALL}
     return found
 
 
-def drop_smallest(delta: np.ndarray, share: float) -> np.ndarray:
-    """Returns every owner's correction [K, ...] without the given share of its entries, the smallest in size."""
+def drop_smallest(delta: np.ndarray, share: float, used: np.ndarray | None = None) -> np.ndarray:
+    """Returns every owner's correction [K, ...] without the given share of its (used) entries, the smallest in size."""
     flat = delta.reshape(len(delta), -1)
-    place = np.argsort(np.argsort(np.abs(flat), axis=1, kind="stable"), axis=1)
-    return np.where(place >= round(share * flat.shape[1]), flat, 0).reshape(delta.shape)
+    counts = np.ones(flat.shape, bool) if used is None else used.reshape(flat.shape)
+    place = np.argsort(np.argsort(np.where(counts, np.abs(flat), np.inf), axis=1, kind="stable"), axis=1)
+    dropped = np.round(share * counts.sum(axis=1, keepdims=True))
+    return np.where(place >= dropped, flat, 0).reshape(delta.shape)
 
 
 def thinned(actors: PolicyParams, layers: dict[str, Correction], share: float) -> PolicyParams:
@@ -116,7 +128,10 @@ def thinned(actors: PolicyParams, layers: dict[str, Correction], share: float) -
     A share of 0 leaves all there is, one of 1 the trunk alone.
     """
     changed = {
-        name: {**actors.shared[name], "kernel": jnp.asarray(layer.kernel + drop_smallest(layer.delta, share))}
+        name: {
+            **actors.shared[name],
+            "kernel": jnp.asarray(layer.kernel + drop_smallest(layer.delta, share, layer.used)),
+        }
         for name, layer in layers.items()
     }
     return actors._replace(shared={**actors.shared, **changed})

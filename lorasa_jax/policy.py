@@ -7,6 +7,7 @@ value is estimated (a single one for a team critic).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from lorasa_jax import ids
-from lorasa_jax.adapters import multiplied_out
+from lorasa_jax.adapters import multiplied_out, side_by_side
 from lorasa_jax.networks import Network
 from lorasa_jax.sharing import Level, Sharing
 from lorasa_jax.types import PolicyParams, PyTree
@@ -28,6 +29,8 @@ class Policy(NamedTuple):
         init: `init(key) -> PolicyParams`.
         graft: `graft(key, params) -> PolicyParams`: the same trunks with what the agents own
             started afresh, so that every agent's network equals its trunk.
+        whole: `whole(params) -> own`: what every agent uses, [N, ...], with a row for every id in the first layer of
+            trunks that have them; of corrections that it owns alone those of other ids are zeros.
         merge: `merge(params) -> PolicyParams`: each agent's full weights; where owners change, what it was given.
         to_play: the same for a policy of the same network under `sharing.each_its_own(scheme)`, which plays as this
             one: what depends on an agent's id is put together, so that no agent's weights have a row for every id.
@@ -42,6 +45,7 @@ class Policy(NamedTuple):
     sharing: Sharing
     init: Callable[[PRNGKeyArray], PolicyParams]
     graft: Callable[[PRNGKeyArray, PolicyParams], PolicyParams]
+    whole: Callable[[PolicyParams], PyTree]
     merge: Callable[[PolicyParams], PolicyParams]
     to_play: Callable[[PolicyParams], PolicyParams]
     initial_carry: Callable[[int], Array]
@@ -59,6 +63,8 @@ def make_policy(sharing: Sharing, network: Network, obs_dim: int, obs_widths: tu
     """
     n_agents = sharing.n_agents
     n_ids = n_agents if sharing.agent_id else 0
+    first_layer = network.config.layer_names[0]
+    alone = {name: n_ids > 0 and level.owner == tuple(range(n_agents)) for name, level in sharing.stacks.items()}
     width = obs_dim + n_ids
     valid = None if obs_widths is None else jnp.arange(obs_dim) < jnp.array(obs_widths)[:, None]
 
@@ -75,17 +81,19 @@ def make_policy(sharing: Sharing, network: Network, obs_dim: int, obs_widths: tu
         return params._replace(shared=sharing.adapter.rest(params.shared))
 
     def graft(key: PRNGKeyArray, params: PolicyParams) -> PolicyParams:
-        def start(key: PRNGKeyArray, level: Level) -> PyTree:
+        def start(key: PRNGKeyArray, name: str, level: Level) -> PyTree:
             # An owner starts as its first agent would; where owners change, the trunk gives but the shapes.
             homes = [0] * level.n_owners
             if level.owner is not None:
                 homes = [sharing.groups[level.owner.index(k)] for k in range(level.n_owners)]
             trunks = jax.tree.map(lambda leaf: leaf[jnp.array(homes)], params.shared)
+            if alone[name]:
+                trunks = jax.vmap(partial(ids.narrow, layer=first_layer, n_ids=n_ids))(trunks)
             return jax.vmap(level.adapter.init)(jax.random.split(key, level.n_owners), trunks)
 
         stacks = sharing.stacks
         keys = jax.random.split(key, len(stacks)) if len(stacks) > 1 else [key] * len(stacks)
-        own = {name: start(k, level) for k, (name, level) in zip(keys, stacks.items(), strict=True)}
+        own = {name: start(k, name, level) for k, (name, level) in zip(keys, stacks.items(), strict=True)}
         return sharing.join(PolicyParams(params.shared, {}), own)
 
     def rows(stack: PyTree, home: tuple[int, ...], block: Array | None) -> PyTree:
@@ -110,19 +118,45 @@ def make_policy(sharing: Sharing, network: Network, obs_dim: int, obs_widths: tu
             return jax.tree.map(lambda leaf: leaf[0], shared), None
         return rows(shared, sharing.groups, block), 0
 
+    def by_stack(own: PyTree, function: Callable[[dict], dict]) -> PyTree:
+        """What an agent uses, with the function of it at every level; mapped over owners where these change."""
+        stacks = sharing.split(PolicyParams({}, own))
+        return sharing.join(
+            PolicyParams({}, own),
+            {
+                name: function(stacks[name]) if level.owner is not None else jax.vmap(function)(stacks[name])
+                for name, level in sharing.stacks.items()
+            },
+        ).agents
+
+    def whole(params: PolicyParams) -> PyTree:
+        own, _ = own_of(params, None)
+        stacks = sharing.split(PolicyParams({}, own))
+        widen = jax.vmap(partial(ids.widen, layer=first_layer, n_ids=n_ids))
+        wide = {name: widen(stacks[name], agent=jnp.arange(n_agents)) for name in stacks if alone.get(name)}
+        return sharing.join(PolicyParams({}, own), wide).agents
+
     def merge(params: PolicyParams) -> PolicyParams:
         if not params.agents or sharing.changing:
             return params
         trunks, axis = trunks_of(params.shared, None)
-        own, _ = own_of(params, None)
-        full = jax.vmap(sharing.adapter.merge, in_axes=(axis, 0))(trunks, own)
+        full = jax.vmap(sharing.adapter.merge, in_axes=(axis, 0))(trunks, whole(params))
         return PolicyParams(full, {})
 
-    def looked_up(variables: dict[str, Any], agent: Array) -> dict[str, Any]:
-        return ids.looked_up(variables, network.config.layer_names[0], n_agents, agent) if n_ids else variables
-
     def put_together(trunk: dict, agent: Array) -> dict:
-        return multiplied_out(looked_up({"params": trunk}, agent))
+        trunk, row = ids.looked_up(trunk, first_layer, n_ids, agent)
+        kernel = trunk[first_layer]["kernel"].at[-1].set(row)
+        return {**trunk, first_layer: {**trunk[first_layer], "kernel": kernel}}
+
+    def factored(trunk: dict, own: PyTree, agent: Array) -> dict[str, Any]:
+        """An agent's network, for inputs without its id."""
+        if not n_ids or sharing.id_folded:
+            return sharing.adapter.factored(trunk, own)
+        stacks = by_stack(own, partial(ids.looked_up_own, trunk=trunk, layer=first_layer, n_ids=n_ids, agent=agent))
+        trunk, row = ids.looked_up(trunk, first_layer, n_ids, agent)
+        variables = sharing.adapter.factored(trunk, stacks)
+        own_row = {first_layer: ids.beside(row, len(trunk[first_layer]["kernel"]))}
+        return {**variables, "delta": side_by_side(variables.get("delta", {}), own_row)}
 
     def to_play(params: PolicyParams) -> PolicyParams:
         if sharing.changing:
@@ -131,7 +165,7 @@ def make_policy(sharing: Sharing, network: Network, obs_dim: int, obs_widths: tu
         own, own_axes = own_of(params, None)
 
         def one_agent(trunk: dict, own: dict, agent: Array) -> dict:
-            return multiplied_out(looked_up(sharing.adapter.factored(trunk, own), agent))
+            return multiplied_out(factored(trunk, own, agent))
 
         return PolicyParams(jax.vmap(one_agent, in_axes=(axis, own_axes, 0))(trunks, own, jnp.arange(n_agents)), {})
 
@@ -151,9 +185,7 @@ def make_policy(sharing: Sharing, network: Network, obs_dim: int, obs_widths: tu
             owners = jax.nn.one_hot(owner, n_owners)
 
         def one_agent(trunk: dict, own: dict, agent: Array, *inputs: Any) -> tuple[Array, Array]:
-            variables = sharing.adapter.factored(trunk, own)
-            if not sharing.id_folded:
-                variables = looked_up(variables, agent)
+            variables = factored(trunk, own, agent)
             carries_and_outputs: Any = network.apply(variables, *inputs, n_ids=n_ids)
             return carries_and_outputs
 
@@ -168,6 +200,7 @@ def make_policy(sharing: Sharing, network: Network, obs_dim: int, obs_widths: tu
         sharing=sharing,
         init=init,
         graft=graft,
+        whole=whole,
         merge=merge,
         to_play=to_play,
         initial_carry=lambda n_envs: jnp.zeros((n_envs, n_agents, network.carry_width)),

@@ -32,7 +32,7 @@ from lorasa_jax.trees import by_path, nested
 
 KEEP = 2
 """Complete checkpoints that stay."""
-FORMAT = 4
+FORMAT = 5
 """Changes where what is written changes."""
 _META, _FILES = "meta", "files.json"
 

@@ -57,9 +57,10 @@ def unmerge(networks: Sequence[PyTree], own: PyTree, system: System) -> PolicyPa
     require(len(networks) == sharing.n_agents, f"there must be {sharing.n_agents} networks, got {len(networks)}")
     # What an adapter makes of a trunk of zeros is what it adds.
     nothing = jax.tree.map(jnp.zeros_like, networks[0])
+    own_rows = system.actor.whole(PolicyParams({}, own))
     trunks = []
     for i, network in enumerate(networks):
-        added = sharing.adapter.merge(nothing, jax.tree.map(lambda leaf, i=i: leaf[i], own))
+        added = sharing.adapter.merge(nothing, jax.tree.map(lambda leaf, i=i: leaf[i], own_rows))
         trunks.append(sharing.adapter.rest(jax.tree.map(jnp.subtract, network, added)))
     first = [trunks[sharing.groups.index(group)] for group in range(sharing.n_trunks)]
     for trunk, group in zip(trunks, sharing.groups, strict=True):
@@ -79,9 +80,9 @@ def resize(
     """Returns the policies of a team in which every agent goes on from agents of another one.
 
     Where the trunk sees agents' ids, it gets weights for those of the new team, from the same sources
-    (those of a fresh agent are averaged). A copy of agent i then computes what agent i does. Where the input is
-    normalised, the number of ids enters its mean and deviation, so that even agents that stay play slightly
-    differently; without `actor.input_norm` they play exactly as before.
+    (those of a fresh agent are averaged); what an agent makes of its own id goes with it. A copy of agent i then
+    computes what agent i does. Where the input is normalised, the number of ids enters its mean and deviation, so that
+    even agents that stay play slightly differently; without `actor.input_norm` they play exactly as before.
 
     Args:
         params: of one seed, of the team as it was.
@@ -111,16 +112,6 @@ def resize(
         halves = [ids_last(rows) for rows in np.asarray(leaf)]
         return jnp.stack([jnp.concatenate([seen, np.tensordot(weight, ids, 1)]) for seen, ids in halves])
 
-    def of_agent(layer: str, parts: dict[str, np.ndarray], i: int, j: int) -> dict[str, np.ndarray]:
-        """What agent i owns in a layer, for an agent j of the new team."""
-        own = {part: leaf[i] for part, leaf in parts.items()}
-        for part in {"left", "full"} & own.keys() if layer == first and n_ids else ():
-            seen, ids = ids_last(own[part])
-            rows = np.tensordot(weight, ids, 1)
-            rows[j] = ids[i]  # an agent knows best what its own id means
-            own[part] = np.concatenate([seen, rows])
-        return own
-
     shared = nested({name: of_trunk(name, leaf) for name, leaf in by_path(params.shared).items()})
     fresh = jax.jit(lambda key: after.actor.init(key).agents)(key) if "fresh" in sources else {}
     agents = {}
@@ -129,7 +120,7 @@ def resize(
         rows = [
             jax.tree.map(lambda leaf, j=j: leaf[j], fresh[layer])
             if source == "fresh"
-            else _mean([of_agent(layer, parts, i, j) for i in members[j]])
+            else _mean([{part: leaf[i] for part, leaf in parts.items()} for i in members[j]])
             for j, source in enumerate(sources)
         ]
         agents[layer] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 from helpers import KEY, assert_close, random_like
 
-from lorasa_jax.config import NetworkConfig
-from lorasa_jax.ids import looked_up
+from lorasa_jax import ids
+from lorasa_jax.adapters import side_by_side
+from lorasa_jax.config import Config, NetworkConfig
 from lorasa_jax.networks import Network
 from lorasa_jax.policy import make_policy
-from lorasa_jax.sharing import one_trunk
+from lorasa_jax.sharing import SCHEMES
 
 LENGTH, BATCH, N, D, OUT, RANK, OWNERS = 3, 5, 4, 3, 2, 2, 2
 CASES = {
@@ -25,8 +27,9 @@ CASES = {
 }
 
 
-def factors(width: int, *lead: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.zeros((*lead, D + N, RANK), np.float32), np.zeros((*lead, RANK, width), np.float32)
+def factors(first: str, n_in: int, width: int, *lead: int) -> dict:
+    pair = {"left": np.zeros((*lead, n_in, RANK), np.float32), "right": np.zeros((*lead, RANK, width), np.float32)}
+    return {first: pair}
 
 
 @pytest.mark.parametrize(("case", "seen"), [*((case, D) for case in CASES), ("normalised", 2)])
@@ -42,16 +45,30 @@ def test_outputs_and_gradients_are_those_of_the_one_hot_vector(case, seen):
 
     wide = jnp.zeros((LENGTH, BATCH, D + N))
     params = jax.eval_shape(network.init, KEY, carry, wide, opens)["params"]
-    own = dict(zip(("left", "right"), factors(params[first]["kernel"].shape[1]), strict=True))
-    own |= dict(zip(("lefts", "rights"), factors(params[first]["kernel"].shape[1], OWNERS), strict=True))
-    variables = random_like({"params": params, "delta": {first: own}})
+    out = params[first]["kernel"].shape[1]
+    some, all_rows, one_row = factors(first, D + N, out, OWNERS), factors(first, D + N, out), factors(first, D + 1, out)
+    variables = random_like({"params": params, "roles": some, "shared": all_rows, "own": one_row})
+
+    def delta_of(roles, shared, own):
+        """Corrections of owners that change, of one owner of several agents, and of the agent alone."""
+        given = {"lefts": roles[first]["left"], "rights": roles[first]["right"], **own[first]}
+        return side_by_side({first: given}, shared)
 
     def one_hot(variables, agent):
         seen = jnp.concatenate([obs, jnp.broadcast_to(jax.nn.one_hot(agent, N), (*obs.shape[:-1], N))], axis=-1)
-        return network.apply(variables, carry, seen, opens, jnp.append(valid, jnp.ones(N, bool)), owner)[1]
+        left = variables["own"][first]["left"]
+        rows = jnp.zeros((D + N, RANK)).at[:D].set(left[:D]).at[D + agent].set(left[D])
+        own = {first: {**variables["own"][first], "left": rows}}
+        given = {"params": variables["params"], "delta": delta_of(variables["roles"], variables["shared"], own)}
+        return network.apply(given, carry, seen, opens, jnp.append(valid, jnp.ones(N, bool)), owner)[1]
 
     def lookup(variables, agent):
-        return network.apply(looked_up(variables, first, N, agent), carry, obs, opens, valid, owner, n_ids=N)[1]
+        trunk = variables["params"]
+        params, row = ids.looked_up(trunk, first, N, agent)
+        fold = partial(ids.looked_up_own, trunk=trunk, layer=first, n_ids=N, agent=agent)
+        delta = delta_of(jax.vmap(fold)(variables["roles"]), fold(variables["shared"]), fold(variables["own"]))
+        delta = side_by_side(delta, {first: ids.beside(row, len(params[first]["kernel"]))})
+        return network.apply({"params": params, "delta": delta}, carry, obs, opens, valid, owner, n_ids=N)[1]
 
     def both(unroll):
         def follow(variables, agent):
@@ -69,18 +86,20 @@ def test_outputs_and_gradients_are_those_of_the_one_hot_vector(case, seen):
 
 
 @pytest.mark.parametrize("input_norm", [True, False])
-def test_a_sample_costs_the_same_in_a_team_of_any_size(input_norm):
-    """No array of the program has an entry for every two agents: no one-hot ids, and no kernel of each agent's own."""
+@pytest.mark.parametrize("scheme", ["ps_id", "lorasa"])
+def test_a_sample_costs_the_same_in_a_team_of_any_size(input_norm, scheme):
+    """No array of a program has an entry for every two agents: no one-hot ids, no row of an agent's own for each id."""
     config = NetworkConfig(hidden=4, layers=1, layers_after=1, input_norm=input_norm)
     network, n_agents = Network(config, OUT, head_gain=1.0), 300
-    policy = make_policy(one_trunk(n_agents, agent_id=True), network, D)
+    policy = make_policy(SCHEMES[scheme](n_agents, Config(rank=1)), network, D)
     carry, obs = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, n_agents, 4), (2, 1, n_agents, D)))
 
     def loss(params, *inputs):
         return jnp.sum(policy.unroll(params, *inputs)[1])
 
-    inputs = jax.eval_shape(policy.init, KEY), carry, obs, jax.ShapeDtypeStruct((2, 1), bool)
-    program = str(jax.make_jaxpr(jax.grad(loss))(*inputs))
-    shapes = set(re.findall(r"f32\[([\d,]+)\]", program))
-    assert f"1,{n_agents + D},4" in shapes  # that of the trunk
-    assert max(math.prod(int(n) for n in shape.split(",")) for shape in shapes) < n_agents**2
+    params, opens = jax.eval_shape(policy.init, KEY), jax.ShapeDtypeStruct((2, 1), bool)
+    learns, plays = jax.make_jaxpr(jax.grad(loss))(params, carry, obs, opens), jax.make_jaxpr(policy.to_play)(params)
+    for program in (str(learns), str(plays)):
+        shapes = set(re.findall(r"f32\[([\d,]+)\]", program))
+        assert f"1,{n_agents + D},4" in shapes  # that of the trunk
+        assert max(math.prod(int(n) for n in shape.split(",")) for shape in shapes) < n_agents**2

@@ -57,7 +57,7 @@ def test_each_agent_is_its_own_network_alone(scheme):
     t, (carry, obs, first) = team(scheme), team(scheme).inputs
     sharing = t.policy.sharing
     for i, group in enumerate(sharing.groups):
-        trunk, own = (row_of(tree, k) for tree, k in zip(t.params, (group, i), strict=True))
+        trunk, own = row_of(t.params.shared, group), row_of(t.policy.whole(t.params), i)
         ids = np.broadcast_to(np.eye(N, dtype=np.float32)[i], (T, E, N))
         seen = np.concatenate([obs[:, :, i], ids], axis=-1) if sharing.agent_id else obs[:, :, i]
         alone = network_alone()({"params": sharing.adapter.merge(trunk, own)}, carry[:, i], seen, first)
@@ -170,8 +170,13 @@ def weights_of(t: SimpleNamespace, owners: tuple[int, ...]) -> dict:
     weights = jax.tree.map(np.array, row_of(t.params.shared, 0))
     for stack, k, rank in zip(t.levels.values(), owners, t.ranks, strict=True):
         for layer, parts in jax.tree.map(np.asarray, row_of(stack, k)).items():
-            full = "full" in parts
-            weights[layer]["kernel"] += parts["full"] if full else SCALE[rank] * parts["left"] @ parts["right"]
+            added = parts["full"] if "full" in parts else SCALE[rank] * parts["left"] @ parts["right"]
+            kernel = weights[layer]["kernel"]
+            if len(added) < len(kernel):  # of the ids it has the agent's own alone
+                kernel[D + k] += added[D]
+                kernel[:D] += added[:D]
+            else:
+                kernel += added
     return weights
 
 
@@ -222,10 +227,31 @@ def test_a_role_for_every_agent_is_adapters_of_their_own():
     params = team("lorasa").params
     started = [jax.jit(policy.graft)(KEY, params) for policy in policies]
     assert_same(started[1], started[0])
-    assert_same(started[2], started[0])
+    assert_same(started[2].agents, policies[0].whole(started[0]))
     t, everyone = team("lorasa"), np.broadcast_to(np.arange(N), (T, E, N))
-    for policy in policies[1:]:
-        assert_close(jax.jit(policy.unroll)(t.params, *t.inputs, owner=everyone), t.outputs, atol=2e-6)
+    for policy, params in zip(
+        policies[1:], (t.params, t.params._replace(agents=t.policy.whole(t.params))), strict=True
+    ):
+        assert_close(jax.jit(policy.unroll)(params, *t.inputs, owner=everyone), t.outputs, atol=2e-6)
+
+
+@pytest.mark.parametrize("scheme", ["lorasa", "seps_lora", "mtl", "hyper"])
+def test_what_an_agent_owns_alone_has_a_row_for_its_own_id_and_no_other(scheme):
+    t = team(scheme)
+    whole, parts = t.policy.whole(t.params), t.params.agents
+    for name, leaf in jax.tree_util.tree_leaves_with_path(whole):
+        before = parts
+        for key in name:
+            before = before[key.key]
+        if leaf.shape == before.shape:
+            assert_same(leaf, before)
+            continue
+        assert scheme == "lorasa" and name[0].key == "fc1"
+        assert (before.shape[1], leaf.shape[1]) == (D + 1, D + N)
+        assert_same(leaf[:, :D], before[:, :D])
+        for i in range(N):
+            assert_same(leaf[i, D:], np.eye(N, dtype=np.float32)[i][:, None] * before[i, D])
+    assert (parts["fc1"]["left"].shape[1] == D + 1) if scheme == "lorasa" else True
 
 
 def test_fresh_adapters_of_roles_and_agents_are_the_identity():
