@@ -154,7 +154,8 @@ def test_parameters_are_counted_by_hand(scheme):
 
     width = env.spec.obs_dim + (n if scheme in ("ps_id", "ps_restart", "lorasa") else 0)
     kernels, trunk = network(width, env.spec.n_actions)
-    own = sum(rank * (i + o) if rank < min(i, o) else i * o for i, o in kernels)
+    seen = env.spec.obs_dim + (scheme == "lorasa")  # and the agent's own id
+    own = sum(rank * (i + o) if rank < min(i, o) else i * o for i, o in [(seen, hidden), *kernels[1:]])
     weights = sum(i * o for i, o in kernels)
     head = kernels[-1][0] * kernels[-1][1] + kernels[-1][1]
     shared, per_agent = {
