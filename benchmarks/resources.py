@@ -117,13 +117,12 @@ def line(record: dict[str, Any]) -> Iterator[str]:
     """Yields what the README says."""
     ratios = {n: of(record, "lorasa", n)["bytes"] / of(record, "nps", n)["bytes"] for n in AGENTS}
     work = {n: of(record, "lorasa", n)["operations"] / of(record, "ps_id", n)["operations"] for n in (8, AGENTS[-1])}
-    without = of(record, "seps_lora", AGENTS[-1])["bytes"] / of(record, "nps", AGENTS[-1])["bytes"]
     yield (
         "In the second phase LoRASA's actors and their optimiser take "
         + ", ".join(f"{ratio:.2f}" for ratio in ratios.values())
         + " of the bytes that a network for every agent takes, with "
         + ", ".join(f"{n:,}" for n in ratios)
-        + f" agents (without ids, under `seps_lora`, {without:.2f} with the most), and an update does "
+        + " agents, and an update does "
         + " and ".join(f"{ratio:.2f} (N = {n:,})" for n, ratio in work.items())
         + " of the operations of one for the shared policy: [docs/resources.md](docs/resources.md)."
     )
