@@ -1,9 +1,10 @@
-"""How long updates take, scheme against scheme: python benchmarks/update.py --hidden 128.
+"""How long updates and rollouts take, scheme against scheme: python benchmarks/update.py --hidden 128.
 
 One update of each is run in turn, again and again, in one process; what is printed are medians and,
 pair by pair, ratios to the first of its group; the operations of its matrix products, counted in the program;
-and their rate as a share of the machine's, measured in the same run with one large product. The rollout is random
-numbers: nobody plays.
+and their rate as a share of the machine's, measured in the same run with one large product. The rollout that is learnt
+from is random numbers. Then rollouts are played, with networks as they start, and the weights to play with are
+part of it.
 """
 
 from __future__ import annotations
@@ -84,13 +85,18 @@ def peak() -> float:
     return 2 * size**3 / min(seconds(partial(product, matrix, matrix)) for _ in range(5))
 
 
-def make_update(config: Config, env: Any, told: dict[str, str | bool]) -> tuple[Callable[[], Any], dict[str, float]]:
-    """Returns a compiled update of the scheme's last phase to be called, its sizes in bytes, and its operations."""
+def make_programs(
+    config: Config, env: Any, told: dict[str, str | bool]
+) -> tuple[Callable[[], Any], Callable[[], Any], dict[str, float]]:
+    """Returns an update and a rollout (not yet compiled) of the last phase, and sizes in bytes and operations."""
     trainer = make_trainer(config, env, adapting=is_two_phase(config, env))
     state = jax.jit(trainer.init)(jax.random.key(0))
-    weights = jax.eval_shape(trainer.weights, state)
-    played = weights, state.learner.critic, state.rollout, state.key, state.iteration
-    _, trajectory, _ = jax.eval_shape(trainer.collect, *played)
+
+    def play(state: Any) -> Any:
+        weights = trainer.weights(state)
+        return trainer.collect(weights, state.learner.critic, state.rollout, state.key, state.iteration)
+
+    _, trajectory, _ = jax.eval_shape(play, state)
     inputs = state, state.rollout, fill(trajectory)
     traced = jax.jit(trainer.update).trace(*inputs)
     program = traced.lower().compile(compiler_options=told)
@@ -101,13 +107,32 @@ def make_update(config: Config, env: Any, told: dict[str, str | bool]) -> tuple[
         "peak temporaries": program.memory_analysis().temp_size_in_bytes,
         "operations": operations(live(traced.jaxpr.jaxpr)),
     }
-    return partial(program, *inputs), sizes
+    return partial(program, *inputs), partial(jax.jit(play, compiler_options=told), state), sizes
 
 
-def seconds(update: Callable[[], Any]) -> float:
+def seconds(program: Callable[[], Any]) -> float:
     began = time.perf_counter()
-    jax.block_until_ready(update())
+    jax.block_until_ready(program())
     return time.perf_counter() - began
+
+
+def in_turn(programs: dict[str, Callable[[], Any]], pairs: int) -> dict[str, list[float]]:
+    """Returns the seconds of every program, each run as often, one after the other."""
+    for program in programs.values():
+        program()
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    for _ in range(pairs):
+        for name, program in programs.items():
+            times[name].append(seconds(program))
+    return times
+
+
+def compared(times: dict[str, list[float]], name: str) -> str:
+    """Returns the median of a program, and its ratio to the first, pair by pair."""
+    first = next(iter(times.values()))
+    ratios = sorted(a / b for a, b in zip(times[name], first, strict=True))
+    usual = statistics.median(times[name])
+    return f"{1e3 * usual:6.0f} ms {statistics.median(ratios):7.2f} {ratios[0]:6.2f}-{ratios[-1]:5.2f}"
 
 
 def main() -> None:
@@ -133,30 +158,26 @@ def main() -> None:
     print(f"{options.task}, width {options.hidden}, {options.n_envs} x {options.rollout_length} steps")
     print(f"{device}, {cores} cores")
     for title, cases in GROUPS.items():
-        updates, sizes = {}, {}
+        updates, rollouts, sizes = {}, {}, {}
         for sharing, algo, scope in cases:
             config = replace(base, sharing=sharing, algo=algo, critic=replace(base.critic, scope=scope))
             name = f"{sharing} {algo}"
-            updates[name], sizes[name] = make_update(config, env, {} if options.untold else compiler_options())
-            updates[name]()
-        times = {name: [] for name in updates}
-        for _ in range(options.pairs):
-            for name, update in updates.items():
-                times[name].append(seconds(update))
-        first, *_ = updates
+            told = {} if options.untold else compiler_options()
+            updates[name], rollouts[name], sizes[name] = make_programs(config, env, told)
+        times = in_turn(updates, options.pairs)
         best = peak()
         columns = f"{'median':>9} {'ratio':>7} {'spread':>13} {'actor+Adam':>11} {'temporaries':>12}"
         print(f"\n{title}; peak {best / 1e9:.0f} GFLOP/s\n{'':14} {columns} {'GFLOP':>6} {'of peak':>8}")
         for name in updates:
-            ratios = sorted(a / b for a, b in zip(times[name], times[first], strict=True))
             held, temporaries, work = (size / 1e6 for size in sizes[name].values())
-            usual = statistics.median(times[name])
-            share = 1e6 * work / usual / best
+            share = 1e6 * work / statistics.median(times[name]) / best
             print(
-                f"{name:14} {1e3 * usual:6.0f} ms {statistics.median(ratios):7.2f} "
-                f"{ratios[0]:6.2f}-{ratios[-1]:5.2f} "
-                f"{held:8.2f} MB {temporaries:9.1f} MB {work / 1e3:6.1f} {share:8.2f}"
+                f"{name:14} {compared(times, name)} {held:8.2f} MB {temporaries:9.1f} MB {work / 1e3:6.1f} {share:8.2f}"
             )
+        algorithms = {algo for _, algo, _ in cases}
+        played = in_turn(rollouts if len(algorithms) == 1 else {}, options.pairs)
+        for name in played:
+            print(f"{name + ', played':21} {compared(played, name)}")
 
 
 if __name__ == "__main__":

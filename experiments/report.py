@@ -149,7 +149,7 @@ class Reporter:
 
 
 def add(directories: Sequence[Path], name: str, root: Path) -> Path:
-    """Keeps finished runs as one experiment; returns where."""
+    """Keeps finished runs as one experiment, in place of what was kept of it before; returns where."""
     from records import RECORD, make_record, write_record
 
     for directory in directories:
@@ -192,7 +192,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with polite():
         config = read_flags(ReportConfig, sys.argv[1:] if argv is None else argv)
         if config.add:
-            print(f"kept in {add(config.add, config.name, config.root)}")
+            known = set(config.root.glob("results/*"))
+            path = add(config.add, config.name, config.root)
+            print(f"kept in {path}" + (", in place of what was there" if path.parent in known else ""))
         reporter = Reporter(config.root)
         if config.check:
             wrong = next(differences(reporter), None)

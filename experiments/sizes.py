@@ -46,7 +46,7 @@ def rows(config: Config, env: Env) -> Iterator[list[str]]:
     for name in SCHEMES:
         scheme = as_scheme(config, name)
         if scheme is None:
-            yield [name, *["needs --groups"] * 6]
+            yield [name, "needs --groups", *["-"] * 5]
             continue
         first, two_phase = make_trainer(scheme, env), is_two_phase(scheme, env)
         last = make_trainer(scheme, env, adapting=True) if two_phase else first

@@ -130,7 +130,7 @@ def test_a_record_holds_what_a_sweep_left(kept: Path) -> None:
 
 def test_a_forks_size_is_that_of_its_own_rank(kept: Path) -> None:
     sizes = {point.name: point.params["per_agent"] for point in read(kept).points}
-    widths = [(16, 16)] * 1 + [(2 + 4, 16)]  # hidden layers, and the first, which sees a symbol and the id
+    widths = [(16, 16)] * 1 + [(2 + 1, 16)]  # hidden layers, and the first, which sees a symbol and its own id
     head = min(2 * (16 + 4), 16 * 4)
     assert sizes["lorasa, switch_step 128, rank 2"] == sum(2 * (i + o) for i, o in widths) + head
 
