@@ -209,8 +209,9 @@ def test_what_a_role_owns_is_counted_once(roles):
         config = small_config(sharing="lorasa", adapter_key=key)
         sizes[key] = count_params(make_trainer(config, env, adapting=True))
     own = sizes["agent"]["per_agent"]
+    of_role = own + 2 * config.rank  # of the first layer it has rows for the ids of all three agents
     assert [(x["owners"], x["per_agent"], x["actors"] - x["shared"]) for x in sizes.values()] == [
         (3, own, 3 * own),
-        (2, own, 2 * own),
-        (5, 2 * own, 5 * own),
+        (2, of_role, 2 * of_role),
+        (5, own + of_role, 3 * own + 2 * of_role),
     ]

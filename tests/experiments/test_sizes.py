@@ -49,7 +49,7 @@ def test_every_scheme_has_the_size_that_its_formula_says(paper: sizes.SizesConfi
         "mtl": (plain - head, head, plain - head + N * head, 1 + N),
         "hyper": (plain + rank * weights, rank, plain + rank * (weights + N), 1 + N),
         "mask": (plain, weights, plain + N * weights, 1 + N),
-        "lorasa": (with_id, adapters(width + N), with_id, 1, N * adapters(width + N), N),
+        "lorasa": (with_id, adapters(width + 1), with_id, 1, N * adapters(width + 1), N),
         "seps": (2 * plain, 0, 2 * plain, 2),
         "seps_lora": (2 * plain, adapters(width), 2 * plain, 2, N * adapters(width), N),
     }
@@ -73,7 +73,7 @@ def test_the_width_that_matches_is_the_closest(paper: sizes.SizesConfig) -> None
         inside = sum((i * (hidden if i == 1 else 1) + 1) * o * hidden for i, o in kernels)
         return N * (inside + (hidden + 1) * 6 + 2 * (80 + 5 * hidden))
 
-    assert (size, goal) == (separate(hidden), network(85, 6) + N * (8 * (85 + 64) + 896 * 8 + 64 * 6))
+    assert (size, goal) == (separate(hidden), network(85, 6) + N * (8 * (81 + 64) + 896 * 8 + 64 * 6))
     assert abs(size - goal) == min(abs(separate(h) - goal) for h in range(1, 100))
 
 
