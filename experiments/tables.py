@@ -52,7 +52,12 @@ def signed(value: float, name: str) -> str:
     return found if found.startswith("-") else f"+{found}"
 
 
-def spread(value: float, interval: tuple[float, float], name: str, form: Callable[[float, str], str] = number) -> str:
+def spread(
+    value: float, interval: tuple[float, float], runs: int, name: str, form: Callable[[float, str], str] = number
+) -> str:
+    """Returns a value and its interval, which a single run does not have."""
+    if runs == 1:
+        return form(value, name)
     low, high = (form(bound, name).removesuffix(" %") for bound in interval)
     return f"{form(value, name)} [{low}, {high}]"
 
@@ -160,7 +165,7 @@ def _quality(point: Point, name: str, best: bool, reach: bool, exact: bool) -> L
     yield str(len(point.runs))
     shown = [(stats.iqm, greedy), (stats.mean, greedy), (stats.mean, sampled)]
     for f, values in [*shown, *([(stats.mean, scores([point], "best"))] if best else [])]:
-        yield spread(float(f(values)), stats.interval(f, values), name)
+        yield spread(float(f(values)), stats.interval(f, values), len(values), name)
     if exact:
         known = point.ceiling
         yield f"{number(known['greedy'])}; {number(known['sampled'])}" if known else "not known"
@@ -203,7 +208,7 @@ def overall(e: Experiment) -> Lines:
     for name, points in whole.items():
         mine, kind = scores(points), metric(points[0].env)
         aggregates: list[Callable] = [stats.iqm, stats.mean]
-        row = [f"`{name}`", *(spread(float(f(mine)), stats.interval(f, mine), kind) for f in aggregates)]
+        row = [f"`{name}`", *(spread(float(f(mine)), stats.interval(f, mine), len(mine), kind) for f in aggregates)]
         row.append(number(float(stats.optimality_gap(mine))))
         rows.append([*row, *("" if other == name else _improvement(scores(whole[other]), mine) for other in adapted)])
     yield from table(["scheme", "IQM", "mean", "gap to 1", *(f"P(`{name}` above)" for name in adapted)], rows)
@@ -242,20 +247,20 @@ def _compare(adapted: Point, other: Point) -> Iterator[list[str]]:
     if pairs:
         x, y = (np.array([run.final["greedy"][name] for run in side], float) for side in zip(*pairs, strict=True))
         found = stats.paired(x, y)
-        difference, interval, p, runs = found.mean, found.interval, f"{found.p:.2g}", f"{found.pairs} pairs"
+        difference, interval, p, runs = (
+            found.mean,
+            found.interval,
+            f"{found.p:.2g}",
+            f"{found.pairs} pair{'s' * (found.pairs > 1)}",
+        )
         x, y = x[:, None], y[:, None]
     else:
         x, y = scores([adapted]), scores([other])
         interval = stats.interval(lambda x, y: stats.mean(x) - stats.mean(y), x, y)
         difference, p, runs = float(x.mean() - y.mean()), "", f"{len(x)} and {len(y)}"
-    yield [
-        f"`{adapted.name}`",
-        f"`{other.name}`",
-        runs,
-        spread(difference, interval, name, signed),
-        p,
-        _improvement(x, y),
-    ]
+    shown = spread(difference, interval, max(len(x), len(y)), name, signed)
+    several = len(x) > 1 or len(y) > 1  # of a single run there is nothing to say but the difference
+    yield [f"`{adapted.name}`", f"`{other.name}`", runs, shown, *([p, _improvement(x, y)] if several else ["", ""])]
 
 
 def _is_pair(adapted: Run, other: Run | None) -> bool:
@@ -315,7 +320,7 @@ def by_seed(e: Experiment) -> Lines:
             cells = []
             for kind in ("return", "win_rate"):
                 values = scores([point], play, kind)
-                cells.append(spread(float(values.mean()), stats.interval(stats.mean, values), kind))
+                cells.append(spread(float(values.mean()), stats.interval(stats.mean, values), len(values), kind))
             each = ", ".join(number(run.final[play][name], name).removesuffix(" %") for run in runs)
             rows.append([play, *cells, each])
         yield from table(["play", "return", "win rate", f"{words(name)} by seed"], rows)

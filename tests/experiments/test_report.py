@@ -165,6 +165,20 @@ def test_a_level_that_was_not_reached_counts_as_late(kept: Path) -> None:
     assert list(tables._quality(two, "return", True, True, False))[-1] == "128 (2 of 3)"
 
 
+def test_a_single_run_has_no_interval(kept: Path) -> None:
+    points = {point.name: point for point in read(kept).points}
+    one = {name: replace(point, runs={3: point.runs[3]}) for name, point in points.items()}
+    cells = list(tables._quality(one["nps"], "return", True, True, False))
+    assert not any("[" in cell for cell in cells)
+    lorasa, restart = one["lorasa, switch_step 128, rank 2"], one["ps_restart, switch_step 128"]
+    ((*_, runs, difference, p, above),) = tables._compare(lorasa, restart)
+    assert (runs, p, above) == ("1 pair", "", "")
+    assert "[" not in difference
+    ((*_, runs, difference, p, above),) = tables._compare(points["lorasa, switch_step 128, rank 2"], points["nps"])
+    assert runs == "3 and 3"
+    assert "[" in difference and "[" in above
+
+
 def test_targets_are_shown_met_or_missed(kept: Path) -> None:
     lines = list(tables.targets(read(kept)))
     assert any("+0.200 | +0.200 | met |" in line for line in lines)
