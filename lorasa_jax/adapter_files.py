@@ -151,6 +151,7 @@ def save(directory: Path | str, params: PolicyParams, system: System) -> Path:
     unfinished.mkdir(parents=True)
     (unfinished / CONFIG_FILE).write_text(json.dumps(fields, indent=2) + "\n")
     save_file(own, unfinished / WEIGHTS_FILE)
+    (unfinished / WEIGHTS_FILE).chmod((unfinished / CONFIG_FILE).stat().st_mode)  # not for their writer alone
     unfinished.rename(directory)
     return directory
 

@@ -68,6 +68,7 @@ def test_adapters_come_back_to_the_bit_and_fit_their_backbone(tmp_path: Path, sc
     params = random_params(system.actor)
     folder = adapters.save(tmp_path / "new" / "team", params, system)
     assert {path.name for path in folder.iterdir()} == {CONFIG_FILE, WEIGHTS_FILE}
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1, "who may read the one may read the other"
     assert [path.name for path in folder.parent.iterdir()] == ["team"]
     team = adapters.load(folder)
     assert_same(team.own, params.agents)
