@@ -1,4 +1,4 @@
-"""What is gained by derivatives that are written out, and by gates in three arrays: python benchmarks/derivatives.py.
+"""What is gained by derivatives that are written out: python benchmarks/derivatives.py.
 
 Each is timed against the plain form of the same function, in turn, again and again; both are compiled as runs compile.
 CPUs only: what is looked at are habits of XLA's CPU compiler (docs/performance.md).
@@ -19,28 +19,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from lorasa_jax.distributions import squashed_normal
-from lorasa_jax.networks import affine, gru
+from lorasa_jax.networks import affine, gru, gru_step
 from lorasa_jax.programs import compiler_options
 
 
-def plain_gru(kernel: Any, gates: Any, h: Any) -> Any:
-    """A GRU over time for gates [L, R, 3H], which every step splits; to be differentiated automatically."""
+def plain_gru(weights: Any, gates: Any, h: Any, first: Any) -> Any:
+    """The steps of a GRU one after the other, to be differentiated automatically."""
 
     def step(h: Any, now: Any) -> tuple[Any, Any]:
-        r_x, z_x, n_x = jnp.split(now, 3, axis=-1)
-        r_h, z_h, n_h = jnp.split(h @ kernel, 3, axis=-1)
-        z = jax.nn.sigmoid(z_x + z_h)
-        h = (1 - z) * jnp.tanh(n_x + jax.nn.sigmoid(r_x + r_h) * n_h) + z * h
+        h, _ = gru_step(weights, h, *now, None)
         return h, h
 
-    return jax.lax.scan(step, h, gates)[1]
+    return jax.lax.scan(step, h, (gates, first))[1]
 
 
-def our_gru(kernel: Any, gates: Any, h: Any) -> Any:
-    """The same for gates in three arrays, as the network has it."""
-    kernels = jnp.split(kernel, 3, axis=1)
-    weights = {"kernel": kernels, "bias": [jnp.zeros(len(kernel))] * 3}
-    return gru(weights, h, gates, jnp.zeros(gates[0].shape[:2], bool), None)
+def our_gru(weights: Any, gates: Any, h: Any, first: Any) -> Any:
+    """The same, as the network has it."""
+    return gru(weights, h, gates, first, None)
 
 
 def plain_entropy(mean: Any, log_std: Any) -> Any:
@@ -91,15 +86,12 @@ def main() -> None:
         return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
     rows, h, told = o.agents * o.sequences, o.hidden, compiler_options()
-    kernel, gates, start = draw(h, 3 * h), draw(o.length, rows, 3 * h), draw(rows, h)
-    whole, three = (kernel, gates, start), (kernel, jnp.split(gates, 3, axis=-1), start)
     cores = len(os.sched_getaffinity(0))
     print(f"width {h}, {o.agents} agents x {o.sequences} sequences x {o.length} steps, {cores} cores")
-    print("a GRU, gates in three arrays / in one:", ratio(o.pairs, (plain_gru, whole, told), (our_gru, three, told)))
-    automatic, written = (
-        (gradient(f), (*inputs, draw(o.length, rows, h)), told) for f, inputs in ((plain_gru, whole), (our_gru, three))
-    )
-    print("its gradient, in three arrays and written out / in one and automatic:", ratio(o.pairs, automatic, written))
+    first = jnp.zeros((o.length, rows), bool)
+    inputs = {"kernel": draw(h, 3 * h), "bias": draw(3 * h)}, draw(o.length, rows, 3 * h), draw(rows, h), first
+    automatic, written = ((gradient(f), (*inputs, draw(o.length, rows, h)), told) for f in (plain_gru, our_gru))
+    print("gradient of a GRU, written out / automatic:", ratio(o.pairs, automatic, written))
 
     def team(layer: Callable) -> Callable:
         mapped = jax.vmap(layer, in_axes=(0, None, None))

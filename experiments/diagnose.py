@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from lorasa_jax.diagnosis import Diagnosis
 
 
+SAID_IN = "diagnosis.json"
 SECONDS_BETWEEN = 15.0
 """Between two lines of progress where there is no terminal."""
 
@@ -144,6 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from evaluate import keys
         from record import versions, write_json
 
+        made_with = run_of(config.run) / "versions.json"
         label, progress = labels_of(config.run)[row], Progress()
         known = Learner(team.params, team.critic, {}, {}, team.value_norm, team.inputs)
         learner = jax.tree.map(lambda leaf: leaf[row], known)
@@ -164,14 +167,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             "settings": dataclasses.asdict(config),
             "config": dataclasses.asdict(team.system.config),
             "versions": versions(),
+            "trained_with": json.loads(made_with.read_text()) if made_with.exists() else None,
             "dropped_shares": list(DROPPED),
         }
-        write_json(out / "diagnosis.json", {**about, **as_dict(found)})
+        how = "sampled" if config.sampled else "greedy"
+        title = f"{team.system.env.spec.name}, {words(label)}, {config.episodes} {how} episodes, from {checkpoint}"
+        said = [title, *report(found)]
+        write_json(out / SAID_IN, {**about, "said": said, **as_dict(found)})
         for name, figure in pictures(found).items():
             figure.savefig(out / f"{name}.png", dpi=130)
-        how = "sampled" if config.sampled else "greedy"
-        print(f"{team.system.env.spec.name}, {words(label)}, {config.episodes} {how} episodes, from {checkpoint}")
-        print("\n".join(report(found)))
+        print("\n".join(said))
         print(f"numbers and figures are in {out}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,8 @@ import numpy as np
 
 from lorasa_jax import stats
 
-from records import Experiment
+from across import overview
+from records import Experiment, Point
 from tables import everywhere, metric, scores, words
 
 if TYPE_CHECKING:
@@ -22,20 +24,25 @@ Data = dict[str, Any]
 
 
 def curves(e: Experiment) -> Data:
-    """Returns the greedy curves of every scheme in every task, [steps, value] for each seed."""
-    place = {"win_rate": 1, "return": 2}
+    """Returns the greedy curves of every scheme in every task."""
+    return {task: {point.name: _curve(point) for point in points} for task, points in e.by_task.items()}
+
+
+def beside(experiments: Iterable[Experiment]) -> Data:
+    """Returns the greedy curves of adapters, shared and separate policies, in every task that has them all."""
     return {
-        task: {
-            point.name: {
-                "metric": metric(point.env),
-                "switches": sorted({run.switch_step for run in point.runs.values() if run.switch_step}),
-                "seeds": [
-                    [[row[0], row[place[metric(point.env)]]] for row in run.curve] for run in point.runs.values()
-                ],
-            }
-            for point in points
-        }
-        for task, points in e.by_task.items()
+        task: {scheme: _curve(point) for scheme, point in points.items()}
+        for task, points in overview(experiments).items()
+    }
+
+
+def _curve(point: Point) -> Data:
+    """Steps and value of every evaluation, for each seed, and where seeds switched."""
+    place = {"win_rate": 1, "return": 2}[metric(point.env)]
+    return {
+        "metric": metric(point.env),
+        "switches": sorted({run.switch_step for run in point.runs.values() if run.switch_step}),
+        "seeds": [[[row[0], row[place]] for row in run.curve] for run in point.runs.values()],
     }
 
 

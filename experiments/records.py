@@ -298,6 +298,11 @@ class Point:
     runs: dict[int, Run]
 
     @property
+    def scheme(self) -> str:
+        """How parameters are shared, however else it is set."""
+        return self.name.partition(",")[0]
+
+    @property
     def adapts(self) -> bool:
         """Agents own something that is trained in a second phase."""
         return self.params["owners"] > 0 and any(run.switch_step is not None for run in self.runs.values())

@@ -65,6 +65,8 @@ class Reporter:
             for kind, data_of in figures.FIGURES.items():
                 if data := data_of(e):
                     yield kind, self.root / FIGURES_IN / f"{e.name}-{kind}.png", data
+        if data := figures.beside(self.experiments.values()):
+            yield "curves", self.root / FIGURES_IN / "beside.png", data
 
     def parts(self, e: Experiment, document: Path) -> dict[str, Iterator[str]]:
         """Returns everything that can be said of an experiment, in the order in which it is."""
@@ -79,22 +81,52 @@ class Reporter:
             "curves": self._picture(e, "curves", document),
             "profile": self._picture(e, "profile", document),
             "anchors": tables.anchors(e, self.anchors),
+            "diagnosis": self._diagnosis(e, document),
         }
 
     def _picture(self, e: Experiment, kind: str, document: Path) -> Iterator[str]:
         import figures
 
+        if figures.FIGURES[kind](e):
+            yield from self._shown(f"{e.name}-{kind}", kind, document)
+
+    def _shown(self, name: str, kind: str, document: Path) -> Iterator[str]:
         said = {
             "curves": "greedy play over environment steps: means of seeds, 95 % bootstrap intervals; dotted: switches",
             "profile": "share of runs, over all tasks, that end above each result",
         }
-        if figures.FIGURES[kind](e):
-            path = os.path.relpath(self.root / FIGURES_IN / f"{e.name}-{kind}.png", document.parent)
-            yield f"![{said[kind]}]({path})"
-            yield ""
+        yield f"![{said[kind]}]({os.path.relpath(self.root / FIGURES_IN / f'{name}.png', document.parent)})"
+        yield ""
+
+    def _diagnosis(self, e: Experiment, document: Path) -> Iterator[str]:
+        """What `diagnose.py` said of a run of the experiment, and drew, where that is kept beside the record."""
+        from diagnose import SAID_IN
+        from tables import said_by
+
+        folder = self.root / "results" / e.name / "diagnosis"
+        if (folder / SAID_IN).exists():
+            yield from said_by(folder / SAID_IN)
+            for picture in sorted(folder.glob("*.png")):
+                yield f"![{picture.stem}]({os.path.relpath(picture, document.parent)})"
+                yield ""
+
+    def wholes(self, document: Path) -> dict[str, Iterator[str]]:
+        """Returns what can be said of all experiments together."""
+        import across
+
+        known = list(self.experiments.values())
+        return {"beside": self._beside(document), "plan": across.plan(known), "cost": across.cost(known)}
+
+    def _beside(self, document: Path) -> Iterator[str]:
+        import across
+
+        rows = list(across.beside(self.experiments.values()))
+        yield from rows
+        if rows:
+            yield from self._shown("beside", "curves", document)
 
     def text(self, asked: str, document: Path) -> str:
-        """Returns what stands in a block: `PART NAME`, `all NAME`, or `cost` of all experiments.
+        """Returns what stands in a block: `PART NAME`, `all NAME`, or `beside`, `plan` or `cost` of all experiments.
 
         Raises:
             ConfigError: there is no such part or experiment.
@@ -102,8 +134,9 @@ class Reporter:
         import tables
 
         part, _, name = asked.partition(" ")
-        if part == "cost" and not name:
-            return "\n".join(tables.cost(list(self.experiments.values())))
+        wholes = self.wholes(document)
+        if part in wholes and not name:
+            return "\n".join(wholes[part])
         known = self.experiments
         require(
             name in known,
@@ -114,7 +147,7 @@ class Reporter:
         whole = {**parts, "seeds": tables.by_seed(known[name])}
         require(
             part == "all" or part in whole,
-            f"{document}: there is no part {part!r}{nearest(part, whole)}; parts: all, cost, {', '.join(whole)}",
+            f"{document}: there is no part {part!r}{nearest(part, whole)}; parts: all, {', '.join([*wholes, *whole])}",
         )
         chosen = parts.values() if part == "all" else [whole[part]]
         return "\n".join(line for lines in chosen for line in lines)

@@ -1,13 +1,15 @@
-"""What the records say, as text: each function returns the lines of one part of a document."""
+"""What a record says, as text: each function returns the lines of one part of a document."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,8 +122,8 @@ def setting(e: Experiment) -> Lines:
     runs = [run for point in e.points for run in point.runs.values()]
     seeds = numbers_of(list({run.seed for run in runs}))
     yield (
-        f"* {_few(f'{run.env_steps:,}' for run in runs)} environment steps of each seed, both phases together; "
-        f"seeds {seeds}; {_few(run.episodes for run in runs)} episodes at the end"
+        f"* {few(f'{run.env_steps:,}' for run in runs)} environment steps of each seed, both phases together; "
+        f"seeds {seeds}; {few(run.episodes for run in runs)} episodes at the end"
     )
     yield f"* settings were chosen on: {e.notes.get('tuned_on', 'not said')}"
     for source in {commit_of(s) + machine_of(s): s for s in record["sources"]}.values():
@@ -134,7 +136,7 @@ def _value(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _few(values: Any) -> str:
+def few(values: Any) -> str:
     return " or ".join(dict.fromkeys(map(str, values)))
 
 
@@ -309,9 +311,9 @@ def by_seed(e: Experiment) -> Lines:
         frozen = "; ".join(f"{n} at {step:,}" for step, n in sorted(where.items()))
         yield (
             f"`{command_of(e.record['sources'][0])}`: {point.task}, preset `{e.record['preset']['name']}`, "
-            f"{_few(f'{run.env_steps:,}' for run in runs)} steps of each of the seeds {numbers_of(list(point.runs))}"
+            f"{few(f'{run.env_steps:,}' for run in runs)} steps of each of the seeds {numbers_of(list(point.runs))}"
             + (f" (trunks frozen{by_itself}: {frozen})." if frozen else ".")
-            + f" At the end, over {_few(run.episodes for run in runs)} episodes per seed, with 95 % bootstrap intervals"
+            + f" At the end, over {few(run.episodes for run in runs)} episodes per seed, with 95 % bootstrap intervals"
             " of the means over seeds:"
         )
         yield ""
@@ -361,17 +363,15 @@ def anchors(e: Experiment, known: dict[str, Any]) -> Lines:
     yield ""
 
 
-def cost(experiments: Sequence[Experiment]) -> Lines:
-    """What every experiment took."""
-    rows = []
-    for e in experiments:
-        jobs = e.record["jobs"]
-        steps, seconds = sum(job["steps"] for job in jobs), sum(job["wall_seconds"] for job in jobs)
-        commands = "<br>".join(f"`{command_of(source)}`" for source in e.record["sources"])
-        machine = "<br>".join(dict.fromkeys(map(machine_of, e.record["sources"])))
-        commits = "<br>".join(dict.fromkeys(map(commit_of, e.record["sources"])))
-        rate = steps / sum(job["train_seconds"] for job in jobs)
-        row = [e.name, commands, commits, str(sum(len(p.runs) for p in e.points)), str(len(jobs)), f"{steps:,}"]
-        rows.append([*row, f"{rate:,.0f}", f"{seconds / 3600:.2f}", machine])
-    head = ["experiment", "commands", "commit", "runs", "programs", "steps in all", "steps/s", "hours", "machine"]
-    yield from table(head, rows)
+def said_by(path: Path) -> Lines:
+    """What a diagnosis said, word by word, with its command."""
+    kept = json.loads(path.read_text())
+    yield "**What the adapters did**"
+    yield ""
+    for source in filter(None, (kept["trained_with"], kept["versions"])):
+        yield f"* `{command_of(source)}`, commit {commit_of(source)}"
+    yield ""
+    yield "```"
+    yield from kept["said"]
+    yield "```"
+    yield ""

@@ -8,7 +8,7 @@ output.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -89,37 +89,28 @@ class Linear(nn.Module):
     Attributes:
         features: of the output, in all.
         kernel_init: of K.
-        parts: into how many equal parts the output falls.
     """
 
     features: int
     kernel_init: Callable
-    parts: int = 1
 
     @nn.compact
     def __call__(self, width: int) -> dict[str, Any]:
-        """Returns the weights: lists of one entry per part, but for `left` and `lefts`, which all parts share."""
+        """Returns the weights, those of the correction among them."""
         kernel = self.param("kernel", self.kernel_init, (width, self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-        weights: dict[str, Any] = {"kernel": kernel, "bias": bias, **self.variables.get("delta", {})}
-        whole = ("left", "lefts")
-        # The weights are split, not the output: an array per part is read and written at the speed of memory.
-        return {k: w if k in whole else jnp.split(w, self.parts, axis=-1) for k, w in weights.items()}
+        return {"kernel": kernel, "bias": bias, **self.variables.get("delta", {})}
 
 
-def linear(weights: dict[str, Any], x: Float[Array, "R I"], owner: Any) -> list[Float[Array, "R O"]]:
-    """Returns the parts of y for the weights of a `Linear` layer; `owner`: one-hot rows, or None."""
-    y = [affine(x, kernel, bias) for kernel, bias in zip(weights["kernel"], weights["bias"], strict=True)]
+def linear(weights: dict[str, Any], x: Float[Array, "R I"], owner: Any) -> Float[Array, "R O"]:
+    """Returns y for the weights of a `Linear` layer; `owner`: one-hot rows, or None."""
+    y = affine(x, weights["kernel"], weights["bias"])
     if "left" in weights:
-        bottleneck = x @ weights["left"]
-        y = [part + bottleneck @ right for part, right in zip(y, weights["right"], strict=True)]
+        y = y + (x @ weights["left"]) @ weights["right"]
     if "lefts" in weights:
         # Two products for all owners, and a mask: a gather would copy an owner's factors to every sample.
         bottleneck = jnp.einsum("ri,kis->rks", x, weights["lefts"]) * owner[..., None]
-        y = [
-            part + jnp.einsum("rks,kso->ro", bottleneck, right)
-            for part, right in zip(y, weights["rights"], strict=True)
-        ]
+        y = y + jnp.einsum("rks,kso->ro", bottleneck, weights["rights"])
     return y
 
 
@@ -139,7 +130,7 @@ class Vector(nn.Module):
 
 
 def gru_step(
-    weights: dict[str, Any], h: Float[Array, "B H"], gates_x: Sequence[Array], opens: Bool[Array, " B"], owner: Any
+    weights: dict[str, Any], h: Float[Array, "B H"], gates_x: Float[Array, "B G"], opens: Bool[Array, " B"], owner: Any
 ) -> tuple[Float[Array, "B H"], tuple[Array, ...]]:
     """Returns the next recurrent state of a GRU, and what its derivative needs: h, r, z, n, n_h.
 
@@ -148,7 +139,8 @@ def gru_step(
     (Cho et al. 2014, with the reset gate behind the product).
     """
     h = jnp.where(opens[:, None], 0.0, h)
-    (r_x, z_x, n_x), (r_h, z_h, n_h) = gates_x, linear(weights, h, owner)
+    r_x, z_x, n_x = jnp.split(gates_x, 3, axis=-1)
+    r_h, z_h, n_h = jnp.split(linear(weights, h, owner), 3, axis=-1)
     r, z = nn.sigmoid(r_x + r_h), nn.sigmoid(z_x + z_h)
     n = jnp.tanh(n_x + r * n_h)
     return (1 - z) * n + z * h, (h, r, z, n, n_h)
@@ -158,7 +150,7 @@ def gru_step(
 def gru(
     weights: dict[str, Any],
     h: Float[Array, "B H"],
-    gates_x: Sequence[Float[Array, "L B H"]],
+    gates_x: Float[Array, "L B G"],
     first: Bool[Array, "L B"],
     owner: Float[Array, "L B K"] | None,
 ) -> Float[Array, "L B H"]:
@@ -167,7 +159,7 @@ def gru(
     Args:
         weights: of the layer that h passes through.
         h: before the first step.
-        gates_x: the three parts of the layer that inputs pass through.
+        gates_x: what the layer gives that inputs pass through.
         first: steps that open an episode.
         owner: one-hot rows, or None.
     """
@@ -180,7 +172,7 @@ def gru(
 # environments then meet once for it, and not in every step.
 
 
-def _gru_forward(weights: dict[str, Any], h: Array, gates_x: Sequence[Array], first: Array, owner: Any) -> tuple:
+def _gru_forward(weights: dict[str, Any], h: Array, gates_x: Array, first: Array, owner: Any) -> tuple:
     def step(h: Array, inputs: tuple) -> tuple[Array, tuple]:
         h, kept = gru_step(weights, h, *inputs)
         return h, (h, kept)
@@ -198,15 +190,16 @@ def _gru_backward(residuals: tuple, d_carries: Float[Array, "L B H"]) -> tuple:
         d_n = d_next * (1 - z) * (1 - n**2)
         d_z = d_next * (h - n) * z * (1 - z)
         d_r = d_n * n_h * r * (1 - r)
-        (through,) = jax.vjp(lambda h: linear(weights, h, owner), h)[1]([d_r, d_z, d_n * r])
-        return jnp.where(opens[:, None], 0.0, d_next * z + through), (d_r, d_z, d_n)
+        d_gates_h = jnp.concatenate([d_r, d_z, d_n * r], axis=-1)
+        (through,) = jax.vjp(lambda h: linear(weights, h, owner), h)[1](d_gates_h)
+        return jnp.where(opens[:, None], 0.0, d_next * z + through), (d_gates_h, d_n)
 
     backwards = d_carries, first, owner, kept
-    d_start, (d_r, d_z, d_n) = jax.lax.scan(step, jnp.zeros_like(d_carries[0]), backwards, reverse=True)
-    h, r, *_ = kept
-    h, owner, *d_h = jax.tree.map(join, (h, owner, d_r, d_z, d_n * r))
-    (d_weights,) = jax.vjp(lambda weights: linear(weights, h, owner), weights)[1](d_h)
-    return d_weights, d_start, [d_r, d_z, d_n], None, None
+    d_start, (d_gates_h, d_n) = jax.lax.scan(step, jnp.zeros_like(d_carries[0]), backwards, reverse=True)
+    d_gates_x = jnp.concatenate([d_gates_h[..., : -d_n.shape[-1]], d_n], axis=-1)
+    h, owner, d_gates_h = jax.tree.map(join, (kept[0], owner, d_gates_h))
+    (d_weights,) = jax.vjp(lambda weights: linear(weights, h, owner), weights)[1](d_gates_h)
+    return d_weights, d_start, d_gates_x, None, None
 
 
 gru.defvjp(_gru_forward, _gru_backward)
@@ -275,7 +268,7 @@ class Network(nn.Module):
             carries = jnp.broadcast_to(carry, (length, *carry.shape))
         for i in range(self.config.layers_after):
             x = self._layer(f"after{i + 1}", self.config.gain_after, x, flat)
-        (x,) = linear(Linear(self.n_out, orthogonal(self.head_gain), name="head")(x.shape[-1]), x, flat)
+        x = linear(Linear(self.n_out, orthogonal(self.head_gain), name="head")(x.shape[-1]), x, flat)
         x = part(x, length)
         if self.log_std is not None:
             log_std = Vector(self.n_out, self.log_std, name="log_std")(owner)
@@ -288,7 +281,7 @@ class Network(nn.Module):
     def _layer(
         self, name: str, gain: float, x: Float[Array, "R D"], owner: Float[Array, "R K"] | None
     ) -> Float[Array, "R H"]:
-        (x,) = linear(Linear(self.config.hidden, orthogonal(gain), name=name)(x.shape[-1]), x, owner)
+        x = linear(Linear(self.config.hidden, orthogonal(gain), name=name)(x.shape[-1]), x, owner)
         x = ACTIVATIONS[self.config.activation](x)
         return self._norm(f"{name}_norm")(x) if self.config.layer_norm else x
 
@@ -301,11 +294,11 @@ class Network(nn.Module):
     ) -> Float[Array, "L B H"]:
         hidden, length = self.config.hidden, len(first)
         init = orthogonal(1.0) if self.config.gru_init == "stacked" else stacked(orthogonal(1.0), 3)
-        inward = Linear(3 * hidden, init, 3, name="gru_in")(x.shape[-1])
-        through = Linear(3 * hidden, init, 3, name="gru_hidden")(hidden)
+        inward = Linear(3 * hidden, init, name="gru_in")(x.shape[-1])
+        through = Linear(3 * hidden, init, name="gru_hidden")(hidden)
         gates_x = linear(inward, x, None if owner is None else join(owner))
 
-        inputs = [part(gate, length) for gate in gates_x], first, owner
+        inputs = part(gates_x, length), first, owner
         if length == 1:  # acting: no loop around a single step
             return gru_step(through, carry, *jax.tree.map(lambda leaf: leaf[0], inputs))[0][None]
         return gru(through, carry, *inputs)

@@ -7,8 +7,10 @@ runs. Few of them are still few: an interval of three seeds is an honest descrip
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import product
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -138,3 +140,19 @@ def sign_flip_p(differences: Sequence[float] | np.ndarray) -> float:
         signs = np.concatenate([np.ones((1, values.size)), drawn])
     sums = np.abs(signs @ values)
     return float((sums >= sums[0] - 1e-9 * np.abs(values).sum()).mean())  # equal sums may differ in their last bits
+
+
+def runs_needed(variance: float, difference: float, power: float = 0.8, level: float = 0.05) -> int:
+    """Returns how many runs show a difference of means, by the normal approximation (Cohen 1988).
+
+    n = (z_{1 - level / 2} + z_power)^2 variance / difference^2, rounded up, and as many pairs as `sign_flip_p` needs
+    for that level. A variance that a few runs gave is itself uncertain by a factor of several, and so is this.
+
+    Args:
+        variance: of the differences of pairs; of unpaired runs, the sum of both sides' variances, and n runs each.
+        difference: that should be seen, in the unit of the variance's root.
+        power: how probably it is.
+        level: of the two-sided test.
+    """
+    z = NormalDist().inv_cdf(1 - level / 2) + NormalDist().inv_cdf(power)
+    return max(math.ceil(1 - math.log2(level)), math.ceil(z**2 * variance / difference**2))

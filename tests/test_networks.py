@@ -102,7 +102,7 @@ def test_gru_equals_flax_with_its_kernels_stacked():
     def weights(names):
         layers = [cell_params[name] for name in names]
         biases = [layer.get("bias", jnp.zeros(HIDDEN)) for layer in layers]
-        return {"kernel": [layer["kernel"] for layer in layers], "bias": biases}
+        return {"kernel": jnp.concatenate([layer["kernel"] for layer in layers], 1), "bias": jnp.concatenate(biases)}
 
     gates_x = linear(weights(("ir", "iz", "in")), x, None)
     got, _ = gru_step(weights(("hr", "hz", "hn")), h, gates_x, jnp.zeros(BATCH, bool), None)
@@ -128,16 +128,15 @@ def test_derivatives_that_are_written_out_are_those_of_the_equations():
 
         return jax.lax.scan(step, h, (gates_x, first, owner))[1]
 
-    three = range(3)
-    layer = {"kernel": [draw(HIDDEN, HIDDEN) for _ in three], "bias": [draw(HIDDEN) for _ in three]}
-    ranked = {"left": draw(HIDDEN, 2), "right": [draw(2, HIDDEN) for _ in three]}
-    owned = {"lefts": draw(2, HIDDEN, 2), "rights": [draw(2, 2, HIDDEN) for _ in three]}
+    gates = 3 * HIDDEN
+    layer = {"kernel": draw(HIDDEN, gates), "bias": draw(gates)}
+    ranked = {"left": draw(HIDDEN, 2), "right": draw(2, gates)}
+    owned = {"lefts": draw(2, HIDDEN, 2), "rights": draw(2, 2, gates)}
     first = jnp.asarray(rng.random((LENGTH, BATCH)) < 0.3)
     owner = jax.nn.one_hot(rng.integers(2, size=(LENGTH, BATCH)), 2)
     for delta, whose in (({}, None), (ranked, None), (owned, owner)):
         written, plain = (lambda *inputs, f=f, whose=whose: f(*inputs, first, whose) for f in (gru, plain_gru))
-        gates_x = [draw(LENGTH, BATCH, HIDDEN) for _ in three]
-        same(written, plain, {**layer, **delta}, draw(BATCH, HIDDEN), gates_x)
+        same(written, plain, {**layer, **delta}, draw(BATCH, HIDDEN), draw(LENGTH, BATCH, gates))
 
     def team(layer):  # weights that all agents share
         return jax.vmap(layer, in_axes=(0, None, None))

@@ -150,3 +150,14 @@ def test_more_confidence_is_a_wider_interval() -> None:
     values = [0.1, 0.4, 0.9, 0.7]
     inner, outer = bootstrap_interval(values, 0.5), bootstrap_interval(values, 0.99)
     assert outer[0] < inner[0] < inner[1] < outer[1]
+
+
+def test_as_many_runs_are_planned_as_show_the_difference() -> None:
+    """Cohen's tables: 80 % power at 5 %, two-sided, for a difference of half a standard deviation."""
+    assert stats.runs_needed(1.0, 0.5) == 32  # pairs
+    assert stats.runs_needed(2.0, 0.5) == 63  # in each of two groups
+    assert stats.runs_needed(0.0, 0.5) == 6  # fewer pairs never give p < 0.05
+    n, rng = stats.runs_needed(4.0, 1.0), np.random.default_rng(0)
+    drawn = rng.normal(1.0, 2.0, (4000, n))
+    seen = np.abs(drawn.mean(1)) > 1.96 * 2.0 / np.sqrt(n)
+    assert seen.mean() == pytest.approx(0.8, abs=0.03)

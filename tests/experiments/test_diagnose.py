@@ -34,6 +34,7 @@ def test_a_run_whose_answer_is_known(saved: Path, tmp_path: Path, capsys: pytest
     np.testing.assert_allclose(np.diagonal(found["gradient"]), 1)
     assert found["layers"]["head"]["rank"] == pytest.approx([1] * 4)
     assert found["left_out"] == []
+    assert found["said"] == lines[:-1]
     for name in ("distance", "gradient", "swap", "layers", "sparsity"):
         assert (tmp_path / "d" / f"{name}.png").stat().st_size > 5000
 

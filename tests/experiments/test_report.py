@@ -15,6 +15,7 @@ import pytest
 from lorasa_jax import stats
 from lorasa_jax.config import ConfigError
 
+import across
 import figures
 import records
 import report
@@ -177,6 +178,61 @@ def test_a_single_run_has_no_interval(kept: Path) -> None:
     ((*_, runs, difference, p, above),) = tables._compare(points["lorasa, switch_step 128, rank 2"], points["nps"])
     assert runs == "3 and 3"
     assert "[" in difference and "[" in above
+
+
+def test_adapters_stand_beside_shared_and_separate_policies(kept: Path) -> None:
+    whole = read(kept)
+    assert not list(across.beside([whole]))  # a game whose best result is known says nothing of which is better
+    unknown = replace(whole, points=[replace(point, ceiling=None) for point in whole.points])
+    later = [replace(p, name="lorasa, rank 1", runs={}) for p in unknown.points if p.scheme == "lorasa"]
+    row = list(across.beside([replace(unknown, points=[*unknown.points, *later])]))[2]
+    task, steps, seeds, ps_id, ps_restart, nps, lorasa, size = row.strip("| ").split(" | ")
+    assert (task, steps, seeds) == ("own_number, return", "256", "3")
+    means = [cell.split(" [")[0] for cell in (ps_id, ps_restart, nps, lorasa)]
+    assert means == ["0.650", "0.700", "0.900", "0.900"]
+    sizes = {point.scheme: point.params["actors"] for point in whole.points}
+    assert size == f"{sizes['lorasa'] / sizes['nps']:.2f}"
+    assert list(figures.beside([unknown])["own_number"]) == ["ps_id", "ps_restart", "nps", "lorasa"]
+    without = replace(unknown, points=[point for point in unknown.points if point.scheme != "nps"])
+    assert not list(across.beside([without]))
+
+
+def test_a_plan_follows_from_spread_and_speed(kept: Path) -> None:
+    whole = read(kept)
+    points = {point.scheme: replace(point, ceiling=None) for point in whole.points}
+    first, second, third = points["lorasa"].runs.values()
+    less = replace(second, final={"greedy": {"return": 0.7, "win_rate": 0.35}})
+    points["lorasa"] = replace(points["lorasa"], runs={3: first, 4: less, 5: third})
+    task, difference, pairs, runs, hours, in_all = (
+        list(across.plan([replace(whole, points=list(points.values()))]))[2].strip("| ").split(" | ")
+    )
+    assert (task, difference) == ("own_number", "0.090")  # a tenth of what separate policies earn
+    # Above the restarted optimiser by .2, 0, .2: a variance of 4/300. Unpaired, 7/300 and 1/100.
+    assert int(pairs) == stats.runs_needed(4 / 300, 0.09)
+    assert int(runs) == stats.runs_needed(7 / 300 + 1 / 100, 0.09)
+    # 384 steps a second for whole runs, 192 and 128 of 256 steps of the budget for what goes on halfway.
+    seconds = across.DECISIVE_STEPS * (2 / points["nps"].steps_per_second + 2 * 0.5 / points["lorasa"].steps_per_second)
+    assert hours == f"{seconds / 3600:.1f}"
+    assert in_all == f"{int(runs) * seconds / 3600:,.0f}"
+
+
+def test_a_diagnosis_is_shown_as_it_was_said(kept: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(kept, root)
+    folder = root / "results/four/diagnosis"
+    folder.mkdir()
+    versions = {"command": ["python", "experiments/diagnose.py", "runs/a run"], "commit": "0123456789abcdef"}
+    trained = {**versions, "command": ["python", "experiments/run.py", "--env", "toy"]}
+    said = ["own_number, seed 3", "  distance  0.5"]
+    write_json(folder / "diagnosis.json", {"versions": versions, "trained_with": trained, "said": said})
+    (folder / "swap.png").touch()
+    report.main(["--root", str(root)])
+    text = (root / "docs/results.md").read_text()
+    assert "* `python experiments/run.py --env toy`, commit `0123456789`" in text
+    assert "* `python experiments/diagnose.py 'runs/a run'`, commit `0123456789`" in text
+    assert "```\nown_number, seed 3\n  distance  0.5\n```" in text
+    assert "![swap](../results/four/diagnosis/swap.png)" in text
+    report.main(["--check", "True", "--root", str(root)])
 
 
 def test_targets_are_shown_met_or_missed(kept: Path) -> None:

@@ -1,0 +1,92 @@
+"""What all records say together, as text: each function returns the lines of one part of a document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from lorasa_jax import stats
+
+from records import Experiment, Point
+from tables import Lines, command_of, commit_of, few, machine_of, metric, number, scores, spread, table, words
+
+SCHEMES = ("ps_id", "ps_restart", "nps", "lorasa")
+"""What is asked of every task: one shared policy, the same with a fresh optimiser, separate ones, adapters."""
+DECISIVE_STEPS = 10_000_000
+"""What published comparisons train each seed for, at the least."""
+RESOLVED = {"win_rate": 0.05, "return": 0.1}
+"""Differences worth seeing: of win rates as they are, of returns as a share of separate policies'."""
+
+
+def overview(experiments: Iterable[Experiment]) -> dict[str, dict[str, Point]]:
+    """Returns those schemes in every task where adapters were run beside shared and separate policies.
+
+    Of a scheme with several settings it is the first one. Games whose best result is known exactly are left out.
+    """
+    found = {}
+    for e in experiments:
+        for task, points in e.by_task.items():
+            first = {point.scheme: point for point in reversed(points)}
+            if {"ps_id", "nps", "lorasa"} <= first.keys() and not any(point.ceiling for point in points):
+                name = task if points[0].algo == "mappo" else f"{task}, {points[0].algo}"
+                found[name] = {scheme: first[scheme] for scheme in SCHEMES if scheme in first}
+    return found
+
+
+def beside(experiments: Iterable[Experiment]) -> Lines:
+    """Adapters beside shared and separate policies: means of greedy play at the end."""
+    rows = []
+    for task, points in overview(experiments).items():
+        of_all = [run for point in points.values() for run in point.runs.values()]
+        steps, seeds = few(f"{run.env_steps:,}" for run in of_all), few(len(p.runs) for p in points.values())
+        cells = [_mean(points[scheme]) if scheme in points else "" for scheme in SCHEMES]
+        size = points["lorasa"].params["actors"] / points["nps"].params["actors"]
+        rows.append([f"{task}, {words(metric(points['nps'].env))}", steps, seeds, *cells, f"{size:.2f}"])
+    names = [f"`{scheme}`" for scheme in SCHEMES]
+    yield from table(["task", "steps", "seeds", *names, "parameters, `lorasa` / `nps`"], rows)
+
+
+def _mean(point: Point) -> str:
+    found = scores([point])
+    return spread(float(found.mean()), stats.interval(stats.mean, found), len(found), metric(point.env))
+
+
+def plan(experiments: Iterable[Experiment]) -> Lines:
+    """What it would take to see a difference, at the spread and the speed that were measured."""
+    rows = []
+    for task, points in overview(experiments).items():
+        if len(points) < len(SCHEMES) or min(len(point.runs) for point in points.values()) < 2:
+            continue
+        kind = metric(points["nps"].env)
+        x, control, apart = (scores([points[scheme]]) for scheme in ("lorasa", "ps_restart", "nps"))
+        difference = RESOLVED[kind] * (1 if kind == "win_rate" else float(apart.mean()))
+        pairs = stats.runs_needed(float((x - control).var(ddof=1)), difference)
+        runs = stats.runs_needed(float(x.var(ddof=1) + apart.var(ddof=1)), difference)
+        hours = sum(_hours(point, points["ps_id"]) for point in points.values())
+        shown = number(difference, kind).replace(" %", " points")
+        rows.append([task, shown, str(pairs), str(runs), f"{hours:.1f}", f"{max(pairs, runs) * hours:,.0f}"])
+    head = ["task", "difference", "seeds, to `ps_restart`", "seeds, to `nps`", "hours a seed", "hours in all"]
+    yield from table(head, rows)
+
+
+def _hours(point: Point, shared: Point) -> float:
+    """Returns what a seed takes to the end of `DECISIVE_STEPS`, without what the shared policy did for it."""
+    (seed, run), *_ = point.runs.items()
+    continued = point is not shared and run.origin == shared.runs[seed].origin
+    own = 1 - (run.switch_step or 0) / run.env_steps if continued else 1.0
+    return DECISIVE_STEPS * own / point.steps_per_second / 3600
+
+
+def cost(experiments: Sequence[Experiment]) -> Lines:
+    """What every experiment took."""
+    rows = []
+    for e in experiments:
+        jobs = e.record["jobs"]
+        steps, seconds = sum(job["steps"] for job in jobs), sum(job["wall_seconds"] for job in jobs)
+        commands = "<br>".join(f"`{command_of(source)}`" for source in e.record["sources"])
+        machine = "<br>".join(dict.fromkeys(map(machine_of, e.record["sources"])))
+        commits = "<br>".join(dict.fromkeys(map(commit_of, e.record["sources"])))
+        rate = steps / sum(job["train_seconds"] for job in jobs)
+        row = [e.name, commands, commits, str(sum(len(p.runs) for p in e.points)), str(len(jobs)), f"{steps:,}"]
+        rows.append([*row, f"{rate:,.0f}", f"{seconds / 3600:.2f}", machine])
+    head = ["experiment", "commands", "commit", "runs", "programs", "steps in all", "steps/s", "hours", "machine"]
+    yield from table(head, rows)
