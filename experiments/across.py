@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from statistics import median
 
 from lorasa_jax import stats
 
@@ -61,19 +62,19 @@ def plan(experiments: Iterable[Experiment]) -> Lines:
         difference = RESOLVED[kind] * (1 if kind == "win_rate" else float(apart.mean()))
         pairs = stats.runs_needed(float((x - control).var(ddof=1)), difference)
         runs = stats.runs_needed(float(x.var(ddof=1) + apart.var(ddof=1)), difference)
-        hours = sum(_hours(point, points["ps_id"]) for point in points.values())
+        steps = DECISIVE_STEPS * sum(_own_share(point, points["ps_id"]) for point in points.values())
+        hours = steps / median(point.steps_per_second for point in points.values()) / 3600
         shown = number(difference, kind).replace(" %", " points")
         rows.append([task, shown, str(pairs), str(runs), f"{hours:.1f}", f"{max(pairs, runs) * hours:,.0f}"])
     head = ["task", "difference", "seeds, to `ps_restart`", "seeds, to `nps`", "hours a seed", "hours in all"]
     yield from table(head, rows)
 
 
-def _hours(point: Point, shared: Point) -> float:
-    """Returns what a seed takes to the end of `DECISIVE_STEPS`, without what the shared policy did for it."""
+def _own_share(point: Point, shared: Point) -> float:
+    """Returns the share of a run that the shared policy did not do for it."""
     (seed, run), *_ = point.runs.items()
     continued = point is not shared and run.origin == shared.runs[seed].origin
-    own = 1 - (run.switch_step or 0) / run.env_steps if continued else 1.0
-    return DECISIVE_STEPS * own / point.steps_per_second / 3600
+    return 1 - (run.switch_step or 0) / run.env_steps if continued else 1.0
 
 
 def cost(experiments: Sequence[Experiment]) -> Lines:

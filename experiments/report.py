@@ -225,9 +225,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with polite():
         config = read_flags(ReportConfig, sys.argv[1:] if argv is None else argv)
         if config.add:
-            known = set(config.root.glob("results/*"))
+            known = set(config.root.glob("results/*/record.json"))
             path = add(config.add, config.name, config.root)
-            print(f"kept in {path}" + (", in place of what was there" if path.parent in known else ""))
+            print(f"kept in {path}" + (", in place of what was there" if path in known else ""))
         reporter = Reporter(config.root)
         if config.check:
             wrong = next(differences(reporter), None)

@@ -210,8 +210,9 @@ def test_a_plan_follows_from_spread_and_speed(kept: Path) -> None:
     # Above the restarted optimiser by .2, 0, .2: a variance of 4/300. Unpaired, 7/300 and 1/100.
     assert int(pairs) == stats.runs_needed(4 / 300, 0.09)
     assert int(runs) == stats.runs_needed(7 / 300 + 1 / 100, 0.09)
-    # 384 steps a second for whole runs, 192 and 128 of 256 steps of the budget for what goes on halfway.
-    seconds = across.DECISIVE_STEPS * (2 / points["nps"].steps_per_second + 2 * 0.5 / points["lorasa"].steps_per_second)
+    # Two whole runs, and two halves that go on from one of them, at the median speed.
+    speed = (points["nps"].steps_per_second + points["lorasa"].steps_per_second) / 2
+    seconds = across.DECISIVE_STEPS * (2 + 2 * 0.5) / speed
     assert hours == f"{seconds / 3600:.1f}"
     assert in_all == f"{int(runs) * seconds / 3600:,.0f}"
 
