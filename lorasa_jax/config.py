@@ -251,7 +251,8 @@ class Config:
     """Environment steps of the whole run, both phases together; as many whole iterations as fit in are run."""
     switch_step: int | Literal["auto"] = "auto"
     """Environment step at which the second phase begins: the trunk freezes and adapters start (lorasa, seps_lora), or
-    only the optimiser starts again (ps_restart); auto: when learning slows."""
+    only the optimiser starts again (ps_restart); auto: when learning slows, and after 60 % of the budget at the
+    latest."""
     rank: int = 8
     """Rank of the adapters; layers no wider than this get a full-rank one. Under hyper the width of an embedding."""
     adapter_key: AdapterKey = "agent"
