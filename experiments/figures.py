@@ -72,7 +72,7 @@ def draw(kind: str, data: Data, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     panels = len(data) if kind == "curves" else 1
-    columns = min(panels, 3)
+    columns = 2 if panels == 4 else min(panels, 3)
     lines = -(-panels // columns)
     figure, axes = plt.subplots(
         lines, columns, figsize=(4.2 * columns + 1.6, 3.1 * lines), constrained_layout=True, squeeze=False
