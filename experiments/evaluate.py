@@ -13,7 +13,7 @@ import tyro
 from lorasa_jax.config import require
 
 from cli import polite, read_flags
-from saved import Label, labels_of, load_run, points_of
+from saved import Label, labels_of, load_run, measures, points_of
 
 if TYPE_CHECKING:
     import jax
@@ -69,13 +69,13 @@ def play(team: SavedTeam, keys: jax.Array, greedy: bool) -> dict[str, np.ndarray
     return {name: np.asarray(values) for name, values in jax.jit(episodes)(team.weights, keys).items()}
 
 
-def report(played: dict[str, np.ndarray]) -> list[str]:
+def report(played: dict[str, np.ndarray], wins: bool) -> list[str]:
     """Returns the means with their 95 % intervals: over seeds, or over the episodes of a single one."""
     from lorasa_jax.stats import bootstrap_interval
 
     n_seeds, n_episodes = played["return"].shape
     lines = []
-    for name, form in (("return", ".3f"), ("win_rate", ".1%"), ("length", ".1f")):
+    for name, form in (*measures(wins), ("length", ".1f")):
         by_seed = played[name].mean(axis=1)
         low, high = bootstrap_interval(by_seed if n_seeds > 1 else played[name][0])
         line = f"{name.replace('_', ' '):9} {by_seed.mean():{form}} [{low:{form}}, {high:{form}}]"
@@ -118,7 +118,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         how = " ".join([*["best team's"] * config.best, "greedy" if greedy else "sampled"])
         print(f"{task}, {config.episodes} {how} episodes of each seed, from {checkpoint}")
         for point, rows in points_of(labels).items():
-            print("\n".join([f"\n{point}"] * bool(point) + report({name: x[rows] for name, x in played.items()})))
+            lines = report({name: x[rows] for name, x in played.items()}, team.system.env.spec.winnable)
+            print("\n".join([f"\n{point}"] * bool(point) + lines))
         if config.gif is not None:
             draw_episode(team, both[0, 1], greedy, config.gif)
             print(f"an episode of the first seed is in {config.gif}")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lorasa_jax.config import ConfigError, require
 
 from cli import CHECKPOINTS, RunConfig, fail, parse
+from saved import measures
 
 if TYPE_CHECKING:
     from lorasa_jax.envs import Env
@@ -355,7 +356,7 @@ def describe(error: Diverged, record: Record) -> dict[str, Any]:
 def print_result(config: RunConfig, result: Result, summary: dict[str, Any]) -> None:
     """Says how the run ended, and what it left."""
     for play, final in result.final.items():
-        shown = [("return", ".3f"), *([("win_rate", ".1%")] if result.trainer.system.env.spec.winnable else [])]
+        shown = measures(result.trainer.system.env.spec.winnable)
         print(
             f"{play:8}", "   ".join(f"{name.replace('_', ' ')} {spread(summary, play, name, f)}" for name, f in shown)
         )

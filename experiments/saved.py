@@ -36,6 +36,11 @@ def words(label: Label) -> str:
     return ", ".join(f"{name} {','.join(value) if isinstance(value, list) else value}" for name, value in label.items())
 
 
+def measures(wins: bool) -> tuple[tuple[str, str], ...]:
+    """Returns what is said of play, with its format; of win rates only where games can be won."""
+    return (("return", ".3f"), ("win_rate", ".1%")) if wins else (("return", ".3f"),)
+
+
 def points_of(labels: list[Label]) -> dict[str, list[int]]:
     """Returns the rows of every point, by the point's name; an empty one where there is nothing but seeds."""
     found: dict[str, list[int]] = {}

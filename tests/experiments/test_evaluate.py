@@ -80,9 +80,12 @@ def test_the_interval_is_over_seeds_or_over_the_episodes_of_one() -> None:
         ({name: rows[:1] for name, rows in played.items()}, values[0], "over the 40 episodes of one seed"),
     ):
         low, high = bootstrap_interval(samples)
-        lines = evaluate.report(chosen)
+        lines = evaluate.report(chosen, wins=True)
         assert f"{samples.mean():.3f} [{low:.3f}, {high:.3f}]" in lines[0]
         assert lines[-1].endswith(said)
+        # Where nothing can be won, nothing is said of it.
+        assert evaluate.report(chosen, wins=False) == [line for line in lines if not line.startswith("win rate")]
+        assert sum(line.startswith("win rate") for line in lines) == 1
 
 
 def test_another_task_of_the_same_shapes_is_played(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
