@@ -75,7 +75,7 @@ def as_dict(record: Any) -> Any:
     return {name: as_dict(part) for name, part in record.items()} if isinstance(record, dict) else record
 
 
-def report(found: Diagnosis, wins: bool) -> Iterator[str]:
+def report(found: Diagnosis) -> Iterator[str]:
     """Yields what was found, as a short table."""
     import numpy as np
 
@@ -94,7 +94,7 @@ def report(found: Diagnosis, wins: bool) -> Iterator[str]:
         noise = float(known.mean()) if known.size else float("nan")
         line = f"cosine of gradients    {pairs:.2f}{_by_role(found, found.gradient, '.2f')}"
         yield f"{line}; of one agent's on two halves of the play {noise:.2f}"
-    for name, form in measures(wins):
+    for name, form in measures("win_rate" in (found.played or {})):
         if found.played is not None:
             change = found.played[name]
             yield f"{name.replace('_', ' '):9} {change.mean:{form}} [{change.low:{form}}, {change.high:{form}}]"
@@ -172,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         how = "sampled" if config.sampled else "greedy"
         title = f"{team.system.env.spec.name}, {words(label)}, {config.episodes} {how} episodes, from {checkpoint}"
-        said = [title, *report(found, team.system.env.spec.winnable)]
+        said = [title, *report(found)]
         write_json(out / SAID_IN, {**about, "said": said, **as_dict(found)})
         for name, figure in pictures(found).items():
             figure.savefig(out / f"{name}.png", dpi=130)

@@ -57,7 +57,7 @@ class Diagnosis(NamedTuple):
         distance_with_ids: the same where every network sees its own agent's id; None where no ids are seen.
         gradient: cosine between the agents' policy gradients, [N, N].
         gradient_again: cosine between each agent's gradients on two halves of the play, [N]: what noise leaves of 1.
-        played: means of whole episodes as trained, by `return` and `win_rate`.
+        played: means of whole episodes as trained, by `return` and, where games can be won, `win_rate`.
         swap: by the same names, the change where agent i plays with agent j's weights, [N, N].
         layers: what is added to the trunk, by layer.
         dropped: by the same names, the change where only the largest entries stay, for each share in `DROPPED`.
@@ -145,8 +145,9 @@ def diagnose(
         left_out.append("swaps: all agents have the same weights")
     status("compiling an evaluation")
     play = make_player(team, learner, play_key, greedy)
-    before = play(learner.actor)
-    found = found._replace(played={name: _change(before[name]) for name in PLAYED})
+    known = play(learner.actor)
+    before = {name: known[name] for name in (PLAYED if spec.winnable else PLAYED[:1])}
+    found = found._replace(played={name: _change(values) for name, values in before.items()})
     if system.acting.sharing.n_trunks > 1:
         found = found._replace(swap=swap_changes(play, learner.actor, same, before, status))
     if layers:
@@ -251,7 +252,7 @@ def swap_changes(
     n = len(same)
     gather = jax.jit(lambda order: jax.tree.map(lambda leaf: leaf[order], actors))
     pairs = [(i, j) for i in range(n) for j in range(n) if i != j and same[i, j]]
-    table = {name: np.full((3, n, n), np.nan) for name in PLAYED}
+    table = {name: np.full((3, n, n), np.nan) for name in before}
     for matrix in table.values():
         matrix[:, range(n), range(n)] = 0.0
     for done, (i, j) in enumerate(pairs):
@@ -273,7 +274,7 @@ def drop_changes(
 
     The arguments are those of `swap_changes`, and `layers` from `corrections`.
     """
-    table: dict[str, list[Change]] = {name: [] for name in PLAYED}
+    table: dict[str, list[Change]] = {name: [] for name in before}
     for share in DROPPED:
         status(f"dropping {share:.0%} of all entries")
         after = before if share == 0 else play(thinned(actors, layers, share))

@@ -138,7 +138,7 @@ def draw_layers(found: Diagnosis) -> Figure:
 def draw_sparsity(found: Diagnosis) -> Figure:
     """Returns how large entries of corrections are beside the trunk's, and what is lost without the small ones."""
     assert found.layers is not None
-    figure, axes = _axes(4.6, 3.6, 1 if found.dropped is None else 3)
+    figure, axes = _axes(4.6, 3.6, 1 + len(found.dropped or {}))
     for layer in found.layers.values():
         for name, colour in (("kernel", KERNEL), ("delta", DELTA)):
             sizes = [max(layer.entries[name][str(q)], 1e-9) for q in QUANTILES]

@@ -62,6 +62,8 @@ def test_pairs_that_cannot_be_compared_are_not_swapped():
     change = swap_changes(it.play, it.actors, same, it.before, said.append)["return"].mean
     assert said == ["swap 1 of 2", "swap 2 of 2"]
     np.testing.assert_array_equal(np.isnan(change), ~same)
+    unwinnable = {"return": it.before["return"]}
+    assert list(swap_changes(it.play, it.actors, same, unwinnable)) == ["return"]
 
 
 def test_without_its_corrections_a_team_plays_as_its_trunk():
@@ -133,3 +135,5 @@ def test_robots_with_unequal_bodies_are_compared_in_part():
     found = diagnose(system, learner_of(system), KEY, episodes=2)
     check_matrices(found)
     assert found.measure == "2-Wasserstein"
+    assert list(found.played) == list(found.swap) == list(found.dropped) == ["return"]  # nothing can be won
+    assert len(pictures(found)["swap"].axes) == 2  # one panel, and its scale
