@@ -59,7 +59,7 @@ def plan(experiments: Iterable[Experiment]) -> Lines:
             continue
         kind = metric(points["nps"].env)
         x, control, apart = (scores([points[scheme]]) for scheme in ("lorasa", "ps_restart", "nps"))
-        difference = RESOLVED[kind] * (1 if kind == "win_rate" else float(apart.mean()))
+        difference = RESOLVED[kind] * (1 if kind == "win_rate" else abs(float(apart.mean())))
         pairs = stats.runs_needed(float((x - control).var(ddof=1)), difference)
         runs = stats.runs_needed(float(x.var(ddof=1) + apart.var(ddof=1)), difference)
         steps = DECISIVE_STEPS * sum(_own_share(point, points["ps_id"]) for point in points.values())

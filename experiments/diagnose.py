@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 SAID_IN = "diagnosis.json"
+"""Numbers of a diagnosis, and the lines that were printed."""
 SECONDS_BETWEEN = 15.0
 """Between two lines of progress where there is no terminal."""
 

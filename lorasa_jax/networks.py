@@ -87,7 +87,7 @@ class Linear(nn.Module):
     with the one-hot rows `owner` (..., K) of the samples.
 
     Attributes:
-        features: of the output, in all.
+        features: of the output.
         kernel_init: of K.
     """
 
@@ -159,7 +159,7 @@ def gru(
     Args:
         weights: of the layer that h passes through.
         h: before the first step.
-        gates_x: what the layer gives that inputs pass through.
+        gates_x: what the layer gives that inputs pass through, for r, z and n side by side: G = 3 H.
         first: steps that open an episode.
         owner: one-hot rows, or None.
     """
