@@ -26,6 +26,7 @@ BASE = {
     "n_envs": 8, "rollout_length": 8, "evaluations": 4, "eval_episodes": 16,
     "seed": 3, "seeds": 2, "actor": {"hidden": 16}, "ppo": {"lr": 0.01},
 }  # fmt: skip
+SWEEPS = Path(sweep.__file__).parent / "sweeps"
 FORKS = {"sharing": "lorasa", "switch_step": [128, "auto"], "rank": [1, 2]}
 
 
@@ -64,6 +65,13 @@ def test_a_plan_trains_every_trunk_once(tmp_path: Path) -> None:
     assert [(row.label["seed"], row.label["rank"]) for row in jobs[1].rows[:4]] == [(3, 1), (4, 1), (3, 2), (4, 2)]
     assert jobs[1].origin == ("1-ps_id", (0, 1) * 4)
     assert [row.point for row in jobs[0].rows] == [{"sharing": "ps_id"}] * 2
+
+
+@pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_sweep_of_the_repository_can_be_planned(path: Path) -> None:
+    base, points = plan.read(path)
+    for point in points:
+        plan.configure(path, base, point)
 
 
 @pytest.mark.parametrize(
