@@ -81,25 +81,35 @@ def draw(kind: str, data: Data, path: Path) -> None:
     for axis in list(axes.flat)[panels:]:
         axis.set_axis_off()
     if kind == "curves":
+        # A scheme looks the same in all panels, whoever is missing there.
+        styles = _styles(name for schemes in data.values() for name in schemes)
         for axis, (task, schemes) in zip(used, data.items(), strict=True):
-            _draw_curves(axis, task, schemes)
+            _draw_curves(axis, task, schemes, styles)
     else:
-        _draw_profile(used[0], data)
+        _draw_profile(used[0], data, _styles(data))
     for axis in used:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
-    handles, labels = used[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside right upper")
+    labelled = {label: line for axis in used for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(labelled.values(), labelled.keys(), frameon=False, fontsize=8, loc="outside right upper")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90, metadata={"Comment": digest(data)})
     plt.close(figure)
 
 
-def _draw_curves(axis: Axes, task: str, schemes: Data) -> None:
+def _styles(names: Iterable[str]) -> dict[str, Data]:
+    """Returns how the line of each name is drawn."""
+    return {
+        name: {"color": f"C{i % 10}", "ls": "-" if i < 10 else "--", "lw": 1.4, "label": name}
+        for i, name in enumerate(dict.fromkeys(names))
+    }
+
+
+def _draw_curves(axis: Axes, task: str, schemes: Data, styles: dict[str, Data]) -> None:
     """Means over seeds, with 95 % bootstrap intervals, where all seeds were evaluated; dotted, where seeds switched."""
     from matplotlib.ticker import EngFormatter
 
-    for i, (name, found) in enumerate(schemes.items()):
+    for name, found in schemes.items():
         by_step: dict[int, list[float]] = {}
         for step, value in (row for seed in found["seeds"] for row in seed):
             by_step.setdefault(step, []).append(value)
@@ -107,9 +117,8 @@ def _draw_curves(axis: Axes, task: str, schemes: Data) -> None:
         low, high = (
             zip(*(stats.bootstrap_interval(by_step[step]) for step in steps), strict=True) if steps else ((), ())
         )
-        means, colour = [float(np.mean(by_step[step])) for step in steps], f"C{i % 10}"
-        axis.plot(steps, means, color=colour, lw=1.4, ls="-" if i < 10 else "--", label=name)
-        axis.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
+        axis.plot(steps, [float(np.mean(by_step[step])) for step in steps], **styles[name])
+        axis.fill_between(steps, low, high, color=styles[name]["color"], alpha=0.15, lw=0)
         for step in found["switches"]:
             axis.axvline(step, color="0.5", lw=0.7, ls=":")
         axis.set_ylabel(f"greedy {words(found['metric'])}")
@@ -117,9 +126,8 @@ def _draw_curves(axis: Axes, task: str, schemes: Data) -> None:
     axis.set(title=task, xlabel="environment steps")
 
 
-def _draw_profile(axis: Axes, data: Data) -> None:
+def _draw_profile(axis: Axes, data: Data, styles: dict[str, Data]) -> None:
     thresholds = np.linspace(0, 1, 201)
-    for i, (name, found) in enumerate(data.items()):
-        share = stats.performance_profile(np.array(found), thresholds)
-        axis.plot(thresholds, share, color=f"C{i % 10}", lw=1.4, ls="-" if i < 10 else "--", label=name)
+    for name, found in data.items():
+        axis.plot(thresholds, stats.performance_profile(np.array(found), thresholds), **styles[name])
     axis.set(xlabel="greedy result", ylabel="share of runs above", ylim=(-0.03, 1.03))

@@ -338,6 +338,21 @@ def test_figures_are_known_by_their_data(kept: Path) -> None:
     assert not figures.is_current(path, data)
 
 
+def test_a_scheme_has_one_colour_in_all_panels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import matplotlib.pyplot as plt
+
+    kept: list[Any] = []
+    monkeypatch.setattr(plt, "close", kept.append)
+    found = {"metric": "return", "switches": [], "seeds": [[[1, 0.5], [2, 0.6]]]}
+    data = {"one": {"a": found, "c": found}, "two": {"a": found, "b": found, "c": found}}
+    figures.draw("curves", data, tmp_path / "x.png")
+    monkeypatch.undo()
+    lines = [{line.get_label(): line.get_color() for line in axis.lines} for axis in kept[0].axes]
+    assert lines[0] == {name: lines[1][name] for name in "ac"} and len(set(lines[1].values())) == 3
+    assert {text.get_text() for text in kept[0].legends[0].texts} == set("abc")
+    plt.close(kept[0])
+
+
 def test_numbers_are_printed_the_same_everywhere() -> None:
     assert tables.number(0.1 + 0.2, "win_rate") == "30.0 %"
     assert tables.number(-1e-12) == "0.000"
