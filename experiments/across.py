@@ -41,9 +41,11 @@ def beside(experiments: Iterable[Experiment]) -> Lines:
         steps, seeds = few(f"{run.env_steps:,}" for run in of_all), few(len(p.runs) for p in points.values())
         cells = [_mean(points[scheme]) if scheme in points else "" for scheme in SCHEMES]
         size = points["lorasa"].params["actors"] / points["nps"].params["actors"]
-        rows.append([f"{task}, {words(metric(points['nps'].env))}", steps, seeds, *cells, f"{size:.2f}"])
+        frozen = sorted(run.switch_step or 0 for run in points["lorasa"].runs.values())
+        switch = " to ".join(dict.fromkeys(f"{step:,}" for step in (frozen[0], frozen[-1])))
+        rows.append([f"{task}, {words(metric(points['nps'].env))}", steps, switch, seeds, *cells, f"{size:.2f}"])
     names = [f"`{scheme}`" for scheme in SCHEMES]
-    yield from table(["task", "steps", "seeds", *names, "parameters, `lorasa` / `nps`"], rows)
+    yield from table(["task", "steps", "adapters from", "seeds", *names, "parameters, `lorasa` / `nps`"], rows)
 
 
 def _mean(point: Point) -> str:

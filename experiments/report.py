@@ -235,6 +235,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(f"{wrong}; run python experiments/report.py", file=sys.stderr)
                 raise SystemExit(1)
             reporter.require_shown()
+            print("all documents and figures are what the records give")
             return
         for path in write(reporter):
             print(f"written: {path}")

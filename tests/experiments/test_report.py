@@ -186,8 +186,8 @@ def test_adapters_stand_beside_shared_and_separate_policies(kept: Path) -> None:
     unknown = replace(whole, points=[replace(point, ceiling=None) for point in whole.points])
     later = [replace(p, name="lorasa, rank 1", runs={}) for p in unknown.points if p.scheme == "lorasa"]
     row = list(across.beside([replace(unknown, points=[*unknown.points, *later])]))[2]
-    task, steps, seeds, ps_id, ps_restart, nps, lorasa, size = row.strip("| ").split(" | ")
-    assert (task, steps, seeds) == ("own_number, return", "256", "3")
+    task, steps, switch, seeds, ps_id, ps_restart, nps, lorasa, size = row.strip("| ").split(" | ")
+    assert (task, steps, switch, seeds) == ("own_number, return", "256", "128", "3")
     means = [cell.split(" [")[0] for cell in (ps_id, ps_restart, nps, lorasa)]
     assert means == ["0.650", "0.700", "0.900", "0.900"]
     sizes = {point.scheme: point.params["actors"] for point in whole.points}
