@@ -3,7 +3,7 @@
 `results/NAME/record.json` holds
 
 =============  ==========================================================================
-`sources`      for every command: the command, packages, machine, commit
+`sources`      for every command, and every commit it ran at: the command, packages, machine, commit
 `config`       the settings of the first job, as nested sections
 `preset`       its preset, and the settings that differ from that preset
 `jobs`         programs that were run, each with its `changes` (settings that differ from `config`),
@@ -56,7 +56,7 @@ def make_record(directories: Sequence[Path]) -> dict[str, Any]:
     configs = {job: read_config(RunConfig, job / "config.json") for _, job in found}
     base = _settings(configs[found[0][1]])
     return {
-        "sources": [_source(next(job for j, job in found if j == i)) for i in range(len(directories))],
+        "sources": _sources(found, len(directories)),
         "config": base,
         "preset": _beside_preset(configs[found[0][1]]),
         "jobs": [{"name": job.name, "source": i, **_job(job, configs, base)} for i, job in found],
@@ -79,12 +79,22 @@ def _jobs_in(directory: Path) -> list[Path]:
     return jobs
 
 
+def _sources(found: Sequence[tuple[int, Path]], n: int) -> list[dict[str, Any]]:
+    """What each directory comes from, by its number, and behind these whatever else jobs in them come from."""
+    sources = [_source(next(job for i, job in found if i == k)) for k in range(n)]
+    for source in (_source(job) for _, job in found):
+        if all((source["command"], source["commit"]) != (known["command"], known["commit"]) for known in sources):
+            sources.append(source)
+    return sources
+
+
 def _source(job: Path) -> dict[str, Any]:
     versions = json.loads((job / "versions.json").read_text())
     resumed = len(versions.pop("resumed", []))
     words = versions["command"]
-    if "--out" in words:  # where a run was written is nobody else's business
-        words = words[: words.index("--out")] + words[words.index("--out") + 2 :]
+    for flag in ("--out", "--only"):  # where it was written, and whether jobs ran one by one, is nobody else's business
+        if flag in words:
+            words = words[: words.index(flag)] + words[words.index(flag) + 2 :]
     return {**versions, "command": words, **({"resumed": resumed} if resumed else {})}
 
 

@@ -129,6 +129,22 @@ def test_a_record_holds_what_a_sweep_left(kept: Path) -> None:
     assert {point.ceiling["greedy"] for point in points.values() if point.ceiling} == {1.0}
 
 
+def test_a_record_says_every_command_and_commit_that_its_jobs_come_from(sweep: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "four"
+    shutil.copytree(sweep, directory)
+    known = json.loads((directory / "1-ps_id" / "versions.json").read_text())
+    command = ["python", "experiments/sweep.py", "four.yaml"]
+    for job, commit in (("1-ps_id", "a" * 40), ("2-lorasa", "b" * 40), ("3-ps_restart", "b" * 40), ("4-nps", "a" * 40)):
+        said = {**known, "commit": commit, "command": [*command, "--out", "elsewhere", "--only", job]}
+        write_json(directory / job / "versions.json", said)
+    record = records.make_record([directory])
+    assert [(source["command"], source["commit"][0]) for source in record["sources"]] == [
+        (command, "a"),
+        (command, "b"),
+    ]
+    assert {job["source"] for job in record["jobs"]} == {0}
+
+
 def test_a_forks_size_is_that_of_its_own_rank(kept: Path) -> None:
     sizes = {point.name: point.params["per_agent"] for point in read(kept).points}
     widths = [(16, 16)] * 1 + [(2 + 1, 16)]  # hidden layers, and the first, which sees a symbol and its own id
