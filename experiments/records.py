@@ -46,21 +46,24 @@ WHERE = ("env", "task", "n_agents")
 # From run directories to a record
 
 
-def make_record(directories: Sequence[Path]) -> dict[str, Any]:
+def make_record(directories: Sequence[Path], known: dict[str, Any] | None = None) -> dict[str, Any]:
     """Returns the record of finished runs and sweeps, which together are one experiment.
+
+    Args:
+        directories: where they are.
+        known: an earlier record of the experiment, to which they come; None: there is none. As its shared policies are
+            not theirs, even of the same seed, nothing of the one is paired with anything of the other.
 
     Raises:
         ConfigError: something is no run or sweep, or has not finished.
     """
     found = [(i, job) for i, directory in enumerate(directories) for job in _jobs_in(directory)]
     configs = {job: read_config(RunConfig, job / "config.json") for _, job in found}
-    base = _settings(configs[found[0][1]])
-    return {
-        "sources": _sources(found, len(directories)),
-        "config": base,
-        "preset": _beside_preset(configs[found[0][1]]),
-        "jobs": [{"name": job.name, "source": i, **_job(job, configs, base)} for i, job in found],
-    }
+    first = configs[found[0][1]]
+    known = known or {"sources": [], "config": _settings(first), "preset": _beside_preset(first), "jobs": []}
+    base, n = known["config"], len(known["sources"])
+    jobs = [{"name": job.name, "source": n + i, **_job(job, configs, base)} for i, job in found]
+    return {**known, "sources": known["sources"] + _sources(found, len(directories)), "jobs": known["jobs"] + jobs}
 
 
 def _jobs_in(directory: Path) -> list[Path]:
@@ -356,12 +359,26 @@ def read_experiments(results: Path) -> dict[str, Experiment]:
 def _read(path: Path) -> Experiment:
     import yaml
 
+    record, notes = read_record(path), path.with_name(NOTES)
+    known = (yaml.safe_load(notes.read_text()) if notes.exists() else None) or {}
+    return Experiment(path.parent.name, record, known, points_of(record, path))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Returns a record as it stands in its file; raises `ConfigError` where that is damaged."""
     try:
-        record = json.loads(path.read_text())
+        record: dict[str, Any] = json.loads(path.read_text())
     except ValueError:
         raise ConfigError(f"{path} is no valid JSON; put it back, or add the experiment again") from None
-    notes = path.with_name(NOTES)
-    known = (yaml.safe_load(notes.read_text()) if notes.exists() else None) or {}
+    return record
+
+
+def points_of(record: dict[str, Any], path: Path) -> list[Point]:
+    """Returns all points of a record, which is or will be in a file.
+
+    Raises:
+        ConfigError: two runs are of the same setting and seed.
+    """
     points: dict[tuple[str, str], Point] = {}
     for job, point, runs in _flat(record):
         varied = {name: value for name, value in point["point"].items() if name not in (*WHERE, "sharing")}
@@ -385,7 +402,7 @@ def _read(path: Path) -> Experiment:
         for run in runs:
             require(run.seed not in whole.runs, f"{path} holds two runs of {name} in {task} with seed {run.seed}")
             whole.runs[run.seed] = run
-    return Experiment(path.parent.name, record, known, list(points.values()))
+    return list(points.values())
 
 
 def _word(value: Any) -> str:

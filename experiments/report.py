@@ -34,6 +34,8 @@ class ReportConfig:
     """Finished runs or sweeps to keep first, together as one experiment: results/NAME/record.json."""
     name: str = ""
     """Name of that experiment; empty: that of the first directory."""
+    more: bool = False
+    """Keep what that experiment's record holds already, and these runs beside it."""
     check: bool = False
     """Write nothing; exit with 1 where a document is not what the records give."""
     root: Path = Path(__file__).parents[1]
@@ -42,6 +44,7 @@ class ReportConfig:
     def __post_init__(self) -> None:
         require(not (self.check and self.add), "--check writes nothing, so there is nothing to --add with it")
         require(bool(self.add) or not self.name, "--name names what --add keeps; say which runs")
+        require(bool(self.add) or not self.more, "--more keeps a record beside what --add adds to it; say which runs")
 
 
 class Reporter:
@@ -181,15 +184,23 @@ class Reporter:
             )
 
 
-def add(directories: Sequence[Path], name: str, root: Path) -> Path:
-    """Keeps finished runs as one experiment, in place of what was kept of it before; returns where."""
-    from records import RECORD, make_record, write_record
+def add(directories: Sequence[Path], name: str, more: bool, root: Path) -> str:
+    """Keeps finished runs as one experiment, in place of what was kept of it before or beside it; says where.
+
+    Raises:
+        ConfigError: a directory is no finished run, the record that gets more is not there, or it holds these runs.
+    """
+    from records import RECORD, make_record, points_of, read_record, write_record
 
     for directory in directories:
         require(directory.is_dir(), f"there is no run or sweep {directory}")
     path = root / "results" / (name or directories[0].resolve().name) / RECORD
-    write_record(make_record(directories), path)
-    return path
+    there = path.exists()
+    require(there or not more, f"--more: there is no {path}; leave it out, or give the experiment's --name")
+    record = make_record(directories, read_record(path) if more else None)
+    points_of(record, path)  # says what is there twice
+    write_record(record, path)
+    return f"kept in {path}" + (", beside what was there" if more else ", in place of what was there" if there else "")
 
 
 def write(reporter: Reporter) -> Iterator[Path]:
@@ -225,9 +236,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with polite():
         config = read_flags(ReportConfig, sys.argv[1:] if argv is None else argv)
         if config.add:
-            known = set(config.root.glob("results/*/record.json"))
-            path = add(config.add, config.name, config.root)
-            print(f"kept in {path}" + (", in place of what was there" if path in known else ""))
+            print(add(config.add, config.name, config.more, config.root))
         reporter = Reporter(config.root)
         if config.check:
             wrong = next(differences(reporter), None)

@@ -145,6 +145,27 @@ def test_a_record_says_every_command_and_commit_that_its_jobs_come_from(sweep: P
     assert {job["source"] for job in record["jobs"]} == {0}
 
 
+def test_runs_that_come_later_stand_beside_the_others_and_are_paired_with_none_of_them(
+    sweep: Path, kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    root, later = tmp_path / "repository", tmp_path / "four"
+    shutil.copytree(kept, root)
+    for job in ("1-ps_id", "3-ps_restart"):
+        shutil.copytree(sweep / job, later / job)
+    with pytest.raises(SystemExit):
+        report.main(["--add", str(later), "--more", "True", "--root", str(root)])
+    assert "holds two runs of ps_id in own_number with seed 3" in capsys.readouterr().err
+    before = read(root)
+    shutil.rmtree(later)
+    a_job(later, "2-lorasa", {"sharing": "lorasa", "switch_step": 128, "rank": 4})
+    report.main(["--add", str(later), "--more", "True", "--root", str(root)])
+    assert "beside what was there" in capsys.readouterr().out
+    points = {point.name: point for point in read(root).points}
+    assert list(points) == [*(point.name for point in before.points), "lorasa, switch_step 128, rank 4"]
+    assert read(root).record["jobs"][:-1] == before.record["jobs"]
+    assert points["lorasa, switch_step 128, rank 4"].runs[3].origin == ("1/2-lorasa", 3)
+
+
 def test_a_forks_size_is_that_of_its_own_rank(kept: Path) -> None:
     sizes = {point.name: point.params["per_agent"] for point in read(kept).points}
     widths = [(16, 16)] * 1 + [(2 + 1, 16)]  # hidden layers, and the first, which sees a symbol and its own id
