@@ -30,9 +30,15 @@ from lorasa_jax.trainer import Trainer, make_trainer
 
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "results" / "agents.json"
-SCHEMES = ("lorasa", "ps_id", "nps")
+AGENTS = (2, 8, 32, 128, 512, 1024)
+SCHEMES = ("ps_id", "nps", "mtl", "hyper", "mask", "seps", "seps_lora", "lorasa")
 CLUSTERS = 4
 """Of agents, where a scheme has clusters."""
+
+
+def fits(sharing: str, n_agents: int) -> bool:
+    """Clusters want more agents than there are of them."""
+    return not sharing.startswith("seps") or n_agents > CLUSTERS
 
 
 def setting(sharing: str, n_agents: int, options: argparse.Namespace) -> Config:
@@ -143,7 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, parents=[flags()]
     )
-    parser.add_argument("--agents", type=int, nargs="+", default=[8, 32, 128, 512, 1024])
+    parser.add_argument("--agents", type=int, nargs="+", default=AGENTS)
     parser.add_argument("--schemes", nargs="+", default=SCHEMES)
     parser.add_argument("--keep", action="store_true", help="write what was measured to results/agents.json")
     parser.add_argument(
@@ -153,7 +159,7 @@ def main() -> None:
     if options.keep and options.same_batch:
         parser.error("--keep keeps what was measured with as many environments for every team; leave out --same-batch")
     print(f"{jax.devices()[0].device_kind}, {len(os.sched_getaffinity(0))} cores; width {options.hidden}")
-    cells = [(n, scheme) for n in options.agents for scheme in options.schemes]
+    cells = [(n, scheme) for n in options.agents for scheme in options.schemes if fits(scheme, n)]
     iterations, peaks = {}, {}
     n_envs = {n: options.n_envs * (max(options.agents) // n if options.same_batch else 1) for n in options.agents}
     for n, scheme in cells:
@@ -169,15 +175,14 @@ def main() -> None:
         keep(options, peaks, times)
     steps = {n: n * n_envs[n] * options.rollout_length for n in options.agents}
     total = {(n, scheme): [sum(pair) / steps[n] for pair in pairs] for (n, scheme), pairs in times.items()}
-    print(
-        f"{'agents':>6} {'scheme':8} {'rollout':>8} {'update':>8} {'both':>8}   to {options.agents[0]} agents, to nps"
-    )
+    print(f"{'agents':>6} {'scheme':9} {'rollout':>8} {'update':>8} {'both':>8}   to the fewest agents, to nps")
     for n, scheme in cells:
         parts = [statistics.median(part) / steps[n] for part in zip(*times[n, scheme], strict=True)]
         each = [f"{1e6 * part:5.1f} us" for part in (*parts, statistics.median(total[n, scheme]))]
-        against = [(options.agents[0], scheme)] + [(n, "nps")] * ("nps" in options.schemes)
+        fewest = min(m for m, other in cells if other == scheme)
+        against = [(fewest, scheme)] + [(n, "nps")] * ("nps" in options.schemes)
         ratios = [spread([a / b for a, b in zip(total[n, scheme], total[cell], strict=True)]) for cell in against]
-        print(f"{n:6} {scheme:8} {' '.join(each)}   {'   '.join(ratios)}", flush=True)
+        print(f"{n:6} {scheme:9} {' '.join(each)}   {'   '.join(ratios)}", flush=True)
 
 
 if __name__ == "__main__":

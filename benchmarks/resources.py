@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from agents import flags, measured_in, setting, shapes_of, size_of
+from agents import AGENTS, SCHEMES, fits, flags, measured_in, setting, shapes_of, size_of
 from crowd import make_crowd
 from update import live, operations
 
@@ -28,8 +28,6 @@ ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "results" / "resources.json"
 FIGURE = Path("docs/figures/resources.png")
 BLOCK = re.compile(r"(<!-- resources: begin (\w+) -->\n).*?(<!-- resources: end -->)", re.DOTALL)
-AGENTS = (2, 8, 32, 128, 512, 1024)
-SCHEMES = ("ps_id", "nps", "mtl", "hyper", "mask", "seps", "seps_lora", "lorasa")
 SHOWN = ("ps_id", "nps", "mask", "seps_lora", "lorasa")
 """Schemes in the figure."""
 FLOAT = 4
@@ -61,9 +59,7 @@ def make_record(options: argparse.Namespace) -> dict[str, Any]:
 
     rows = []
     for n in options.agents:
-        for scheme in SCHEMES:
-            if scheme.startswith("seps") and n < 8:  # four clusters want more agents
-                continue
+        for scheme in (scheme for scheme in SCHEMES if fits(scheme, n)):
             rows += count(scheme, n, options)
             print(rows[-1], flush=True)
     return {"source": versions(), "size": size_of(options), "rows": rows}
@@ -147,7 +143,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
 
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), constrained_layout=True)
     for scheme in SHOWN:
-        rows = [of(record, scheme, n) for n in AGENTS if n >= 8 or not scheme.startswith("seps")]
+        rows = [of(record, scheme, n) for n in AGENTS if fits(scheme, n)]
         agents = [row["agents"] for row in rows]
         axes[0].plot(agents, [row["bytes"] / 1e6 for row in rows], marker=".", label=scheme)
         axes[1].plot(agents, [row["bytes"] / of(record, "nps", row["agents"])["bytes"] for row in rows], marker=".")
