@@ -190,7 +190,8 @@ def add(directories: Sequence[Path], name: str, more: bool, root: Path) -> str:
     Raises:
         ConfigError: a directory is no finished run, the record that gets more is not there, or it holds these runs.
     """
-    from records import RECORD, make_record, points_of, read_record, write_record
+    from keep import make_record, write_record
+    from records import RECORD, points_of, read_record
 
     for directory in directories:
         require(directory.is_dir(), f"there is no run or sweep {directory}")

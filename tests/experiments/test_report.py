@@ -17,6 +17,7 @@ from lorasa_jax.config import ConfigError
 
 import across
 import figures
+import keep
 import records
 import report
 import tables
@@ -137,7 +138,7 @@ def test_a_record_says_every_command_and_commit_that_its_jobs_come_from(sweep: P
     for job, commit in (("1-ps_id", "a" * 40), ("2-lorasa", "b" * 40), ("3-ps_restart", "b" * 40), ("4-nps", "a" * 40)):
         said = {**known, "commit": commit, "command": [*command, "--out", "elsewhere", "--only", job]}
         write_json(directory / job / "versions.json", said)
-    record = records.make_record([directory])
+    record = keep.make_record([directory])
     assert [(source["command"], source["commit"][0]) for source in record["sources"]] == [
         (command, "a"),
         (command, "b"),
@@ -340,20 +341,20 @@ def test_what_has_not_finished_is_not_kept(sweep: Path, tmp_path: Path) -> None:
     shutil.copytree(sweep, tmp_path / "four")
     (tmp_path / "four/3-ps_restart/summary.json").unlink()
     with pytest.raises(ConfigError, match="3-ps_restart has not finished; go on with it"):
-        records.make_record([tmp_path / "four"])
+        keep.make_record([tmp_path / "four"])
     with pytest.raises(ConfigError, match="neither a run nor a sweep"):
-        records.make_record([tmp_path])
+        keep.make_record([tmp_path])
 
 
 def test_single_runs_together_are_one_experiment(tmp_path: Path) -> None:
     for job in ("1-ps_id", "4-nps"):
         a_job(tmp_path, job, {}, in_sweep=False)
     path = tmp_path / "results/both/record.json"
-    record = records.make_record([tmp_path / "1-ps_id", tmp_path / "4-nps"])
-    records.write_record(record, path)
+    record = keep.make_record([tmp_path / "1-ps_id", tmp_path / "4-nps"])
+    keep.write_record(record, path)
     found = records.read_experiments(tmp_path / "results")["both"]
     assert [(point.name, len(point.runs)) for point in found.points] == [("ps_id", 3), ("nps", 3)]
-    records.write_record({**record, "jobs": record["jobs"] + record["jobs"][1:]}, path)
+    keep.write_record({**record, "jobs": record["jobs"] + record["jobs"][1:]}, path)
     with pytest.raises(ConfigError, match="holds two runs of nps in own_number"):
         records.read_experiments(tmp_path / "results")
 
@@ -363,7 +364,7 @@ def test_clusters_earn_what_their_number_allows() -> None:
     for groups, reached in expected.items():
         words = ["--sharing", "seps", "--groups", *map(str, groups)]
         config = parse(RunConfig, [*SMALL, *words])
-        assert records._ceiling(config, records.env_of(config)) == {"greedy": reached, "sampled": reached}
+        assert keep._ceiling(config, keep.env_of(config)) == {"greedy": reached, "sampled": reached}
 
 
 def test_figures_are_known_by_their_data(kept: Path) -> None:
