@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +87,25 @@ def polite() -> Iterator[None]:
         raise SystemExit(0) from None
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
+
+
+def leave(main: Callable[[], None]) -> None:
+    """Runs a command. Where it was stopped the process ends at once, and does not wait for what still compiles."""
+    try:
+        main()
+    except SystemExit as stop:
+        alone = "jax" not in sys.modules or not sys.modules["jax"].distributed.is_initialized()
+        if alone and isinstance(stop.code, int) and stop.code > 128:  # by a signal
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(stop.code)
+        raise
+
+
+def python() -> str:
+    """Returns what to call this Python in a command: as in the README where it lies in this directory."""
+    found = Path(sys.executable)
+    return str(found.relative_to(Path.cwd())) if found.is_relative_to(Path.cwd()) else "python"
 
 
 def read_flags(config_type: type[T], argv: Sequence[str], **default: Any) -> T:
@@ -210,8 +229,9 @@ def read_preset(env: str, preset: str, case: dict[str, str], above: tuple[str, .
     require(settings.get("env", env) == env, f"{path} is a preset for {settings.get('env')}, but --env is {env}")
     base, cases, only = (settings.pop(name, None) for name in ("base", "cases", "only_cases"))
     if base is not None:
+        require(isinstance(base, str), f"{path}: base must name a preset; a file with `grids` is one for sweep.py")
         require(base not in (*above, preset), f"{path} cannot start from itself, by base: {base}")
-        settings = _merged(read_preset(env, str(base), case, (*above, preset)), settings)
+        settings = _merged(read_preset(env, base, case, (*above, preset)), settings)
     fitting = [rule["set"] for rule in cases or () if _fits(rule, case, path)]
     described = " and ".join(f"{name} {value}" for name, value in case.items())
     require(bool(fitting) or not only, f"{path} has no case for {described}; choose among its cases, or another preset")

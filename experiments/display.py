@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ class Display:
     def __init__(self, config: Config, console: Console | None = None, wins: bool = True):
         self.config, self.wins = config, wins
         self.console = console or Console(stderr=False, highlight=False)
-        self._live = Live(Text(), console=self.console, refresh_per_second=4, transient=True)
+        self._text = ""
+        self._waits_since: float | None = None
+        self._live = Live(get_renderable=self._line, console=self.console, refresh_per_second=4, transient=True)
         self._ticks: deque[tuple[float, float]] = deque(maxlen=WINDOW)
         self._seen: dict[str, float] = {}
         self._phase = ""
@@ -49,9 +52,9 @@ class Display:
             self._live.stop()
 
     def status(self, text: str) -> None:
-        """Shows what happens now."""
+        """Shows what happens now, and on a terminal for how long it has."""
         self._ticks.clear()
-        self._show(text, always=True)
+        self._show(text, always=True, waits=True)
 
     def report(self, report: Report) -> float | None:
         """Shows one iteration; returns the speed, in environment steps per second of all seeds, once it is known."""
@@ -93,27 +96,31 @@ class Display:
         (began, before), (now, done) = self._ticks[0], self._ticks[-1]
         return (done - before) / max(now - began, 1e-9)
 
-    def _show(self, line: str, always: bool) -> None:
-        if self.console.is_terminal:
-            self._live.update(Text(line, overflow="ellipsis", no_wrap=True))
-        elif always:
-            self.console.print(line, soft_wrap=True)
+    def _show(self, text: str, always: bool, waits: bool = False) -> None:
+        self._text, self._waits_since = text, time.perf_counter() if waits else None
+        if not self.console.is_terminal and always:
+            self.console.print(text, soft_wrap=True)
+
+    def _line(self) -> Text:
+        waited = "" if self._waits_since is None else f"  {duration(time.perf_counter() - self._waits_since)}"
+        return Text(self._text + waited, overflow="ellipsis", no_wrap=True)
 
 
-def make_tracker(kind: str, directory: Path, config: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
-    """Returns a function that sends one row to a tracker, or does nothing."""
+@contextmanager
+def tracker(kind: str, directory: Path, config: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Holds a tracker open; gives what sends one row to it, or does nothing."""
     if kind == "tensorboard":
         from tensorboardX import SummaryWriter
 
-        writer = SummaryWriter(str(directory))
+        with SummaryWriter(str(directory)) as writer:
 
-        def to_tensorboard(row: dict[str, Any]) -> None:
-            for key, value in row.items():
-                if isinstance(value, int | float) and key not in ("seed", "env_steps"):
-                    writer.add_scalar(f"seed{row['seed']}/{key}", value, row["env_steps"])
+            def to_tensorboard(row: dict[str, Any]) -> None:
+                for key, value in row.items():
+                    if isinstance(value, int | float) and key not in ("seed", "env_steps"):
+                        writer.add_scalar(f"seed{row['seed']}/{key}", value, row["env_steps"])
 
-        return to_tensorboard
-    if kind == "wandb":
+            yield to_tensorboard
+    elif kind == "wandb":
         try:
             import wandb
         except ModuleNotFoundError:
@@ -121,6 +128,7 @@ def make_tracker(kind: str, directory: Path, config: dict[str, Any]) -> Callable
                 "--track wandb needs the package wandb: pip install -c constraints.txt -e '.[wandb]'"
             ) from None
 
-        run = wandb.init(project="lorasa_jax", name=directory.name, config=config)
-        return lambda row: run.log({f"seed{row['seed']}/{key}": value for key, value in row.items()})
-    return lambda row: None
+        with wandb.init(project="lorasa_jax", name=directory.name, config=config) as run:
+            yield lambda row: run.log({f"seed{row['seed']}/{key}": value for key, value in row.items()})
+    else:
+        yield lambda row: None

@@ -5,6 +5,8 @@ import sys
 import jax.export
 import numpy as np
 
+if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+    sys.exit("usage: play_export.py FILE: what export.py wrote of a run with --env toy --task own_number")
 with open(sys.argv[1], "rb") as file:
     policy = jax.export.deserialize(bytearray(file.read()))
 n_envs, (n, hidden) = 8, policy.in_avals[0].shape[1:]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lorasa_jax.config import ConfigError, require
 
-from cli import CHECKPOINTS, RunConfig, fail, parse
+from cli import CHECKPOINTS, RunConfig, fail, leave, parse, python
 from saved import measures
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Stop:
         for each in self._found:
             signal.signal(each, self.DEFAULTS[each])
         # Not print, which may be in the middle of something else.
-        os.write(2, b"\nstopping after this iteration; once more: at once\n")
+        os.write(2, b"\nstopping after this iteration and what is being compiled for it; once more: at once\n")
 
 
 class Keeper:
@@ -188,7 +188,7 @@ def train(config: RunConfig, began: float) -> None:
     from lorasa_jax.grouping import with_groups
     from lorasa_jax.trainer import make_trainer
 
-    from display import make_tracker
+    from display import tracker
     from record import Record
 
     prepare(config)
@@ -199,14 +199,14 @@ def train(config: RunConfig, began: float) -> None:
         follow(config, env)
         return
     directory = config.directory
-    track = make_tracker(config.track, directory, dataclasses.asdict(config))
-    try:
-        record = Record(directory, config)
-    except OSError as error:
-        fail(f"{directory} cannot be made: {error.strerror}; name another directory with --out")
-    with closing(record):
-        start = find_start(config, env, record)
-        result, summary = fill(config, env, record, track, start, began - record.wall_seconds, again(directory))
+    with tracker(config.track, directory, dataclasses.asdict(config)) as track:
+        try:
+            record = Record(directory, config)
+        except OSError as error:
+            fail(f"{directory} cannot be made: {error.strerror}; name another directory with --out")
+        with closing(record):
+            start = find_start(config, env, record)
+            result, summary = fill(config, env, record, track, start, began - record.wall_seconds, again(directory))
     print_result(config, result, summary)
 
 
@@ -332,7 +332,7 @@ def fill(
 
 def again(directory: Path) -> str:
     """Returns the command that goes on with a run."""
-    return shlex.join(["python", sys.argv[0], "--resume", str(directory)])
+    return shlex.join([python(), sys.argv[0], "--resume", str(directory)])
 
 
 def complain(text: str) -> None:
@@ -411,4 +411,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    leave(main)

@@ -19,10 +19,10 @@ import tyro
 from lorasa_jax.config import Config, ConfigError, changed_settings, require
 
 import plan
-from cli import RunConfig, polite, read_config, read_flags
+from cli import RunConfig, leave, polite, python, read_config, read_flags
 from plan import Job
 from run import complain
-from saved import ROWS
+from saved import ROWS, measures
 
 if TYPE_CHECKING:
     from lorasa_jax.envs import Env
@@ -95,12 +95,24 @@ def print_plan(jobs: list[Job]) -> None:
         steps, after = job.config.iterations * job.config.steps_per_iteration, ""
         if job.origin:
             after = f", from {job.origin[0]}"
-        print(f"{job.name}: {len(job.rows)} rows to {steps:,} steps{after}")
+        print(f"{job.name}: {counted(len(job.rows), 'row')} to {steps:,} steps{after}")
         for point in {json.dumps(row.point): row.point for row in job.rows}.values():
-            seeds = sum(row.point == point for row in job.rows)
-            words = "  ".join(f"{name}={_word(value)}" for name, value in point.items())
-            print(f"    {words}  ({seeds} {'seed' if seeds == 1 else 'seeds'})")
-    print(f"{sum(len(job.rows) for job in jobs)} rows in {len(jobs)} programs")
+            print(f"    {_words(point)}  ({counted(sum(row.point == point for row in job.rows), 'seed')})")
+    if len({job.origin[0] for job in jobs if job.origin}) < sum(job.origin is not None for job in jobs):
+        print(
+            "forks of one job are several programs where they differ in more than seed, switch step, learning rate, "
+            "rank and placement, or where a rank as large as a layer gives other layers full rank"
+        )
+    print(f"{counted(sum(len(job.rows) for job in jobs), 'row')} in {counted(len(jobs), 'program')}")
+
+
+def counted(n: int, noun: str) -> str:
+    """Returns a number of things."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def _words(point: plan.Point) -> str:
+    return "  ".join(f"{name}={_word(value)}" for name, value in point.items())
 
 
 def _word(value: Any) -> str:
@@ -205,7 +217,7 @@ def run_here(jobs: list[Job], out: Path, go_on: str) -> list[str]:
         if job.origin and job.origin[0] in failed:
             failed.append(job.name)
             continue
-        print(f"{job.name}: {len(job.rows)} rows")
+        print(f"{job.name}: {counted(len(job.rows), 'row')}")
         try:
             run_job(job, out, go_on)
         except SystemExit as stop:
@@ -324,6 +336,22 @@ def write_table(jobs: list[Job], out: Path) -> Path:
     return path
 
 
+def print_results(jobs: list[Job], out: Path) -> None:
+    """Says how every point that has been run plays at the end: means over its seeds."""
+    for job in (job for job in jobs if is_done(out / job.name)):
+        final = json.loads((out / job.name / "summary.json").read_text())["final"]
+        points: dict[str, list[int]] = {}
+        for k, row in enumerate(job.rows):
+            points.setdefault(_words(row.point), []).append(k)
+        for words, rows in points.items():
+            means = [
+                f"{play} {name.replace('_', ' ')} {sum(final[play][name][k] for k in rows) / len(rows):{form}}"
+                for play in ("greedy", "sampled")
+                for name, form in measures(env_of(job.config).spec.winnable)
+            ]
+            print(f"{words}: {'  '.join(means)}  ({counted(len(rows), 'seed')})")
+
+
 def curves(jobs: list[Job], out: Path, name: str) -> dict[str, tuple[list[int], list[float]]]:
     """Returns the greedy evaluations of every point: steps, and means over its seeds."""
     found: dict[str, dict[int, list[float]]] = {}
@@ -370,7 +398,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     with polite():
         config = read_flags(SweepConfig, sys.argv[1:] if argv is None else argv)
-        out, go_on = config.directory, shlex.join(["python", *sys.argv])
+        out, go_on = config.directory, shlex.join([python(), *sys.argv])
         jobs = make_plan(config)
         if config.plan:
             print_plan(jobs)
@@ -383,10 +411,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         print_plan(jobs)
         failed = run_here(jobs, out, go_on) if config.launcher == "here" else launch(config, jobs, go_on)
+        print_results(jobs, out)
         print(f"one row per point and seed: {write_table(jobs, out)}; drawn: {draw(jobs, out)}")
         again = "run the same command again to go on"
         require(not failed, f"{len(failed)} of {len(jobs)} jobs failed: {', '.join(failed)}; {again}")
 
 
 if __name__ == "__main__":
-    main()
+    leave(main)

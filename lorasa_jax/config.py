@@ -256,8 +256,8 @@ class Config:
     rank: int = 8
     """Rank of the adapters; layers no wider than this get a full-rank one. Under hyper the width of an embedding."""
     adapter_key: AdapterKey = "agent"
-    """Whom an adapter belongs to: every agent has its own; or all agents of a type of unit share one, also where types
-    are drawn anew each episode (smax); or both, added up."""
+    """Whom an adapter belongs to. agent: every agent has its own; unit_type: all units of a type share one, also where
+    types are drawn anew each episode (smax); unit_type,agent: both, added up."""
     ranks: tuple[int, ...] | None = None
     """A rank for each level of adapter-key, in its order; not given: the rank is the same at every level."""
     alpha: float | None = None

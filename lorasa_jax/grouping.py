@@ -57,7 +57,9 @@ def with_groups(config: C, env: Env, status: Callable[[str], None] = lambda text
     if config.groups is not None or not is_clustered(config):
         return config
     status("grouping agents")
-    return replace(config, groups=find_groups(config, env, jax.random.fold_in(jax.random.key(config.seed), GROUPING)))
+    groups = find_groups(config, env, jax.random.fold_in(jax.random.key(config.seed), GROUPING))
+    status(f"groups of agents: {' '.join(map(str, groups))}")
+    return replace(config, groups=groups)
 
 
 def find_groups(config: Config, env: Env, key: PRNGKeyArray) -> tuple[int, ...]:

@@ -291,5 +291,5 @@ def elsewhere(path: Path) -> str:
     """Returns what to do without this checkpoint, as the end of a message."""
     older = [other for other in complete(path.parent) if path.name.isdecimal() and int(other.name) < int(path.name)]
     if older:
-        return f"; an older one is there: --resume {older[-1]}"
+        return f"; an older one is there, to be named instead: {older[-1]}"
     return "; there is no older one: start the run again, in another directory"

@@ -102,7 +102,7 @@ def test_a_run_finds_its_groups_once_for_all_seeds(monkeypatch):
     for seed in (5, 5, 6):
         loop.run(replace(config, seed=seed), toy.make_toy("two_kinds"), Listener())
         assert used.pop() == replace(config, seed=seed, groups=(0, 1, 0, 1))
-    assert said == ["grouping agents"] * 3
+    assert said == ["grouping agents", "groups of agents: 0 1 0 1"] * 3
     assert keys[0] == keys[1] != keys[2]
 
 

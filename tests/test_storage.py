@@ -60,7 +60,7 @@ def test_a_damaged_file_is_named_with_what_else_there_is(copy: Path, item: str, 
     what = "damaged or missing" if item == "files.json" else "missing" if damage == "remove" else "damaged"
     assert f"{file.relative_to(copy)} of checkpoint {copy} is {what}" in message
     older = complete(copy.parent)[0]
-    assert message.endswith(f"an older one is there: --resume {older}")
+    assert message.endswith(f"an older one is there, to be named instead: {older}")
     load(older, two_phases().config, two_phases().env)
 
 

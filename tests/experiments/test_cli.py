@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import sizes
-from cli import PRESETS, RunConfig, parse, read_config
+from cli import PRESETS, RunConfig, leave, parse, python, read_config
 from record import Record
 
 RUN = Path(__file__).parents[2] / "experiments" / "run.py"
@@ -188,3 +188,30 @@ def test_help_may_be_cut_short() -> None:
     with os.fdopen(write, "wb") as closed:
         done = subprocess.run([sys.executable, str(RUN), "--help"], stdout=closed, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_command_that_was_stopped_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one that failed, or has ended, what still runs is waited for, as ever."""
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    for code in (130, 2, 0):
+        with pytest.raises(SystemExit):
+            leave(lambda code=code: sys.exit(code))  # type: ignore[misc]
+    leave(lambda: None)
+    assert codes == [130]
+
+
+def test_a_command_names_the_python_that_it_ran_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv" / "bin" / "python"))
+    assert python() == ".venv/bin/python"
+    monkeypatch.setattr(sys, "executable", str(tmp_path.parent / "bin" / "python3"))
+    assert python() == "python"
+
+
+def test_a_file_of_a_sweep_is_no_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text("base: {env: toy}\ngrids: [{sharing: ps}]\n")
+    with pytest.raises(SystemExit):
+        parse(RunConfig, ["--env", "toy", "--preset", str(path)])
+    assert "base must name a preset; a file with `grids` is one for sweep.py" in capsys.readouterr().err

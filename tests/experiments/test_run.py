@@ -23,6 +23,7 @@ from lorasa_jax import grouping, loop, storage
 from lorasa_jax.config import Config
 from lorasa_jax.run_state import Report, RunState
 
+import cli
 import run
 from record import Record
 
@@ -99,7 +100,7 @@ def test_groups_that_were_found_are_recorded(
     monkeypatch.setattr(loop, "run", train_with)
     with pytest.raises(SystemExit):
         run.main([*TINY, "--sharing", "seps", "--out", str(tmp_path / "out")])
-    assert capsys.readouterr().out == "grouping agents\n"
+    assert capsys.readouterr().out == "grouping agents\ngroups of agents: 0 1\n"
     assert trained == [(0, 1)]
     assert json.loads((tmp_path / "out" / "config.json").read_text())["groups"] == [0, 1]
 
@@ -286,7 +287,7 @@ def test_a_checkpoint_or_rows_that_are_not_whole_are_one_line(
     assert stopped(["--resume", str(out)]) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
-    assert message.endswith(f"an older one is there: --resume {older}\n")
+    assert message.endswith(f"an older one is there, to be named instead: {older}\n")
     resume(older)
     assert outcome(out) == outcome(directory)
 
@@ -347,7 +348,7 @@ def test_a_record_that_finds_no_space_stops_the_run_in_one_line(
         patch.setattr(run.Reporter, "report", full)
         assert stopped([*TINY, "--out", str(out)]) == 2
     message = capsys.readouterr().err
-    assert f"no space is left in {out}; make some, and go on with: python" in message
+    assert f"no space is left in {out}; make some, and go on with: {cli.python()}" in message
     assert message.count("\n") == 1
 
 

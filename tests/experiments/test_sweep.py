@@ -15,6 +15,7 @@ import yaml
 
 from lorasa_jax.config import ConfigError
 
+import cli
 import evaluate
 import export
 import plan
@@ -176,7 +177,7 @@ def test_a_sweep_goes_on_where_it_stopped(
     with pytest.raises(SystemExit) as stopped:
         sweep.main([*argv, "--save-every", "0"])
     assert stopped.value.code == 130
-    assert "go on with: python" in capsys.readouterr().err
+    assert f"go on with: {cli.python()}" in capsys.readouterr().err
     monkeypatch.setattr(run, "fill", fill)
     sweep.main(argv)
     assert table(out) == whole
