@@ -227,12 +227,14 @@ def _improvement(x: np.ndarray, y: np.ndarray) -> str:
 
 
 def comparisons(e: Experiment) -> Lines:
-    """Adapters against what else goes on from the same shared policies, and against separate ones."""
+    """Adapters against what else goes on from the same shared policies (of other adapters the first ones that are
+    listed), and against separate ones."""
     rows = []
     for task, points in e.by_task.items():
-        for adapted in (point for point in points if point.adapts):
+        adapting = [point for point in points if point.adapts]
+        for adapted in adapting:
             for other in points:
-                if other is not adapted and not other.adapts:
+                if other is not adapted and (other is adapting[0] or not other.adapts):
                     rows += [[task, *row] for row in _compare(adapted, other)]
     if rows:
         yield f"**Differences** in {words(metric(e.points[0].env))}, greedy, at the end"

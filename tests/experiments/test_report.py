@@ -204,6 +204,23 @@ def test_a_level_that_was_not_reached_counts_as_late(kept: Path) -> None:
     assert list(tables._quality(two, "return", True, True, False))[-1] == "128 (2 of 3)"
 
 
+def test_adapters_are_compared_with_the_first_ones_from_the_same_states(kept: Path) -> None:
+    whole = read(kept)
+    first = next(point for point in whole.points if point.adapts)
+    worse = {
+        seed: replace(run, final={**run.final, "greedy": {**run.final["greedy"], "return": 0.5}})
+        for seed, run in first.runs.items()
+    }
+    second = replace(first, name="lorasa, rank 1", runs=worse)
+    elsewhere = {seed: replace(run, switch_step=64) for seed, run in worse.items()}
+    points = [*whole.points, second, replace(second, name="lorasa, rank 3"), replace(second, name="x", runs=elsewhere)]
+    rows = [line.strip("| ").split(" | ")[1:5] for line in tables.comparisons(replace(whole, points=points))]
+    found = [row for row in rows if len(row) == 4 and "lorasa" in row[1]]
+    assert found == [
+        [f"`lorasa, rank {rank}`", f"`{first.name}`", "3 pairs", "-0.400 [-0.500, -0.300]"] for rank in (1, 3)
+    ]
+
+
 def test_a_single_run_has_no_interval(kept: Path) -> None:
     points = {point.name: point for point in read(kept).points}
     one = {name: replace(point, runs={3: point.runs[3]}) for name, point in points.items()}
