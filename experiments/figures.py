@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,19 +74,20 @@ def draw(kind: str, data: Data, path: Path) -> None:
     panels = len(data) if kind == "curves" else 1
     columns = 2 if panels == 4 else min(panels, 3)
     lines = -(-panels // columns)
+    names = list(dict.fromkeys(name for schemes in data.values() for name in schemes) if kind == "curves" else data)
+    beside = 0.6 + 0.065 * max(map(len, names))  # inches that the legend takes
     figure, axes = plt.subplots(
-        lines, columns, figsize=(4.2 * columns + 1.6, 3.1 * lines), constrained_layout=True, squeeze=False
+        lines, columns, figsize=(4.2 * columns + beside, 3.1 * lines), constrained_layout=True, squeeze=False
     )
     used = list(axes.flat)[:panels]
     for axis in list(axes.flat)[panels:]:
         axis.set_axis_off()
     if kind == "curves":
         # A scheme looks the same in all panels, whoever is missing there.
-        styles = _styles(name for schemes in data.values() for name in schemes)
         for axis, (task, schemes) in zip(used, data.items(), strict=True):
-            _draw_curves(axis, task, schemes, styles)
+            _draw_curves(axis, task, schemes, _styles(names))
     else:
-        _draw_profile(used[0], data, _styles(data))
+        _draw_profile(used[0], data, _styles(names))
     for axis in used:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
@@ -97,11 +98,11 @@ def draw(kind: str, data: Data, path: Path) -> None:
     plt.close(figure)
 
 
-def _styles(names: Iterable[str]) -> dict[str, Data]:
+def _styles(names: Sequence[str]) -> dict[str, Data]:
     """Returns how the line of each name is drawn."""
     return {
         name: {"color": f"C{i % 10}", "ls": "-" if i < 10 else "--", "lw": 1.4, "label": name}
-        for i, name in enumerate(dict.fromkeys(names))
+        for i, name in enumerate(names)
     }
 
 
