@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lorasa_jax.config import Config, changed_settings, require
 
 from cli import RunConfig, from_settings, parse_settings, read_config
-from saved import ROWS, Label, labels_of
+from saved import ROWS, Label, labels_of, rows_of
 
 if TYPE_CHECKING:
     from lorasa_jax.envs import Env
@@ -104,7 +104,8 @@ def _job(job: Path, configs: dict[Path, RunConfig], base: dict[str, Any]) -> dic
         point = {name: value for name, value in label.items() if name != "seed"}
         if json.dumps(point) not in points:
             points[json.dumps(point)] = {"point": point, **_sizes(_row_config(config, job, label)), "runs": []}
-        points[json.dumps(point)]["runs"].append(_run(k, labels_of(job)[k], summary, rows))
+        mine = rows_of(rows, labels_of(job)[k], labels_of(job))
+        points[json.dumps(point)]["runs"].append(_run(k, labels_of(job)[k]["seed"], summary, mine))
     forked = (job / ROWS).exists() and summary["switch_steps"][0] is not None
     # Summaries count the steps of backbones as those of their forks.
     seconds = summary.get("train_seconds", summary["env_steps"] * len(labels) / summary["steps_per_second"])
@@ -195,10 +196,10 @@ def _ceiling(config: RunConfig, env: Env) -> dict[str, float] | None:
     return {"greedy": trunks / n, "sampled": trunks / n} if config.task == "own_number" else None
 
 
-def _run(k: int, label: Label, summary: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
-    mine = [row for row in rows if row.get("eval_return") is not None and label.items() <= row.items()]
+def _run(k: int, seed: int, summary: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    seen = [row for row in rows if row.get("eval_return") is not None]
     return {
-        "seed": label["seed"],
+        "seed": seed,
         "env_steps": summary["env_steps"],
         "switch_step": summary["switch_steps"][k],
         "random_return": short(summary["random_return"][k]),
@@ -207,7 +208,7 @@ def _run(k: int, label: Label, summary: dict[str, Any], rows: list[dict[str, Any
             play: {name: short(final[name][k]) for name in ("win_rate", "return", "length")}
             for play, final in summary["final"].items()
         },
-        "curve": [[row["env_steps"], short(row["eval_win_rate"], 4), short(row["eval_return"], 4)] for row in mine],
+        "curve": [[row["env_steps"], short(row["eval_win_rate"], 4), short(row["eval_return"], 4)] for row in seen],
     }
 
 

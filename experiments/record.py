@@ -22,6 +22,8 @@ import numpy as np
 from lorasa_jax.config import Config, ConfigError, changed_settings, require
 from lorasa_jax.run_state import Report
 
+from saved import rows_of
+
 PACKAGES = ("lorasa-jax", "jax", "jaxlib", "flax", "optax", "chex", "jaxmarl", "brax", "mujoco", "numpy")
 
 
@@ -185,8 +187,7 @@ class Record:
 
     def rows_of(self, label: dict[str, Any]) -> list[dict[str, Any]]:
         """Returns what was measured under one label."""
-        known = _plain(label)
-        return [row for row in self.rows if all(row[name] == value for name, value in known.items())]
+        return rows_of(self.rows, _plain(label), self.labels)
 
     @property
     def names(self) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,16 @@ def labels_of(path: Path) -> list[Label]:
         return labels
     config = read_config(RunConfig, directory / "config.json")
     return [{"seed": config.seed + k} for k in range(config.seeds)]
+
+
+def rows_of(rows: list[dict[str, Any]], label: Label, labels: Sequence[Label]) -> list[dict[str, Any]]:
+    """Returns those rows of a run that were measured under one of its labels.
+
+    Labels of one program may name different settings, such as a rank here and a placement there, so that one may be a
+    part of another: a row is of the label that says all that it says, and no more.
+    """
+    names = {name for known in labels for name in known}
+    return [row for row in rows if {name: row[name] for name in names & row.keys()} == label]
 
 
 def words(label: Label) -> str:

@@ -22,7 +22,7 @@ import plan
 from cli import RunConfig, leave, polite, python, read_config, read_flags
 from plan import Job
 from run import complain
-from saved import ROWS, measures
+from saved import ROWS, measures, rows_of
 
 if TYPE_CHECKING:
     from lorasa_jax.envs import Env
@@ -357,13 +357,14 @@ def curves(jobs: list[Job], out: Path, name: str) -> dict[str, tuple[list[int], 
     found: dict[str, dict[int, list[float]]] = {}
     for job in jobs:
         path = out / job.name / "metrics.jsonl"
-        for line in path.read_text().splitlines() if path.exists() else ():
-            row = json.loads(line)
-            if row.get(f"eval_{name}") is not None:
-                words = [
-                    _word(row[key]) if key == "sharing" else f"{key} {_word(row[key])}" for key in job.rows[0].point
-                ]
-                found.setdefault(", ".join(words), {}).setdefault(row["env_steps"], []).append(row[f"eval_{name}"])
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        labels = _rows(job)["rows"]
+        for label in labels:
+            point = {key: _word(value) for key, value in label.items() if key != "seed"}
+            words = ", ".join(value if key == "sharing" else f"{key} {value}" for key, value in point.items())
+            for row in rows_of(rows, label, labels):
+                if row.get(f"eval_{name}") is not None:
+                    found.setdefault(words, {}).setdefault(row["env_steps"], []).append(row[f"eval_{name}"])
     return {
         point: (sorted(values), [sum(values[step]) / len(values[step]) for step in sorted(values)])
         for point, values in found.items()

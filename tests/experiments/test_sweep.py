@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ import export
 import plan
 import run
 import sweep
+from cli import RunConfig, parse
+from record import Record
 
 BASE = {
     "env": "toy", "task": "own_number", "n_agents": 4, "total_steps": 512,
@@ -108,6 +111,33 @@ def test_a_plan_is_printed_and_nothing_run(tmp_path: Path, capsys: pytest.Captur
     assert "sharing=lorasa  switch_step=auto  rank=2  (2 seeds)" in said
     assert said.endswith("10 rows in 2 programs\n")
     assert not (tmp_path / "out").exists()
+
+
+def test_points_of_one_program_that_name_different_settings_are_told_apart(tmp_path: Path) -> None:
+    config = parse(RunConfig, ["--env", "toy", "--total-steps", "8192"])
+    points: list[plan.Point] = [{"sharing": "lorasa", **more} for more in ({"rank": 1}, {"placement": "head"}, {})]
+    job = plan.Job("2-lorasa", config, tuple(plan.Row(point, config) for point in points))
+    labels = [row.label for row in job.rows]
+    with closing(Record(tmp_path / job.name, config, labels)) as record:
+        record.begin()
+        for step in (1024, 2048):
+            record.rows += [
+                {
+                    **label, "env_steps": step, "phase": "adapters", "return": 0.5, "win_rate": 0.0,
+                    "eval_return": k + step / 4096, "eval_win_rate": 0.0,
+                }
+                for k, label in enumerate(labels)
+            ]  # fmt: skip
+        assert [[row["eval_return"] for row in record.rows_of(label)] for label in labels] == [
+            [k + 0.25, k + 0.5] for k in range(3)
+        ]
+        record.draw_curve()
+    (tmp_path / job.name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in record.rows))
+    assert (tmp_path / job.name / "curve.png").exists()
+    assert sweep.curves([job], tmp_path, "return") == {
+        name: ([1024, 2048], [k + 0.25, k + 0.5])
+        for k, name in enumerate(("lorasa, rank 1", "lorasa, placement head", "lorasa"))
+    }
 
 
 def table(out: Path) -> list[dict[str, str]]:
