@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from statistics import median
+from typing import Any
 
 from lorasa_jax import stats
 
@@ -51,6 +52,40 @@ def beside(experiments: Iterable[Experiment]) -> Lines:
 def _mean(point: Point) -> str:
     found = scores([point])
     return spread(float(found.mean()), stats.interval(stats.mean, found), len(found), metric(point.env))
+
+
+def anchors(experiments: Iterable[Experiment], known: dict[str, Any]) -> Lines:
+    """What others measured in the same tasks, beside every experiment's plain schemes and first adapters.
+
+    Args:
+        experiments: all of them.
+        known: `anchors`, each with a source, an environment and what was measured in its tasks, and `sources`.
+    """
+    rows, cited = [], []
+    for e in experiments:
+        for task, points in e.by_task.items():
+            first = next((point for point in points if point.adapts), None)
+            shown = [point for point in points if point is first or point.name == point.scheme]
+            for entry in known["anchors"]:
+                values = entry["values"].get(task) if entry["env"] == points[0].env else None
+                if values is None:
+                    continue
+                cited.append(entry)
+                steps = max(run.env_steps for point in shown for run in point.runs.values())
+                play, kind = entry.get("play", "greedy"), entry["quantity"]
+                ours = "; ".join(f"`{p.name}` {number(float(scores([p], play, kind).mean()), kind)}" for p in shown)
+                theirs = "; ".join(
+                    f"{who} {value if isinstance(value, str) else number(value, kind)}" for who, value in values.items()
+                )
+                rows.append([task, entry["source"], words(kind), theirs, e.name, f"{ours}, {play}, at {steps:,} steps"])
+    yield from table(["task", "source", "quantity", "theirs", "experiment", "here"], rows)
+    for entry in known["anchors"]:
+        if entry in cited:
+            yield (
+                f"* {entry['source']}, {words(entry['quantity'])} in `{entry['env']}`: "
+                f"{known['sources'][entry['source']]} {entry['setting']} {entry['caveat']}"
+            )
+    yield ""
 
 
 def plan(experiments: Iterable[Experiment]) -> Lines:

@@ -83,7 +83,6 @@ class Reporter:
             "comparisons": tables.comparisons(e),
             "curves": self._picture(e, "curves", document),
             "profile": self._picture(e, "profile", document),
-            "anchors": tables.anchors(e, self.anchors),
             "diagnosis": self._diagnosis(e, document),
         }
 
@@ -118,7 +117,12 @@ class Reporter:
         import across
 
         known = list(self.experiments.values())
-        return {"beside": self._beside(document), "plan": across.plan(known), "cost": across.cost(known)}
+        return {
+            "beside": self._beside(document),
+            "anchors": across.anchors(known, self.anchors),
+            "plan": across.plan(known),
+            "cost": across.cost(known),
+        }
 
     def _beside(self, document: Path) -> Iterator[str]:
         import across
@@ -129,7 +133,8 @@ class Reporter:
             yield from self._shown("beside", "curves", document)
 
     def text(self, asked: str, document: Path) -> str:
-        """Returns what stands in a block: `PART NAME`, `all NAME`, or `beside`, `plan` or `cost` of all experiments.
+        """Returns what stands in a block: `PART NAME`, `all NAME`, or `beside`, `anchors`, `plan` or `cost` of all
+        experiments.
 
         Raises:
             ConfigError: there is no such part or experiment.

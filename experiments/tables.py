@@ -146,43 +146,79 @@ def steps_to(run: Run, name: str, level: float = REACHED) -> float:
     return next((float(row[0]) for row in run.curve if row[place] >= level), math.inf)
 
 
+def lowest(run: Run, name: str) -> float | None:
+    """Returns the lowest evaluation after a seed's switch; None: there is none."""
+    place = 1 if name == "win_rate" else 2
+    return min((row[place] for row in run.curve if row[0] > (run.switch_step or math.inf)), default=None)
+
+
 def schemes(e: Experiment) -> Lines:
     """Every scheme in every task."""
     for task, points in e.by_task.items():
-        name, reach = metric(points[0].env), bounded(points[0].env)
-        exact = any(point.ceiling for point in points)
-        yield f"**{task}**: {words(name)} at the end"
+        yield f"**{task}**: {words(metric(points[0].env))} at the end"
         yield ""
-        best = all("best" in run.final for point in points for run in point.runs.values())
-        head = ["scheme", "seeds", "greedy, IQM", "greedy, mean", "sampled, mean"] + ["best, mean"] * best
-        head += ["ceiling, greedy; sampled", "seeds at it"] if exact else []
-        head += [f"steps to {REACHED:.0%}" if name == "win_rate" else f"steps to {REACHED}"] if reach else []
-        head += ["actors' parameters", "of `nps`", "optimiser, KiB", "steps/s"]
-        yield from table(head, [[*_quality(point, name, best, reach, exact), *_price(point)] for point in points])
+        columns = columns_of(points)
+        yield from table(list(columns), [[cell(point) for cell in columns.values()] for point in points])
 
 
-def _quality(point: Point, name: str, best: bool, reach: bool, exact: bool) -> Lines:
-    greedy, sampled = scores([point]), scores([point], "sampled")
-    yield f"`{point.name}`"
-    yield str(len(point.runs))
-    shown = [(stats.iqm, greedy), (stats.mean, greedy), (stats.mean, sampled)]
-    for f, values in [*shown, *([(stats.mean, scores([point], "best"))] if best else [])]:
-        yield spread(float(f(values)), stats.interval(f, values), len(values), name)
+def columns_of(points: Sequence[Point]) -> dict[str, Callable[[Point], str]]:
+    """Returns what is said of each scheme in a task: heads, and what gives the cell below."""
+    name, runs = metric(points[0].env), [run for point in points for run in point.runs.values()]
+    exact = any(point.ceiling for point in points)
+
+    def final(f: Callable, play: str) -> Callable[[Point], str]:
+        def cell(point: Point) -> str:
+            values = scores([point], play)
+            return spread(float(f(values)), stats.interval(f, values), len(values), name)
+
+        return cell
+
+    columns = {
+        "scheme": lambda point: f"`{point.name}`",
+        "seeds": lambda point: str(len(point.runs)),
+        "greedy, IQM": final(stats.iqm, "greedy"),
+        "greedy, mean": final(stats.mean, "greedy"),
+        "sampled, mean": final(stats.mean, "sampled"),
+    }
+    if all("best" in run.final for run in runs):
+        columns["best, mean"] = final(stats.mean, "best")
+    if not exact and any(lowest(run, name) is not None for run in runs):
+        columns["lowest after the switch, mean"] = lambda point: _lowest(point, name)
     if exact:
-        known = point.ceiling
-        yield f"{number(known['greedy'])}; {number(known['sampled'])}" if known else "not known"
-        yield f"{(np.abs(greedy - known['greedy']) <= LANDS).sum()} of {len(greedy)}" if known else ""
-    if reach:
-        steps = [steps_to(run, name) for run in point.runs.values()]
-        count, median = sum(map(math.isfinite, steps)), float(np.median(steps)) if steps else math.inf
-        yield (f"{median:,.0f}" if math.isfinite(median) else "not reached") + f" ({count} of {len(steps)})"
+        columns["ceiling, greedy; sampled"] = _ceiling
+        columns["seeds at it"] = _landed
+    if bounded(points[0].env):
+        columns[f"steps to {f'{REACHED:.0%}' if name == 'win_rate' else REACHED}"] = lambda point: _steps_to(
+            point, name
+        )
+    return columns | {
+        "actors' parameters": lambda point: f"{point.params['actors']:,}",
+        "of `nps`": lambda point: f"{point.params['actors'] / point.params['nps_actors']:.2f}",
+        "optimiser, KiB": lambda point: ", then ".join(f"{size / 1024:,.1f}" for size in point.optimizer_bytes),
+        "steps/s": lambda point: f"{float(f'{point.steps_per_second:.3g}'):,.0f}",
+    }
 
 
-def _price(point: Point) -> Lines:
-    yield f"{point.params['actors']:,}"
-    yield f"{point.params['actors'] / point.params['nps_actors']:.2f}"
-    yield ", then ".join(f"{size / 1024:,.1f}" for size in point.optimizer_bytes)
-    yield f"{float(f'{point.steps_per_second:.3g}'):,.0f}"
+def _lowest(point: Point, name: str) -> str:
+    values = [value for run in point.runs.values() if (value := lowest(run, name)) is not None]
+    return number(sum(values) / len(values), name) if values else ""
+
+
+def _ceiling(point: Point) -> str:
+    return f"{number(point.ceiling['greedy'])}; {number(point.ceiling['sampled'])}" if point.ceiling else "not known"
+
+
+def _landed(point: Point) -> str:
+    if not point.ceiling:
+        return ""
+    greedy = scores([point])
+    return f"{(np.abs(greedy - point.ceiling['greedy']) <= LANDS).sum()} of {len(greedy)}"
+
+
+def _steps_to(point: Point, name: str) -> str:
+    steps = [steps_to(run, name) for run in point.runs.values()]
+    count, median = sum(map(math.isfinite, steps)), float(np.median(steps)) if steps else math.inf
+    return (f"{median:,.0f}" if math.isfinite(median) else "not reached") + f" ({count} of {len(steps)})"
 
 
 def everywhere(e: Experiment) -> dict[str, list[Point]]:
@@ -336,33 +372,6 @@ def by_seed(e: Experiment) -> Lines:
             f"separate networks would hold {point.params['nps_actors']:,}."
         )
         yield ""
-
-
-def anchors(e: Experiment, known: dict[str, Any]) -> Lines:
-    """What others measured in the same tasks, beside what is measured here."""
-    rows, cited = [], []
-    for entry in known["anchors"]:
-        for task, values in entry["values"].items():
-            points = [point for point in e.points if (point.env, point.task) == (entry["env"], task)]
-            if not points:
-                continue
-            cited.append(
-                f"* {entry['source']}: {known['sources'][entry['source']]} {entry['setting']} {entry['caveat']}"
-            )
-            steps = max(run.env_steps for point in points for run in point.runs.values())
-            play, kind = entry.get("play", "greedy"), entry["quantity"]
-            ours = "; ".join(f"`{p.name}` {number(float(scores([p], play, kind).mean()), kind)}" for p in points)
-            theirs = "; ".join(
-                f"{who} {value if isinstance(value, str) else number(value, kind)}" for who, value in values.items()
-            )
-            rows.append([task, entry["source"], words(kind), theirs, f"{ours}, {play}, at {steps:,} steps"])
-    if not rows:
-        return
-    yield "**Beside others' numbers**, which were measured otherwise:"
-    yield ""
-    yield from table(["task", "source", "quantity", "theirs", "here"], rows)
-    yield from dict.fromkeys(cited)
-    yield ""
 
 
 def said_by(path: Path) -> Lines:

@@ -193,15 +193,31 @@ def test_a_control_that_switched_elsewhere_is_no_pair(kept: Path) -> None:
 
 def test_a_level_that_was_not_reached_counts_as_late(kept: Path) -> None:
     points = {point.name: point for point in read(kept).points}
-    cells = {name: list(tables._quality(point, "return", True, True, False))[-1] for name, point in points.items()}
-    assert cells["lorasa, switch_step 128, rank 2"] == "192 (3 of 3)"
-    assert cells["nps"] == "not reached (0 of 3)"
+    cell = tables.columns_of(list(points.values()))["steps to 0.9"]
+    assert cell(points["lorasa, switch_step 128, rank 2"]) == "192 (3 of 3)"
+    assert cell(points["nps"]) == "not reached (0 of 3)"
     nps = points["nps"]
     early = replace(nps.runs[3], curve=[(64, 0.0, 0.95)])
     one = replace(nps, runs={**nps.runs, 3: early})
-    assert list(tables._quality(one, "return", True, True, False))[-1] == "not reached (1 of 3)"
+    assert cell(one) == "not reached (1 of 3)"
     two = replace(one, runs={**one.runs, 4: replace(early, curve=[(64, 0.0, 0.5), (128, 0.0, 0.95)])})
-    assert list(tables._quality(two, "return", True, True, False))[-1] == "128 (2 of 3)"
+    assert cell(two) == "128 (2 of 3)"
+
+
+def test_a_fall_is_what_came_after_the_switch(kept: Path) -> None:
+    lorasa = read(kept).points[1]
+    run = replace(
+        lorasa.runs[3], switch_step=128, curve=[(64, 0.1, 0.1), (128, 0.2, 0.3), (192, 0.4, 0.6), (256, 0.5, 0.5)]
+    )
+    assert tables.lowest(run, "win_rate") == 0.4
+    assert tables.lowest(run, "return") == 0.5
+    assert tables.lowest(replace(run, switch_step=256), "return") is None
+    assert tables.lowest(replace(run, switch_step=None), "return") is None
+
+    points = [replace(point, ceiling=None) for point in read(kept).points]
+    cell = tables.columns_of(points)["lowest after the switch, mean"]
+    assert [cell(point) for point in points] == ["", "1.000", "0.500", ""]
+    assert "lowest after the switch, mean" not in tables.columns_of([points[0], points[3]])
 
 
 def test_adapters_are_compared_with_the_first_ones_from_the_same_states(kept: Path) -> None:
@@ -224,8 +240,7 @@ def test_adapters_are_compared_with_the_first_ones_from_the_same_states(kept: Pa
 def test_a_single_run_has_no_interval(kept: Path) -> None:
     points = {point.name: point for point in read(kept).points}
     one = {name: replace(point, runs={3: point.runs[3]}) for name, point in points.items()}
-    cells = list(tables._quality(one["nps"], "return", True, True, False))
-    assert not any("[" in cell for cell in cells)
+    assert not any("[" in cell(one["nps"]) for cell in tables.columns_of([one["nps"]]).values())
     lorasa, restart = one["lorasa, switch_step 128, rank 2"], one["ps_restart, switch_step 128"]
     ((*_, runs, difference, p, above),) = tables._compare(lorasa, restart)
     assert (runs, p, above) == ("1 pair", "", "")
@@ -250,6 +265,27 @@ def test_adapters_stand_beside_shared_and_separate_policies(kept: Path) -> None:
     assert list(figures.beside([unknown])["own_number"]) == ["ps_id", "ps_restart", "nps", "lorasa"]
     without = replace(unknown, points=[point for point in unknown.points if point.scheme != "nps"])
     assert not list(across.beside([without]))
+
+
+def test_others_numbers_stand_beside_plain_schemes_and_the_first_adapters(kept: Path) -> None:
+    """Only in the environment and task they are of; who measured them how is said once."""
+    e = read(kept)
+    entry = {
+        "source": "Them", "env": "toy", "quantity": "return", "setting": "Long.", "caveat": "Otherwise.",
+        "values": {"own_number": {"MAPPO": 0.5, "best": "0.9 soon"}, "specialisation": {"MAPPO": 0.1}},
+    }  # fmt: skip
+    known = {
+        "sources": {"Them": "A paper."},
+        "anchors": [entry, {**entry, "env": "smax"}, {**entry, "values": {"probe_value": {"MAPPO": 1.0}}}],
+    }
+    again = replace(e, name="again", points=e.points[:1])
+    _, _, first, second, _, *cited, _ = across.anchors([e, again], known)
+    assert first == (
+        "| own_number | Them | return | MAPPO 0.500; best 0.9 soon | four | `ps_id` 0.650; "
+        "`lorasa, switch_step 128, rank 2` 0.900; `nps` 0.900, greedy, at 256 steps |"
+    )
+    assert "| again | `ps_id` 0.650, greedy, at 256 steps |" in second
+    assert cited == ["* Them, return in `toy`: A paper. Long. Otherwise."]
 
 
 def test_a_plan_follows_from_spread_and_speed(kept: Path) -> None:
