@@ -19,10 +19,10 @@ import tyro
 from lorasa_jax.config import Config, ConfigError, changed_settings, require
 
 import plan
-from cli import RunConfig, leave, polite, python, read_config, read_flags
+from cli import ROWS, RunConfig, leave, polite, python, read_config, read_flags
 from plan import Job
 from run import complain
-from saved import ROWS, measures, rows_of
+from saved import measures, rows_of, word
 
 if TYPE_CHECKING:
     from lorasa_jax.envs import Env
@@ -68,7 +68,7 @@ def _env(settings: Config) -> Env:
 
 def env_of(config: Config) -> Env:
     """Returns the environment of a configuration; the same one for the same settings."""
-    names = ("env", "task", "n_agents", "smax", "mabrax")
+    names = ("env", "task", "n_agents", "time_limit", "smax", "mabrax")
     return _env(Config(**{name: getattr(config, name) for name in names}))
 
 
@@ -112,11 +112,7 @@ def counted(n: int, noun: str) -> str:
 
 
 def _words(point: plan.Point) -> str:
-    return "  ".join(f"{name}={_word(value)}" for name, value in point.items())
-
-
-def _word(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return "  ".join(f"{name}={word(value)}" for name, value in point.items())
 
 
 def run_job(job: Job, out: Path, go_on: str) -> None:
@@ -286,9 +282,9 @@ def _command(config: SweepConfig, job: Job) -> list[str]:
 def _options(words: Sequence[str]) -> dict[str, Any]:
     """Options as submitit takes them: numbers where they are numbers."""
     options: dict[str, Any] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        require(bool(equals), f"--cluster takes options as name=value, got {word!r}")
+    for option in words:
+        name, equals, value = option.partition("=")
+        require(bool(equals), f"--cluster takes options as name=value, got {option!r}")
         options[name] = int(value) if value.isdecimal() else value
     return options
 
@@ -313,7 +309,7 @@ def write_table(jobs: list[Job], out: Path) -> Path:
             rows.append(
                 {
                     "job": job.name,
-                    **{name: _word(value) for name, value in row.point.items()},
+                    **{name: word(value) for name, value in row.point.items()},
                     "seed": row.config.seed,
                     "switched_at": summary["switch_steps"][k],
                     "env_steps": summary["env_steps"],
@@ -360,7 +356,7 @@ def curves(jobs: list[Job], out: Path, name: str) -> dict[str, tuple[list[int], 
         rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         labels = _rows(job)["rows"]
         for label in labels:
-            point = {key: _word(value) for key, value in label.items() if key != "seed"}
+            point = {key: word(value) for key, value in label.items() if key != "seed"}
             words = ", ".join(value if key == "sharing" else f"{key} {value}" for key, value in point.items())
             for row in rows_of(rows, label, labels):
                 if row.get(f"eval_{name}") is not None:

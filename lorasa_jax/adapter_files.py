@@ -106,11 +106,12 @@ def describe(params: PolicyParams, system: System) -> AdapterConfig:
         system: of the phase in which they were trained.
     """
     config, sharing = system.config, system.actor.sharing
+    _, rank, scale = config.adapter_levels[0]
     return AdapterConfig(
         env=config.env,
         task=system.env.spec.name,
-        rank=config.rank,
-        scale=config.adapter_scale,
+        rank=rank,
+        scale=scale,
         layers=tuple(params.agents),
         groups=sharing.groups,
         id_layer=config.actor.layer_names[0] if sharing.agent_id else None,
@@ -305,6 +306,9 @@ def attach(
     backbone: PolicyParams | Path | str, adapters: TeamAdapters, *, seed: int = 0, any_backbone: bool = False
 ) -> PolicyParams:
     """Returns the policies that adapters make of a backbone.
+
+    The system that plays them must scale them as they were trained: alpha / rank of its configuration is
+    `adapters.about.scale`, which no shape shows.
 
     Args:
         backbone: parameters of one seed, of which only the trunks count, or a checkpoint.

@@ -365,11 +365,6 @@ class Config:
         return self.ppo.chunk_length or self.rollout_length
 
     @property
-    def adapter_scale(self) -> float:
-        """alpha / rank, the factor on every low-rank product, where no level has a rank of its own."""
-        return 1.0 if self.alpha is None else self.alpha / self.rank
-
-    @property
     def adapter_levels(self) -> tuple[tuple[str, int, float], ...]:
         """For each level of adapters, which add up: its key, its rank, and the factor on its products."""
         keys = self.adapter_key.split(",")

@@ -86,7 +86,7 @@ def common_config(configs: Sequence[C]) -> C:
         first,
         seeds=len(configs),
         rank=rank,
-        alpha=None if first.adapter_scale == 1.0 else first.adapter_scale * rank,
+        alpha=first.alpha if first.alpha is None or first.ranks else first.alpha / first.rank * rank,
         placement=tuple(name for name in first.actor.layer_names if name in layers),
         switch_step=switches.pop() if len(switches) == 1 else "auto",
         ppo=replace(first.ppo, adapter_lr=None),
@@ -95,7 +95,7 @@ def common_config(configs: Sequence[C]) -> C:
 
 def _fit(configs: Sequence[Config], env: Env) -> bool:
     """Says whether forks can be rows of one program."""
-    if len({(_neutral(config), config.adapter_scale) for config in configs}) > 1:
+    if len({(_neutral(config), tuple(scale for *_, scale in config.adapter_levels)) for config in configs}) > 1:
         return False
     whole = _leaves(_owned(common_config(configs), env))
     return all(_is_masked(_leaves(_owned(replace(config, seed=0), env)), whole) for config in configs)

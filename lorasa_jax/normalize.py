@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from lorasa_jax.envs.base import EnvSpec
 from lorasa_jax.types import PyTree
@@ -79,7 +79,7 @@ def raw() -> ValueNorm:
 class Moments(NamedTuple):
     """How many samples there were of each column, their mean, and the sum of their squared deviations from it."""
 
-    samples: Float[Array, ""]
+    samples: Float[Array, "..."]
     mean: Float[Array, "..."]
     squares: Float[Array, "..."]
 
@@ -89,13 +89,13 @@ class InputNorm(NamedTuple):
 
     Attributes:
         init: `init() -> stats`.
-        measure: `measure(obs [T, E, N, D], state [T, E, S]) -> stats` of one rollout.
+        measure: `measure(obs [T, E, N, D], state [T, E, S], alive [T, E, N]) -> stats` of one rollout.
         update: `update(stats, stats of a rollout) -> stats` of both together.
         apply: `apply(stats, obs [..., N, D], state [..., S]) -> (obs, state)`.
     """
 
     init: Callable[[], PyTree]
-    measure: Callable[[Array, Array], PyTree]
+    measure: Callable[[Array, Array, Array], PyTree]
     update: Callable[[PyTree, PyTree], PyTree]
     apply: Callable[[PyTree, Array, Array], tuple[Array, Array]]
 
@@ -104,7 +104,7 @@ def as_they_are() -> InputNorm:
     """Returns inputs unchanged, without statistics."""
     return InputNorm(
         init=lambda: (),
-        measure=lambda obs, state: (),
+        measure=lambda obs, state, alive: (),
         update=lambda stats, new: (),
         apply=lambda stats, obs, state: (obs, state),
     )
@@ -114,21 +114,22 @@ def standardised(spec: EnvSpec, limit: float = 10.0) -> InputNorm:
     """Returns inputs of mean 0 and deviation 1 over all that was seen so far, held within +-`limit`.
 
     Every column of every agent has statistics of its own, so columns that an agent does not
-    have, always zero, stay zero. Before the first update nothing changes.
+    have, always zero, stay zero. What dead agents are shown does not count. Before the first update nothing changes.
 
     Source: parallel update of mean and variance (Chan et al. 1979).
     """
 
     def nothing(*shape: int) -> Moments:
-        return Moments(jnp.zeros(()), jnp.zeros(shape), jnp.zeros(shape))
+        return Moments(jnp.zeros((*shape[:-1], 1)), jnp.zeros(shape), jnp.zeros(shape))
 
-    def of(x: Float[Array, "T E ..."]) -> Moments:
-        mean = x.mean(axis=(0, 1))
-        return Moments(jnp.float32(x.shape[0] * x.shape[1]), mean, ((x - mean) ** 2).sum(axis=(0, 1)))
+    def of(x: Float[Array, "T E ... D"], counts: Bool[Array, "T E ... 1"]) -> Moments:
+        samples = counts.sum(axis=(0, 1), dtype=jnp.float32)
+        mean = jnp.where(counts, x, 0.0).sum(axis=(0, 1)) / jnp.maximum(samples, 1.0)
+        return Moments(samples, mean, jnp.where(counts, (x - mean) ** 2, 0.0).sum(axis=(0, 1)))
 
     def both(a: Moments, b: Moments) -> Moments:
         samples, apart = a.samples + b.samples, b.mean - a.mean
-        share = b.samples / samples
+        share = b.samples / jnp.maximum(samples, 1.0)
         return Moments(samples, a.mean + apart * share, a.squares + b.squares + apart**2 * a.samples * share)
 
     def standard(moments: Moments, x: Array) -> Array:
@@ -137,7 +138,7 @@ def standardised(spec: EnvSpec, limit: float = 10.0) -> InputNorm:
 
     return InputNorm(
         init=lambda: (nothing(spec.n_agents, spec.obs_dim), nothing(spec.state_dim)),
-        measure=lambda obs, state: (of(obs), of(state)),
+        measure=lambda obs, state, alive: (of(obs, alive[..., None]), of(state, jnp.ones_like(state[..., :1], bool))),
         update=lambda stats, new: (both(stats[0], new[0]), both(stats[1], new[1])),
         apply=lambda stats, obs, state: (standard(stats[0], obs), standard(stats[1], state)),
     )

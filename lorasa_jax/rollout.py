@@ -103,7 +103,10 @@ def collect(
         record = {
             "obs": seen.obs, "state": seen.state, "avail": seen.avail, "alive": seen.alive, "first": now.first,
             "action": action, "log_prob": system.dist.log_prob(params, action),
-            "reward": timestep.reward, "terminated": timestep.terminated, "truncated": timestep.truncated,
+            "reward": timestep.reward,
+            # The clock is either an interruption, or an end like any other.
+            "terminated": timestep.terminated if bootstrap else done,
+            "truncated": timestep.truncated & bootstrap,
         }  # fmt: skip
         if system.acting.sharing.changing:
             record["owner"] = seen.role
@@ -111,7 +114,7 @@ def collect(
         # What the critic must see to value a step cut short by the clock.
         shown = _standardised(system, weights, timestep)
         final = (system.critic_view(shown.obs, shown.state), shown.alive) if bootstrap else None
-        raw = (now.timestep.obs, now.timestep.state) if config.standardise else None
+        raw = (now.timestep.obs, now.timestep.state, now.timestep.alive) if config.standardise else None
         return (later, used + done), (record, ended, final, raw)
 
     def play_chunk(carry: tuple, keys: Array) -> tuple[tuple, Any]:
@@ -246,15 +249,16 @@ def play_episodes(
         return ~jnp.all(over) & (t < env.spec.episode_limit)
 
     def step(carry: tuple) -> tuple:
-        t, env_state, seen, hidden, over, (total, won, length) = carry
+        t, env_state, seen, hidden, over, tally = carry
         act_key, env_key = jax.random.split(jax.random.fold_in(play_key, t))
         seen = _standardised(system, weights, seen)
         hidden, params = _decide(system, weights, hidden, seen, jnp.full(episodes, t == 0))
         action = jnp.where(greedy, system.dist.mode(params), system.dist.sample(act_key, params))
         orders = system.dist.to_env(action)
         env_state, seen = jax.vmap(env.step)(jax.random.split(env_key, episodes), env_state, orders)
-        counts = ~over
-        tally = (total + counts * seen.reward.mean(axis=-1), won + counts * seen.won, length + counts)
+        # Games are stepped until the last one is over, and what they say after their end is not looked at.
+        new = (seen.reward.mean(axis=-1), seen.won, 1.0)
+        tally = jax.tree.map(lambda sum_, now: sum_ + jnp.where(over, 0.0, now), tally, new)
         return t + 1, env_state, seen, hidden, over | seen.terminated | seen.truncated, tally
 
     start = (

@@ -101,7 +101,8 @@ class Report(NamedTuple):
         env_steps: environment steps each row has done.
         active: rows for which this iteration counts; the others wait for the rest.
         metrics: what the iteration measured.
-        evaluation: greedy `return`, `win_rate` and `length`, where one was due.
+        evaluation: greedy `return`, `win_rate` and `length`, where one was due: of all rows, when the first one
+            that goes on has done a multiple of the interval.
     """
 
     phase: str

@@ -35,6 +35,7 @@ KEEP = 2
 FORMAT = 5
 """Changes where what is written changes."""
 _META, _FILES = "meta", "files.json"
+_UNFINISHED, _REMOVED = ".unfinished", ".removed"
 
 Arrays = dict[str, np.ndarray]
 Described = dict[str, dict[str, Any]]
@@ -74,7 +75,7 @@ def write(directory: Path, snapshot: Snapshot, keep: int | None = KEEP) -> Path:
     import orbax.checkpoint as ocp  # takes its time, and many runs never need it
 
     directory = directory.absolute()  # orbax asks for it
-    path, unfinished = directory / str(snapshot.rows), directory / f"{snapshot.rows}.unfinished"
+    path, unfinished = directory / str(snapshot.rows), directory / f"{snapshot.rows}{_UNFINISHED}"
     directory.mkdir(parents=True, exist_ok=True)
     _require_space(directory, snapshot)
     described = {item: {name: _describe(a) for name, a in arrays.items()} for item, arrays in snapshot.items.items()}
@@ -118,9 +119,9 @@ def complete(directory: Path) -> list[Path]:
 
 
 def clean(directory: Path) -> None:
-    """Removes what interrupted writing left below a directory."""
+    """Removes what interrupted writing left below a directory, and nothing that anybody else put there."""
     for path in directory.iterdir() if directory.is_dir() else ():
-        if not path.name.isdecimal():
+        if path.is_dir() and not {_UNFINISHED, _REMOVED}.isdisjoint(path.suffixes):
             shutil.rmtree(path)
 
 
@@ -133,7 +134,7 @@ def drop_after(path: Path) -> None:
 
 def _remove(path: Path) -> None:
     """Takes the name away first: half a checkpoint is none."""
-    removed = path.with_name(f"{path.name}.removed")
+    removed = path.with_name(f"{path.name}{_REMOVED}")
     path.rename(removed)
     shutil.rmtree(removed)
 

@@ -53,7 +53,7 @@ def should_switch(curve: Sequence[Evaluation], k: int, random_play: float, total
     Args:
         curve: evaluations, in order; the last one is now.
         k: the row that is asked about.
-        random_play: its return of uniformly random play.
+        random_play: its return of random play, all weights zero.
         total_steps: budget of the whole run.
         winnable: whether the task has games that are won or lost.
     """

@@ -40,7 +40,7 @@ class PolicyParams(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """What one rollout collected; every leaf is [T, E, ...] but for the carries.
+    """What one rollout collected; every leaf is [T, E, ...] but for the carries and `inputs`.
 
     Attributes:
         obs: what each agent saw before it acted.

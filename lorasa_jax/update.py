@@ -272,7 +272,7 @@ def _update_actor(
         stacks[name], states[name], norm = system.optimizer.apply(
             stacks[name], states[name], grad, rates.actor, moved[name]
         )
-        norms.append(jnp.mean(norm))
+        norms.append(_mean_norm(norm, moved[name]))
     learner = learner._replace(actor=sharing.join(learner.actor, stacks), actor_opt=states)
     return learner, {**info, "actor_grad_norm": sum(norms)}
 
@@ -321,4 +321,9 @@ def _update_critic(
         moved = jnp.zeros(sharing.n_trunks, bool).at[block].set(True)
     shared, state, norm = system.optimizer.apply(learner.critic.shared, learner.critic_opt, grads, rates.critic, moved)
     learner = learner._replace(critic=learner.critic._replace(shared=shared), critic_opt=state)
-    return learner, {**info, "critic_grad_norm": jnp.mean(norm)}
+    return learner, {**info, "critic_grad_norm": _mean_norm(norm, moved)}
+
+
+def _mean_norm(norm: Float[Array, " K"], moved: Bool[Array, " K"] | None) -> Float[Array, ""]:
+    """The mean over those who moved."""
+    return jnp.mean(norm) if moved is None else masked_mean(norm, moved)

@@ -286,6 +286,14 @@ def test_teams_that_differ_in_more_are_refused(after: dict[str, Any], sources: t
     assert said in refusal(adapters.resize, params, system_of(), system_of(**after), sources)
 
 
+def test_teams_that_scale_adapters_otherwise_are_refused() -> None:
+    """No shape shows it, and agents would not play as they did."""
+    params, other = random_params(system_of().actor), system_of(n_agents=2, alpha=4.0)
+    assert "scale their adapters (alpha / rank) by (1.0,) and (2.0,)" in refusal(
+        adapters.resize, params, system_of(), other, (0, 1)
+    )
+
+
 # From anybody
 
 

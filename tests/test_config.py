@@ -101,7 +101,7 @@ def test_a_feed_forward_network_has_no_recurrent_layers():
 
 @pytest.mark.parametrize(("alpha", "rank", "scale"), [(None, 8, 1.0), (None, 3, 1.0), (16.0, 8, 2.0), (1.0, 4, 0.25)])
 def test_adapters_are_scaled_by_alpha_over_rank(alpha, rank, scale):
-    assert Config(alpha=alpha, rank=rank).adapter_scale == scale
+    assert Config(alpha=alpha, rank=rank).adapter_levels == (("agent", rank, scale),)
 
 
 def test_chunks_are_steps_without_recurrence_and_the_rollout_with_0():

@@ -131,7 +131,7 @@ def test_robots_with_unequal_bodies_are_compared_in_part():
     from lorasa_jax.envs.mabrax import make_mabrax
 
     config = small_config(env="mabrax", task="hopper_3x1", sharing="lorasa", rollout_length=1000, total_steps=10**6)
-    system = make_system(config, make_mabrax("hopper_3x1", config.mabrax, "bootstrap"), adapting=True)
+    system = make_system(config, make_mabrax("hopper_3x1", config.mabrax), adapting=True)
     found = diagnose(system, learner_of(system), KEY, episodes=2)
     check_matrices(found)
     assert found.measure == "2-Wasserstein"

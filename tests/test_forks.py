@@ -70,6 +70,17 @@ def test_forks_share_a_program_where_the_same_layers_are_full(configs, groups):
     assert share_programs(configs, ENV) == groups
 
 
+@pytest.mark.parametrize("changes", [{"ranks": (2,), "alpha": 4.0}, {"rank": 2, "alpha": 4.0}, {"ranks": (2,)}])
+def test_a_shared_program_scales_as_each_fork_does(changes):
+    config = make(**changes)
+    assert common_config([config, replace(config, seed=3)]).adapter_levels == config.adapter_levels
+
+
+def test_levels_with_ranks_of_their_own_keep_their_scales():
+    config = make(adapter_key="unit_type,agent", ranks=(1, 2), alpha=4.0)
+    assert [scale for *_, scale in common_config([config]).adapter_levels] == [4.0, 2.0]
+
+
 @pytest.mark.parametrize(
     ("scheme", "expected"),
     [("lorasa", "ps_id"), ("ps_restart", "ps_id"), ("seps_lora", "seps"), ("nps", "nps"), ("mtl", "mtl")],

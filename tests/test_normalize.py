@@ -83,12 +83,28 @@ def seen(rows: int, seed: int) -> tuple[jnp.ndarray, jnp.ndarray]:
     return jnp.asarray(obs, jnp.float32), jnp.asarray(rng.normal(-1e3, 1.0, (rows, 4, 2)), jnp.float32)
 
 
+def everyone(obs: jnp.ndarray) -> jnp.ndarray:
+    return jnp.ones(obs.shape[:-1], bool)
+
+
+def test_what_the_dead_are_shown_does_not_count():
+    norm, (obs, state) = normalize.standardised(SPEC), seen(20, 3)
+    alive = everyone(obs).at[5:, :, 0].set(False).at[:, :, 1].set(False)
+    shown = jnp.where(alive[..., None], obs, 0.0)
+    stats = norm.update(norm.init(), norm.measure(shown, state, alive))
+    x, _ = norm.apply(stats, shown, state)
+    early = np.asarray(x)[:5, :, 0].reshape(-1, 3)
+    np.testing.assert_allclose(early.mean(axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose(early.std(axis=0), 1, atol=1e-4)
+    np.testing.assert_array_equal(x[:, :, 1], shown[:, :, 1])  # of whom nothing is known yet
+
+
 def test_inputs_of_several_rollouts_have_mean_0_and_deviation_1_together_in_every_column():
     norm = normalize.standardised(SPEC)
     parts = [seen(rows, rows) for rows in (1, 7, 20)]
     stats = norm.init()
     for part in parts:
-        stats = norm.update(stats, norm.measure(*part))
+        stats = norm.update(stats, norm.measure(*part, everyone(part[0])))
     everything = [jnp.concatenate(column) for column in zip(*parts, strict=True)]
     for x, column in zip(norm.apply(stats, *everything), everything, strict=True):
         there = np.asarray(column).std(axis=(0, 1)) > 0
@@ -101,11 +117,11 @@ def test_inputs_are_as_they_are_before_the_first_rollout_and_held_within_limits_
     norm, (obs, state) = normalize.standardised(SPEC, limit=2.0), seen(5, 0)
     for x, same in zip(norm.apply(norm.init(), obs, state), (obs, state), strict=True):
         np.testing.assert_array_equal(x, same)
-    far, _ = norm.apply(norm.update(norm.init(), norm.measure(obs, state)), obs + 1e3, state)
+    far, _ = norm.apply(norm.update(norm.init(), norm.measure(obs, state, everyone(obs))), obs + 1e3, state)
     assert np.abs(far).max() == 2.0
 
 
 def test_unstandardised_inputs_have_no_statistics():
     norm, (obs, state) = normalize.as_they_are(), seen(2, 0)
-    assert norm.update(norm.init(), norm.measure(obs, state)) == ()
+    assert norm.update(norm.init(), norm.measure(obs, state, everyone(obs))) == ()
     assert norm.apply((), obs, state) == (obs, state)

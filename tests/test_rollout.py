@@ -177,6 +177,9 @@ def test_without_time_limits_the_next_value_is_the_next_step():
         _, last = p.system.critic.unroll(p.critic, later.critic_carry, view[None], later.first[None])
         assert_close(t.next_value[-1], last[0, ..., 0])
         assert t.value.shape == (LENGTH, ENVS, 1)
+        # Whatever ends an episode is an end: nothing is read across it.
+        assert not t.truncated.any()
+        assert_same(t.terminated, jnp.concatenate([t.first[1:], later.first[None]]))
 
 
 def test_carries_go_on_from_one_rollout_to_the_next(played):
@@ -233,6 +236,19 @@ def test_evaluation_plays_every_environment_once(played):
     assert measured["return"] == measured["length"]  # what is paid after the end does not count
     assert measured["length"] == pytest.approx(3.5, abs=0.25)
     assert measured["win_rate"] == pytest.approx(0.5, abs=0.1)
+
+
+def test_what_a_game_says_after_its_end_does_not_count():
+    system, plain = play("clocked").system, make_diary()
+
+    def step(key, state, action):
+        over = state.time >= state.length
+        state, shown = plain.step(key, state, action)
+        return state, shown._replace(reward=jnp.where(over, jnp.nan, shown.reward), won=shown.won | over)
+
+    spoilt = system._replace(env=plain._replace(step=step))
+    weights, key = play("clocked").weights, jax.random.key(8)
+    assert_same(*(jax.jit(partial(evaluate, s, greedy=True))(weights, key) for s in (spoilt, system)))
 
 
 def test_greedy_evaluation_takes_the_likeliest_action_and_sampling_draws():

@@ -105,10 +105,18 @@ def test_the_last_two_complete_checkpoints_stay(kept: SimpleNamespace, tmp_path:
 def test_what_was_not_finished_is_no_checkpoint_and_goes(kept: SimpleNamespace, copy: Path) -> None:
     shutil.copytree(copy, copy.with_name("90.unfinished"))
     (copy.with_name("91.unfinished.orbax-checkpoint-tmp") / "train").mkdir(parents=True)
+    copy.with_name("8.removed").mkdir()
     assert complete(copy.parent)[-1] == copy
     saver = Saver(copy.parent, kept.config, 1e9, pytest.fail)
     assert {path.name for path in copy.parent.iterdir()} == {path.name for path in kept.directory.iterdir()}
     saver.close()
+
+
+def test_what_others_put_beside_checkpoints_stays(kept: SimpleNamespace, copy: Path) -> None:
+    copy.with_name("mine-5").mkdir()
+    copy.with_name(".DS_Store").touch()
+    Saver(copy.parent, kept.config, 1e9, pytest.fail).close()
+    assert copy.with_name("mine-5").is_dir() and copy.with_name(".DS_Store").is_file()
 
 
 # From anybody: every digest right, and yet

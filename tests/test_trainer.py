@@ -43,7 +43,7 @@ def test_statistics_of_inputs_grow_with_the_trunk_and_freeze_with_it(adapting):
     config = small_config(sharing="lorasa", standardise=True)
     trainer = make_trainer(config, make_diary(), adapting=adapting)
     before, t = jax.jit(trainer.init)(KEY), random_trajectory(trainer.system)
-    measured = trainer.system.inputs.measure(t.obs, t.state)
+    measured = trainer.system.inputs.measure(t.obs, t.state, t.alive)
     after, _ = jax.jit(trainer.update)(before, before.rollout, t._replace(inputs=measured))
     expected = before.learner.inputs if adapting else measured
     assert_close(after.learner.inputs, expected, atol=1e-5)

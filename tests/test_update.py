@@ -331,6 +331,13 @@ def test_an_owner_without_samples_keeps_what_it_has_to_the_bit_moments_included(
     assert_same(slots(run.after, 3), slots(run.before, 3))
 
 
+def test_a_gradients_norm_is_the_mean_over_those_who_moved():
+    norms, moved = jnp.array([3.0, 0.0, 1.0]), jnp.array([True, False, True])
+    assert update._mean_norm(norms, None) == pytest.approx(4 / 3)
+    assert update._mean_norm(norms, moved) == 2.0
+    assert update._mean_norm(norms, ~moved & moved) == 0.0
+
+
 def test_a_trunk_moves_with_any_of_its_tenants():
     run = stepped("ps", "two of three")
     assert all(differs(run.after.actor.shared, run.before.actor.shared))

@@ -14,21 +14,21 @@ def _smax(config: Config) -> Env:
     from lorasa_jax.envs.smax import make_smax  # loads JaxMARL: seconds, and only when asked for
 
     require(config.n_agents is None, f"n-agents is fixed by the map in smax; {config.task} says how many play")
-    return make_smax(config.task, config.smax, config.time_limit)
+    return make_smax(config.task, config.smax)
 
 
 def _mabrax(config: Config) -> Env:
     from lorasa_jax.envs.mabrax import make_mabrax  # loads brax: seconds, and only when asked for
 
     require(config.n_agents is None, f"n-agents is fixed by the split in mabrax; {config.task} says how many there are")
-    return make_mabrax(config.task, config.mabrax, config.time_limit)
+    return make_mabrax(config.task, config.mabrax)
 
 
 def _any_jaxmarl(config: Config) -> Env:
     from lorasa_jax.envs.jaxmarl import make_jaxmarl
 
     require(config.n_agents is None, f"n-agents is fixed by the game in jaxmarl; {config.task} says how many play")
-    return make_jaxmarl(config.task, config.time_limit)
+    return make_jaxmarl(config.task)
 
 
 def _toy(config: Config) -> Env:

@@ -31,7 +31,7 @@ class JaxmarlState(NamedTuple):
     steps: Int[Array, ""]
 
 
-def make_jaxmarl(task: str, time_limit: str) -> Env:
+def make_jaxmarl(task: str) -> Env:
     """Returns an environment of JaxMARL.
 
     An episode that ends when the game's `max_steps` have been played is taken to have
@@ -39,7 +39,6 @@ def make_jaxmarl(task: str, time_limit: str) -> Env:
 
     Args:
         task: a name registered with JaxMARL, such as `MPE_simple_spread_v3`.
-        time_limit: `bootstrap`: running out of time truncates; `terminal`: it terminates.
 
     Raises:
         ConfigError: there is no such environment, or its actions or observations are of another kind.
@@ -103,7 +102,6 @@ def make_jaxmarl(task: str, time_limit: str) -> Env:
         rows = [obs[agent].reshape(-1).astype(jnp.float32) for agent in agents]
         cut = state.steps >= spec.episode_limit
         timeout = cut | (over & (state.steps >= (LONGEST if clock is None else clock)))
-        terminal = time_limit == "terminal"
         alive = ~done | over  # agents that are done before the others are out of the game
         return TimeStep(
             obs=jnp.stack([jnp.pad(row, (0, spec.obs_dim - row.size)) for row in rows]),
@@ -111,8 +109,8 @@ def make_jaxmarl(task: str, time_limit: str) -> Env:
             avail=available(state.game, alive),
             alive=alive,
             reward=reward,
-            terminated=(over | cut) if terminal else over & ~timeout,
-            truncated=jnp.zeros((), bool) if terminal else timeout,
+            terminated=over & ~timeout,
+            truncated=timeout,
             won=jnp.zeros((), bool),
         )
 

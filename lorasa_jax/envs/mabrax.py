@@ -34,13 +34,12 @@ class MabraxState(NamedTuple):
     steps: Int[Array, ""]
 
 
-def make_mabrax(task: str, config: MabraxConfig, time_limit: str) -> Env:
+def make_mabrax(task: str, config: MabraxConfig) -> Env:
     """Returns a robot that a team moves.
 
     Args:
         task: robot and split, such as `ant_4x2`: four agents with two joints each.
         config: settings of the physics, and of who sees what.
-        time_limit: `bootstrap`: running out of time truncates; `terminal`: it terminates.
 
     Raises:
         ConfigError: there is no such robot, or it cannot be split this way.
@@ -70,16 +69,14 @@ def make_mabrax(task: str, config: MabraxConfig, time_limit: str) -> Env:
         obs: Float[Array, " S"], reward: Float[Array, ""], failed: Bool[Array, ""], steps: Int[Array, ""]
     ) -> TimeStep:
         """Returns what the robot looks like to us."""
-        timeout = (steps >= EPISODE_STEPS) & ~failed
-        terminal = time_limit == "terminal"
         return TimeStep(
             obs=jnp.where(sees, obs[columns], 0.0),
             state=obs,
             avail=jnp.asarray(moves),
             alive=jnp.ones(spec.n_agents, bool),
             reward=jnp.full(spec.n_agents, reward, jnp.float32),
-            terminated=failed | timeout if terminal else failed,
-            truncated=jnp.zeros((), bool) if terminal else timeout,
+            terminated=failed,
+            truncated=(steps >= EPISODE_STEPS) & ~failed,
             won=jnp.zeros((), bool),
         )
 

@@ -18,8 +18,6 @@ from lorasa_jax.config import SmaxConfig, nearest, require
 from lorasa_jax.envs._jaxmarl import load_smax
 from lorasa_jax.envs.base import Env, EnvSpec, EnvState, TimeStep
 
-TIME_LIMITS = ("bootstrap", "terminal")
-
 OWN_MAPS = {
     "1c3s5z": ("csssZZZZZ", "csssZZZZZ"),
     "MMM2_without_medivacs": ("MM" + 7 * "m", "MMM" + 8 * "m"),
@@ -46,23 +44,18 @@ def scenario_names() -> tuple[str, ...]:
     return *load_smax().smax_env.MAP_NAME_TO_SCENARIO, *OWN_MAPS
 
 
-def make_smax(task: str, config: SmaxConfig, time_limit: str) -> Env:
+def make_smax(task: str, config: SmaxConfig) -> Env:
     """Returns the battles of one map, our team's side of them.
 
     Args:
         task: a name from `scenario_names`.
         config: settings of the game.
-        time_limit: `bootstrap`: running out of time truncates; `terminal`: it terminates.
 
     Raises:
-        ConfigError: there is no such map, or no such time limit.
+        ConfigError: there is no such map.
     """
     names = scenario_names()
     require(task in names, f"unknown SMAX map {task!r}{nearest(task, names)}; maps: {', '.join(names)}")
-    require(
-        time_limit in TIME_LIMITS,
-        f"unknown time limit {time_limit!r}{nearest(time_limit, TIME_LIMITS)}; choose from {', '.join(TIME_LIMITS)}",
-    )
     smax = load_smax()
     game = smax.HeuristicEnemySMAX(
         **_battle(task),
@@ -90,15 +83,14 @@ def make_smax(task: str, config: SmaxConfig, time_limit: str) -> Env:
         units = state.state
         ours, theirs = units.unit_alive[:n_agents].any(), units.unit_alive[n_agents:].any()
         over = ~ours | ~theirs
-        timeout = units.done & ~over
         return TimeStep(
             obs=observe(game, units, team=0),
             state=_global_state(game, units) if config.normalise_state else game.get_world_state(state),
             avail=jnp.stack([avail[agent] for agent in game.agents]).astype(bool),
             alive=units.unit_alive[:n_agents],
             reward=jnp.full(n_agents, reward, jnp.float32),
-            terminated=over | timeout if time_limit == "terminal" else over,
-            truncated=jnp.zeros((), bool) if time_limit == "terminal" else timeout,
+            terminated=over,
+            truncated=units.done & ~over,
             won=ours & ~theirs,
             role=units.unit_types[:n_agents].astype(jnp.int32) if spec.n_roles else (),
         )

@@ -287,7 +287,7 @@ def test_upstream_tables_have_the_faults_the_documentation_tells():
 )
 def test_an_unknown_task_is_one_line_that_names_what_there_is(task, config, said):
     with pytest.raises(ConfigError) as error:
-        make_mabrax(task, MabraxConfig(**config), "bootstrap")
+        make_mabrax(task, MabraxConfig(**config))
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
@@ -303,9 +303,7 @@ def test_settings_that_contradict_are_refused():
 # The protocol, on physics that stands still
 
 
-def stubbed(
-    task: str, monkeypatch: pytest.MonkeyPatch, torques: list[Any], limit: str = "bootstrap", **after: Any
-) -> Env:
+def stubbed(task: str, monkeypatch: pytest.MonkeyPatch, torques: list[Any], **after: Any) -> Env:
     """An environment whose robot never moves: it keeps the torques it gets, and shows what it is told to."""
     game, _ = robot(task)
     width = len(observe(game))
@@ -319,20 +317,19 @@ def stubbed(
     stand_in = SimpleNamespace(sys=game.sys, reset=lambda key: fresh)
     monkeypatch.setattr(mabrax, "_advance", advance)
     monkeypatch.setattr(mabrax, "load_robot", lambda name, backend: stand_in)
-    return make_mabrax(task, MabraxConfig(), limit)
+    return make_mabrax(task, MabraxConfig())
 
 
-@pytest.mark.parametrize("limit", ["bootstrap", "terminal"])
 @pytest.mark.parametrize("failed", [False, True])
 @pytest.mark.parametrize("steps", [0, 998, 999, 1000])
-def test_the_clock_is_told_from_a_failure(monkeypatch, steps, failed, limit):
-    env = stubbed("hopper_3x1", monkeypatch, [], limit, done=jnp.asarray(float(failed)))
+def test_the_clock_is_told_from_a_failure(monkeypatch, steps, failed):
+    env = stubbed("hopper_3x1", monkeypatch, [], done=jnp.asarray(float(failed)))
     state, shown = env.reset(KEY)
     assert not (shown.terminated | shown.truncated | shown.won).any() and (shown.reward == 0).all()
     state, shown = env.step(KEY, state._replace(steps=jnp.asarray(steps)), jnp.zeros((3, 1)))
     late = steps + 1 >= env.spec.episode_limit
-    assert bool(shown.terminated) == (failed or (late and limit == "terminal"))
-    assert bool(shown.truncated) == (late and not failed and limit == "bootstrap")
+    assert bool(shown.terminated) == failed
+    assert bool(shown.truncated) == (late and not failed)
     assert int(state.steps) == steps + 1 and not shown.won and shown.alive.all()
     assert (shown.reward == 2.5).all() and env.spec.team_reward
 
@@ -378,7 +375,7 @@ def test_arrays_have_the_shapes_of_the_spec(task):
 @pytest.mark.parametrize("backend", ["generalized", "mjx"])
 def test_every_physics_keeps_the_shape_of_its_state(backend):
     """Else no loop could carry it. The other two are played below."""
-    env = make_mabrax("hopper_3x1", MabraxConfig(backend=backend), "bootstrap")
+    env = make_mabrax("hopper_3x1", MabraxConfig(backend=backend))
     before = jax.eval_shape(env.reset, KEY)
     after = jax.eval_shape(env.step, KEY, before[0], jax.ShapeDtypeStruct((3, 1), "float32"))
     assert jax.tree.structure(before) == jax.tree.structure(after)
@@ -393,7 +390,7 @@ def test_every_physics_keeps_the_shape_of_its_state(backend):
 def played(task: str) -> tuple[Env, Any, Any]:
     """One robot under our environment and, independently, as brax's single agent, in one compiled program each."""
     backend = PLAYED[task]
-    env = make_mabrax(task, MabraxConfig(backend=backend), "bootstrap")
+    env = make_mabrax(task, MabraxConfig(backend=backend))
     single = load_robot(task.partition("_")[0], backend)
     from brax.envs.wrappers.training import EpisodeWrapper  # silent by now
 
@@ -472,7 +469,7 @@ def test_a_whole_episode_ends_with_the_clock_and_not_before():
 @pytest.mark.slow
 @pytest.mark.parametrize("task", [*PAPER, "hopper_3x1"])
 def test_1e5_wild_steps_give_no_nan(task):
-    env = make_mabrax(task, MabraxConfig(), "bootstrap")
+    env = make_mabrax(task, MabraxConfig())
     n_envs, steps = 128, 800
 
     def step(state: Any, key: Any) -> Any:
@@ -517,7 +514,7 @@ for name, sink in zip(names, sinks):
     setattr(sys, name, sink)
 before = surroundings()
 for task in ("halfcheetah_2x3", "ant_4x2"):
-    lorasa_jax.envs.mabrax.make_mabrax(task, lorasa_jax.config.MabraxConfig(), "bootstrap")
+    lorasa_jax.envs.mabrax.make_mabrax(task, lorasa_jax.config.MabraxConfig())
 after = surroundings()
 for name, stream in zip(names, real):
     setattr(sys, name, stream)
@@ -546,7 +543,7 @@ def test_making_a_robot_is_silent_and_leaves_everything_as_it_was(tmp_path):
 
 
 def film(task: str, positions: Any) -> list[Any]:
-    env = make_mabrax(task, MabraxConfig(), "bootstrap")
+    env = make_mabrax(task, MabraxConfig())
     assert env.draw is not None
     return env.draw(SimpleNamespace(physics=SimpleNamespace(q=jnp.asarray(positions))))
 
@@ -602,7 +599,7 @@ def test_a_film_runs_in_the_robots_own_time(task, steps, pictures, monkeypatch):
     from lorasa_jax.envs import mabrax_drawing
 
     monkeypatch.setattr(mabrax_drawing, "_frame", lambda parts, t, movers, title: Image.new("I", (1, 1), t))
-    env = make_mabrax(task, MabraxConfig(), "bootstrap")
+    env = make_mabrax(task, MabraxConfig())
     shown = [frame.getpixel((0, 0)) for frame in film(task, poses(task, steps))]
     assert len(shown) == pictures and shown[0] == 0
     assert np.allclose(np.diff(shown) * float(robot(task)[0].dt), 1 / env.fps, atol=0.003)

@@ -38,9 +38,9 @@ MAPS = (
 
 
 @cache
-def battle(task: str, limit: str = "bootstrap") -> Env:
+def battle(task: str) -> Env:
     """One environment per map, compiled once for all tests."""
-    env = make_smax(task, SmaxConfig(), limit)
+    env = make_smax(task, SmaxConfig())
     return env._replace(reset=jax.jit(env.reset), step=jax.jit(env.step))
 
 
@@ -97,7 +97,7 @@ def test_arrays_have_the_shapes_of_the_spec(task):
 
 @pytest.mark.parametrize("settings", [{"normalise_state": False}, {"attack_mode": "random"}])
 def test_settings_keep_to_the_spec(settings):
-    check_shapes(make_smax("5m_vs_6m", SmaxConfig(**settings), "bootstrap"))
+    check_shapes(make_smax("5m_vs_6m", SmaxConfig(**settings)))
 
 
 def test_settings_reach_the_game(monkeypatch):
@@ -110,7 +110,7 @@ def test_settings_reach_the_game(monkeypatch):
 
     monkeypatch.setattr(load_smax(), "HeuristicEnemySMAX", Game)
     settings = {"attack_mode": "random", "see_enemy_actions": False, "walls_cause_death": False}
-    make_smax("3m", SmaxConfig(**settings), "bootstrap")
+    make_smax("3m", SmaxConfig(**settings))
     assert {name: passed[name] for name in settings} == settings
 
 
@@ -230,15 +230,14 @@ STOPPED = jnp.full(3, STOP, jnp.int32)
 NOBODY, ALL = [False] * 3, [True] * 3
 
 
-@pytest.mark.parametrize("limit", ["bootstrap", "terminal"])
 @pytest.mark.parametrize(
     ("ours", "theirs", "won"),
     [(ALL, NOBODY, True), ([False, True, False], NOBODY, True), (NOBODY, ALL, False), (NOBODY, NOBODY, False)],
     ids=["win", "win by one", "loss", "draw"],
 )
 @pytest.mark.parametrize("time", [0, 100], ids=["early", "as time runs out"])
-def test_a_wiped_out_team_terminates(limit, ours, theirs, won, time):
-    env = battle("3m", limit)
+def test_a_wiped_out_team_terminates(ours, theirs, won, time):
+    env = battle("3m")
     state, _ = env.reset(KEY)
     state, shown = env.step(KEY, craft(state, unit_health=45.0 * np.array(ours + theirs), step=time), STOPPED)
     assert shown.alive.tolist() == ours
@@ -254,9 +253,8 @@ def test_a_draw_that_pays_like_a_win_is_not_won():
     assert shown.reward.tolist() == [1, 1, 1] and shown.terminated and not shown.won
 
 
-@pytest.mark.parametrize("limit", ["bootstrap", "terminal"])
-def test_the_clock_ends_the_longest_episode_at_its_limit(limit):
-    env = battle("3m", limit)
+def test_the_clock_ends_the_longest_episode_at_its_limit():
+    env = battle("3m")
     state, _ = env.reset(KEY)
     state = craft(state, unit_health=np.full(6, 1e9))
     ends = []
@@ -265,7 +263,7 @@ def test_the_clock_ends_the_longest_episode_at_its_limit(limit):
         ends.append((bool(shown.terminated), bool(shown.truncated)))
         assert not shown.won
     assert ends[:-1] == [(False, False)] * 100
-    assert ends[-1] == ((False, True) if limit == "bootstrap" else (True, False))
+    assert ends[-1] == (False, True)
 
 
 def test_the_state_says_where_everybody_stands():
@@ -303,7 +301,7 @@ def test_the_state_stays_scaled_where_units_start_outside():
 
 
 def test_the_raw_state_is_upstreams():
-    env = make_smax("3m", SmaxConfig(normalise_state=False), "bootstrap")
+    env = make_smax("3m", SmaxConfig(normalise_state=False))
     smax = load_smax()
     game = smax.HeuristicEnemySMAX(scenario=smax.map_name_to_scenario("3m"))
     state, shown = env.reset(KEY)
@@ -314,15 +312,10 @@ def test_the_raw_state_is_upstreams():
 @pytest.mark.parametrize("word", ["2s3zz", "corridor"])
 def test_an_unknown_map_is_named_with_its_neighbours(word):
     with pytest.raises(ConfigError) as error:
-        make_smax(word, SmaxConfig(), "bootstrap")
+        make_smax(word, SmaxConfig())
     message = str(error.value)
     assert "\n" not in message and repr(word) in message and ", ".join(scenario_names()) in message
     assert ("did you mean '2s3z'" in message) == (word == "2s3zz")
-
-
-def test_an_unknown_time_limit_is_an_error():
-    with pytest.raises(ConfigError, match="did you mean 'terminal'"):
-        make_smax("3m", SmaxConfig(), "terminl")
 
 
 SILENCE = """
@@ -348,7 +341,7 @@ assert not {"jaxmarl", "PIL"} & set(sys.modules), "imported too early"
 for name, sink in zip(names, sinks):
     setattr(sys, name, sink)
 before = surroundings()
-lorasa_jax.envs.smax.make_smax("3m", lorasa_jax.config.SmaxConfig(), "bootstrap")
+lorasa_jax.envs.smax.make_smax("3m", lorasa_jax.config.SmaxConfig())
 after = surroundings()
 for name, stream in zip(names, real):
     setattr(sys, name, stream)
@@ -392,7 +385,7 @@ def test_other_games_are_imported_when_they_are_asked_for():
 
 def test_playing_prints_nothing(capsys):
     streams = sys.stdout, sys.stderr
-    env = make_smax("3m", SmaxConfig(), "bootstrap")
+    env = make_smax("3m", SmaxConfig())
     jax.eval_shape(env.reset, KEY)
     assert (sys.stdout, sys.stderr) == streams
     assert capsys.readouterr() == ("", "")
@@ -513,7 +506,7 @@ def test_a_gif_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
 def test_roles_are_types_of_units():
     assert battle("2s3z").spec.roles == (0, 0, 1, 1, 1)
     assert battle("2s3z").spec.role_names == ("stalker", "zealot")
-    assert make_smax("MMM2_without_medivacs", SmaxConfig(), "bootstrap").spec.roles == (0,) * 2 + (1,) * 7
+    assert make_smax("MMM2_without_medivacs", SmaxConfig()).spec.roles == (0,) * 2 + (1,) * 7
     env = battle("smacv2_5_units")
     assert (env.spec.roles, env.spec.n_roles) == (None, 6)
     states, seen, _ = play("smacv2_5_units", episodes=3)[0]
