@@ -9,7 +9,7 @@ from typing import Any
 from lorasa_jax import stats
 
 from records import Experiment, Point
-from tables import Lines, command_of, commit_of, few, machine_of, metric, number, scores, spread, table, words
+from tables import Lines, command_of, commit_of, few, machine_of, metric, number, scores, spaced, spread, table
 
 SCHEMES = ("ps_id", "ps_restart", "nps", "lorasa")
 """What is asked of every task: one shared policy, the same with a fresh optimiser, separate ones, adapters."""
@@ -29,8 +29,7 @@ def overview(experiments: Iterable[Experiment]) -> dict[str, dict[str, Point]]:
         for task, points in e.by_task.items():
             first = {point.scheme: point for point in reversed(points)}
             if {"ps_id", "nps", "lorasa"} <= first.keys() and not any(point.ceiling for point in points):
-                name = task if points[0].algo == "mappo" else f"{task}, {points[0].algo}"
-                found[name] = {scheme: first[scheme] for scheme in SCHEMES if scheme in first}
+                found[_named(task, points)] = {scheme: first[scheme] for scheme in SCHEMES if scheme in first}
     return found
 
 
@@ -44,7 +43,7 @@ def beside(experiments: Iterable[Experiment]) -> Lines:
         size = points["lorasa"].params["actors"] / points["nps"].params["actors"]
         frozen = sorted(run.switch_step or 0 for run in points["lorasa"].runs.values())
         switch = " to ".join(dict.fromkeys(f"{step:,}" for step in (frozen[0], frozen[-1])))
-        rows.append([f"{task}, {words(metric(points['nps'].env))}", steps, switch, seeds, *cells, f"{size:.2f}"])
+        rows.append([f"{task}, {spaced(metric(points['nps'].env))}", steps, switch, seeds, *cells, f"{size:.2f}"])
     names = [f"`{scheme}`" for scheme in SCHEMES]
     yield from table(["task", "steps", "adapters from", "seeds", *names, "parameters, `lorasa` / `nps`"], rows)
 
@@ -55,37 +54,45 @@ def _mean(point: Point) -> str:
 
 
 def anchors(experiments: Iterable[Experiment], known: dict[str, Any]) -> Lines:
-    """What others measured in the same tasks, beside every experiment's plain schemes and first adapters.
+    """What others measured in the same tasks, beside plain schemes and the first adapters of a task's first experiment.
 
     Args:
         experiments: all of them.
         known: `anchors`, each with a source, an environment and what was measured in its tasks, and `sources`.
     """
-    rows, cited = [], []
+    tasks: dict[tuple[str, str], list[Point]] = {}
     for e in experiments:
         for task, points in e.by_task.items():
-            first = next((point for point in points if point.adapts), None)
-            shown = [point for point in points if point is first or point.name == point.scheme]
-            for entry in known["anchors"]:
-                values = entry["values"].get(task) if entry["env"] == points[0].env else None
-                if values is None:
-                    continue
-                cited.append(entry)
-                steps = max(run.env_steps for point in shown for run in point.runs.values())
-                play, kind = entry.get("play", "greedy"), entry["quantity"]
-                ours = "; ".join(f"`{p.name}` {number(float(scores([p], play, kind).mean()), kind)}" for p in shown)
-                theirs = "; ".join(
-                    f"{who} {value if isinstance(value, str) else number(value, kind)}" for who, value in values.items()
-                )
-                rows.append([task, entry["source"], words(kind), theirs, e.name, f"{ours}, {play}, at {steps:,} steps"])
-    yield from table(["task", "source", "quantity", "theirs", "experiment", "here"], rows)
+            tasks.setdefault((task, points[0].algo), points)
+    rows, cited = [], []
+    for (task, _), points in tasks.items():
+        first = next((point for point in points if point.adapts), None)
+        shown = [point for point in points if point is first or point.name == point.scheme]
+        steps = max(run.env_steps for point in shown for run in point.runs.values())
+        for entry in known["anchors"]:
+            values = entry["values"].get(task) if entry["env"] == points[0].env else None
+            if values is None:
+                continue
+            cited.append(entry)
+            play, kind = entry.get("play", "greedy"), entry["quantity"]
+            ours = "; ".join(f"`{p.name}` {number(float(scores([p], play, kind).mean()), kind)}" for p in shown)
+            theirs = "; ".join(
+                f"{who} {value if isinstance(value, str) else number(value, kind)}" for who, value in values.items()
+            )
+            name = _named(task, points)
+            rows.append([name, entry["source"], spaced(kind), theirs, f"{ours}, {play}, at {steps:,} steps"])
+    yield from table(["task", "source", "quantity", "theirs", "here"], rows)
     for entry in known["anchors"]:
         if entry in cited:
             yield (
-                f"* {entry['source']}, {words(entry['quantity'])} in `{entry['env']}`: "
+                f"* {entry['source']}, {spaced(entry['quantity'])} in `{entry['env']}`: "
                 f"{known['sources'][entry['source']]} {entry['setting']} {entry['caveat']}"
             )
     yield ""
+
+
+def _named(task: str, points: Sequence[Point]) -> str:
+    return task if points[0].algo == "mappo" else f"{task}, {points[0].algo}"
 
 
 def plan(experiments: Iterable[Experiment]) -> Lines:

@@ -23,6 +23,8 @@ from lorasa_jax.config import TASKS, Config, ConfigError, changed_settings, near
 PRESETS = Path(__file__).parent / "configs"
 CHECKPOINTS = "checkpoints"
 """Where a run directory keeps them."""
+ROWS = "rows.json"
+"""Where a job of a sweep says what its rows are."""
 FREE = ("gif", "track", "cache", "save-every", "resume", "total-steps", "shard", "distributed")
 """Flags that may differ when a run goes on. Whether its budget may is found out with its checkpoint."""
 C = TypeVar("C", bound=Config)
@@ -85,6 +87,10 @@ def polite() -> Iterator[None]:
     except BrokenPipeError:  # `--help | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        fail(f"{error.filename}: {error.strerror}")
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
 
@@ -169,6 +175,10 @@ def _parse_resumed(config_type: type[C], resume: Path, argv: Sequence[str]) -> C
     """Returns the settings of the run in a directory, with those flags that it may go on with."""
     path = run_of(resume) / "config.json"
     require(path.is_file(), f"there is no run to go on with in {path.parent}: it has no config.json")
+    require(
+        not path.with_name(ROWS).exists(),
+        f"{path.parent} is a job of a sweep; the sweep's own command goes on with it (`command` in its versions.json)",
+    )
     kept = read_config(config_type, path)
     config = read_flags(config_type, argv, default=kept)
     for name, before, after in changed_settings(dataclasses.asdict(kept), dataclasses.asdict(config)):
@@ -243,7 +253,7 @@ def read_preset(env: str, preset: str, case: dict[str, str], above: tuple[str, .
 def _fits(rule: Any, case: dict[str, str], path: Path) -> bool:
     """Says whether what one of a preset's cases sets is for this task and algorithm."""
     require(
-        isinstance(rule, dict) and {"set"} <= set(rule) <= {"set", *case},
+        isinstance(rule, dict) and {"set"} <= set(rule) <= {"set", *case} and isinstance(rule["set"], dict),
         f"{path}: each of its cases says for which task or algo (or lists of them) to `set` what",
     )
     return all(

@@ -104,7 +104,7 @@ def report(found: Diagnosis) -> Iterator[str]:
             sure = (swap.high < 0) | (swap.low > 0)
             mean, pairs = mean_over_pairs(swap.mean), np.isfinite(swap.mean).sum() - len(found.agents)
             line = f"  agents swapped       {mean:+{form}} on average{_by_role(found, swap.mean, '+' + form)}"
-            yield f"{line}; surely changed in {sure.sum()} of {pairs} pairs"
+            yield f"{line}; interval without 0 in {sure.sum()} of {pairs} pairs (by chance {0.05 * pairs:.0f})"
         if found.dropped is not None:
             dropped = found.dropped[name]
             changes = [f"{s:.0%} {c:+{form}}" for s, c in zip(DROPPED, dropped.mean, strict=True) if s > 0]
@@ -134,8 +134,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     with polite():
         config = read_flags(DiagnoseConfig, sys.argv[1:] if argv is None else argv)
-        row = find_row(config.run, config.seed, config.row)
         team, checkpoint = load_run(config.run, valued=True)
+        row = find_row(config.run, config.seed, config.row)
         out = config.out or run_of(config.run) / "diagnosis"
         require(not out.exists() or out.is_dir(), f"--out names a folder, and {out} is a file")
         import jax

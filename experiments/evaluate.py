@@ -109,6 +109,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"--gif names a file that ends in .gif, not {config.gif}",
         )
         require(config.gif is None or team.system.env.draw is not None, f"there is nothing to draw in {task}; no --gif")
+        if config.gif is not None:
+            config.gif.parent.mkdir(parents=True, exist_ok=True)
         import jax
 
         labels = labels_of(config.run)

@@ -13,7 +13,7 @@ import tyro
 from lorasa_jax.config import require
 
 from cli import polite, read_flags
-from saved import find_row, load_run
+from saved import find_checkpoint, find_row, labels_of, load_run, row_config
 
 if TYPE_CHECKING:
     from jax.export import Exported
@@ -75,6 +75,24 @@ def export_policy(team: SavedTeam, row: int) -> Exported:
     return export.export(jax.jit(act), platforms=PLATFORMS)(carry, obs, avail)
 
 
+def save_adapters(team: SavedTeam, row: int, config: ExportConfig) -> None:
+    """Writes the adapters of one row, at its own rank and on its own layers where it shares a program with others."""
+    import jax
+
+    from lorasa_jax import adapters
+    from lorasa_jax.forks import own_adapters
+    from lorasa_jax.system import make_system
+
+    assert config.adapters is not None
+    system, params = team.system, jax.tree.map(lambda leaf: leaf[row], team.params)
+    label = labels_of(config.run)[row]
+    if len(label) > 1:  # more than its seed: a job of a sweep
+        own = row_config(find_checkpoint(config.run)[0], label, config.run)
+        params = params._replace(agents=own_adapters(own, system.env, params.agents))
+        system = make_system(own, system.env, adapting=True)
+    adapters.save(config.adapters, params, system)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     with polite():
@@ -82,11 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         team, checkpoint = load_run(config.run)
         row = find_row(config.run, config.seed, config.row)
         if config.adapters is not None:
-            import jax
-
-            from lorasa_jax import adapters
-
-            adapters.save(config.adapters, jax.tree.map(lambda leaf: leaf[row], team.params), team.system)
+            save_adapters(team, row, config)
             print(f"the adapters in {checkpoint} are in {config.adapters}")
         if config.out is not None:
             content = export_policy(team, row).serialize()

@@ -15,7 +15,7 @@ from lorasa_jax import stats
 
 from across import overview
 from records import Experiment, Point
-from tables import everywhere, metric, scores, words
+from tables import everywhere, metric, scores, spaced
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -122,7 +122,7 @@ def _draw_curves(axis: Axes, task: str, schemes: Data, styles: dict[str, Data]) 
         axis.fill_between(steps, low, high, color=styles[name]["color"], alpha=0.15, lw=0)
         for step in found["switches"]:
             axis.axvline(step, color="0.5", lw=0.7, ls=":")
-        axis.set_ylabel(f"greedy {words(found['metric'])}")
+        axis.set_ylabel(f"greedy {spaced(found['metric'])}")
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.set(title=task, xlabel="environment steps")
 

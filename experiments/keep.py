@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from lorasa_jax.config import Config, changed_settings, require
 
-from cli import RunConfig, from_settings, parse_settings, read_config
-from saved import ROWS, Label, labels_of, rows_of
+from cli import ROWS, RunConfig, parse_settings, read_config
+from saved import Label, labels_of, row_config, rows_of
 
 if TYPE_CHECKING:
     from lorasa_jax.envs import Env
@@ -32,7 +32,7 @@ def make_record(directories: Sequence[Path], known: dict[str, Any] | None = None
             not theirs, even of the same seed, nothing of the one is paired with anything of the other.
 
     Raises:
-        ConfigError: something is no run or sweep, or has not finished.
+        ConfigError: something is no run or sweep, or was begun and has not finished.
     """
     found = [(i, job) for i, directory in enumerate(directories) for job in _jobs_in(directory)]
     configs = {job: read_config(RunConfig, job / "config.json") for _, job in found}
@@ -44,7 +44,7 @@ def make_record(directories: Sequence[Path], known: dict[str, Any] | None = None
 
 
 def _jobs_in(directory: Path) -> list[Path]:
-    """The directories of the programs behind a run (itself) or a sweep, in the order in which they were planned."""
+    """The directories of the programs behind a run (itself) or of a sweep, as far as that was begun, in its order."""
     if (directory / "config.json").exists():
         jobs = [directory]
     else:
@@ -103,7 +103,7 @@ def _job(job: Path, configs: dict[Path, RunConfig], base: dict[str, Any]) -> dic
     for k, label in enumerate(labels):
         point = {name: value for name, value in label.items() if name != "seed"}
         if json.dumps(point) not in points:
-            points[json.dumps(point)] = {"point": point, **_sizes(_row_config(config, job, label)), "runs": []}
+            points[json.dumps(point)] = {"point": point, **_sizes(row_config(config, label, job)), "runs": []}
         mine = rows_of(rows, labels_of(job)[k], labels_of(job))
         points[json.dumps(point)]["runs"].append(_run(k, labels_of(job)[k]["seed"], summary, mine))
     forked = (job / ROWS).exists() and summary["switch_steps"][0] is not None
@@ -127,20 +127,6 @@ def _labels(job: Path, config: RunConfig, changes: dict[str, Any]) -> list[Label
     return [{"seed": label["seed"], **where, **apart, **label} for label in labels_of(job)]
 
 
-def _row_config(config: RunConfig, job: Path, label: Label) -> RunConfig:
-    """The configuration of one row, which may share a program with others."""
-    settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    for name, value in label.items():
-        *sections, last = name.replace("-", "_").split(".")
-        branch = settings
-        for section in sections:
-            branch = branch[section]
-        branch[last] = value if isinstance(value, list) or not isinstance(branch[last], list) else [value]
-    for name in ("resume", "distributed"):
-        settings.pop(name)
-    return from_settings(RunConfig, {**settings, "seeds": 1}, job / "config.json")
-
-
 def _bare(config: RunConfig) -> RunConfig:
     """The configuration without what says how a command ran."""
     default = RunConfig()
@@ -151,7 +137,7 @@ def _backbone(job: Path, configs: dict[Path, RunConfig], label: Label) -> str | 
     """The job whose states the forks of this one went on from."""
     from lorasa_jax.forks import backbone_config
 
-    config = _bare(_row_config(configs[job], job, label))
+    config = _bare(row_config(configs[job], label, job))
     wanted = backbone_config(config, env_of(config))
     beside = (other for other in configs if other.parent == job.parent)
     return next((other.name for other in beside if _bare(configs[other]) == wanted), None)
@@ -188,7 +174,9 @@ def _ceiling(config: RunConfig, env: Env) -> dict[str, float] | None:
 
     known, sharing, n = ceilings(config.task, config.n_agents), make_sharing(env.spec, config), env.spec.n_agents
     trunks = len(set(config.groups)) if config.groups else 1
-    if sharing.agent_id or sharing.levels or config.sharing == "nps" or trunks == n:
+    if env.spec.n_roles and not (sharing.levels and "unit_type" in config.adapter_key.split(",")):
+        trunks = 1  # who an agent is says nothing of what it should do
+    elif sharing.agent_id or sharing.levels or config.sharing == "nps" or trunks == n:
         return {"greedy": known.optimum, "sampled": known.optimum}
     if trunks == 1:
         return {"greedy": known.shared_greedy, "sampled": known.shared_sampled}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Point = dict[str, Any]
 """Settings by their dotted names, beside those that all points have."""
-RESERVED = ("seed", "seeds", "out", "resume", "gif", "track", "cache", "save_every")
+RESERVED = ("seed", "seeds", "out", "resume", "gif", "track", "cache", "save_every", "shard", "distributed")
 """Settings that are no part of a grid."""
 ADAPTERS_ONLY = ("rank", "ranks", "alpha", "placement", "adapter_key", "switch_step", "ppo.adapter_lr")
 """Settings that concern only the second phase."""
@@ -108,6 +108,7 @@ def configure(path: Path, base: dict[str, Any], point: Point) -> RunConfig:
         branch = settings
         for section in sections:
             branch = branch.setdefault(section, {})
+            require(isinstance(branch, dict), f"{path}: {section} is a section, with settings of its own")
         branch[last] = dict(value) if isinstance(value, dict) else value
     return replace(parse_settings(RunConfig, settings, path), gif=False, out=None)
 
@@ -123,6 +124,7 @@ def make_jobs(env_of: Callable[[RunConfig], Env], configs: Iterable[tuple[Point,
         configs: points, with their configurations.
     """
     from lorasa_jax.forks import backbone_config
+    from lorasa_jax.sharing import make_sharing
     from lorasa_jax.system import is_two_phase
 
     points: dict[RunConfig, Point] = {}
@@ -130,12 +132,13 @@ def make_jobs(env_of: Callable[[RunConfig], Env], configs: Iterable[tuple[Point,
     for point, config in configs:
         env = env_of(config)
         whole = replace(backbone_config(config, env), seed=config.seed, seeds=config.seeds)
-        if is_two_phase(config, env):
-            trunks = {name: value for name, value in point.items() if name not in ADAPTERS_ONLY}
-            points.setdefault(whole, {**trunks, "sharing": whole.sharing})
+        two_phase = is_two_phase(config, env)
+        # Under hyper and mask, rank and placement shape what the one phase trains.
+        own = ("rank", "placement") if make_sharing(env.spec, config).levels and not two_phase else ()
+        first = {name: value for name, value in point.items() if name not in ADAPTERS_ONLY or name in own}
+        points.setdefault(whole, {**first, "sharing": whole.sharing})
+        if two_phase:
             forks.setdefault(whole, []).append((point, config))
-        else:
-            points[whole] = point
     jobs: list[Job] = []
     for config, point in points.items():
         forked = forks.get(config, [])

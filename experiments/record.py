@@ -22,7 +22,7 @@ import numpy as np
 from lorasa_jax.config import Config, ConfigError, changed_settings, require
 from lorasa_jax.run_state import Report
 
-from saved import rows_of
+from saved import rows_of, words
 
 PACKAGES = ("lorasa-jax", "jax", "jaxlib", "flax", "optax", "chex", "jaxmarl", "brax", "mujoco", "numpy")
 
@@ -192,7 +192,7 @@ class Record:
     @property
     def names(self) -> list[str]:
         """The labels in words."""
-        return [", ".join(f"{name} {value}" for name, value in label.items()) for label in self.labels]
+        return list(map(words, self.labels))
 
     def close(self) -> None:
         """Closes the metrics file."""

@@ -25,6 +25,8 @@ from typing import Any
 
 from lorasa_jax.config import ConfigError, require
 
+from saved import word
+
 RECORD, NOTES = "record.json", "notes.yaml"
 PLAYS = ("greedy", "sampled", "best")
 """What is measured at the end: the last team twice, and greedy play of the best one (`lorasa_jax.run_state.Best`)."""
@@ -157,7 +159,7 @@ def points_of(record: dict[str, Any], path: Path) -> list[Point]:
         varied = {name: value for name, value in point["point"].items() if name not in (*WHERE, "sharing")}
         agents = point["point"].get("n_agents")
         task = point["point"]["task"] + (f", {agents} agents" if agents else "")
-        name = ", ".join([point["point"]["sharing"], *(f"{key} {_word(value)}" for key, value in varied.items())])
+        name = ", ".join([point["point"]["sharing"], *(f"{key} {word(value)}" for key, value in varied.items())])
         whole = points.setdefault(
             (task, name),
             Point(
@@ -176,10 +178,6 @@ def points_of(record: dict[str, Any], path: Path) -> list[Point]:
             require(run.seed not in whole.runs, f"{path} holds two runs of {name} in {task} with seed {run.seed}")
             whole.runs[run.seed] = run
     return list(points.values())
-
-
-def _word(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _flat(record: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any], list[Run]]]:

@@ -119,6 +119,7 @@ def summarise(
     from lorasa_jax.trainer import count_params
 
     env_steps = config.iterations * config.steps_per_iteration
+    alike = len(labels) > 1 and all({**label, "seed": 0} == {**labels[0], "seed": 0} for label in labels)
     return {
         "env": config.env,
         "task": config.task,
@@ -137,7 +138,7 @@ def summarise(
         "random_return": result.random_return,
         "final": result.final,
         "final_ci95": {
-            play: {name: bootstrap_interval(values) if config.seeds > 1 else None for name, values in final.items()}
+            play: {name: bootstrap_interval(values) if alike else None for name, values in final.items()}
             for play, final in result.final.items()
         },
         "params": count_params(result.trainer),
@@ -150,7 +151,7 @@ def spread(summary: dict[str, Any], play: str, name: str, form: str) -> str:
     return f"{mean:{form}}" + (f" [{interval[0]:{form}}, {interval[1]:{form}}]" if interval else "")
 
 
-def draw_episode(config: RunConfig, result: Result, path: Path) -> None:
+def draw_episode(result: Result, path: Path) -> None:
     """Draws one greedy episode of the first seed, where the environment can be drawn."""
     import jax
 
@@ -312,7 +313,7 @@ def fill(
             display.status("drawing")
             record.draw_curve()
             if config.gif:
-                draw_episode(config, result, directory / "episode.gif")
+                draw_episode(result, directory / "episode.gif")
     except KeyboardInterrupt:
         record.draw_curve()
         steps = record.rows[-1]["env_steps"] if record.rows else 0

@@ -10,14 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from lorasa_jax.config import require
 
-from cli import CHECKPOINTS, RunConfig, read_config, run_of
+from cli import CHECKPOINTS, ROWS, RunConfig, from_settings, read_config, run_of
 
 if TYPE_CHECKING:
     from lorasa_jax.checkpoint import SavedTeam
 
-
-ROWS = "rows.json"
-"""Where a job of a sweep says what its rows are."""
 Label = dict[str, Any]
 """What a row of a run is known by: its seed, and in a sweep the settings that make its point."""
 
@@ -42,9 +39,14 @@ def rows_of(rows: list[dict[str, Any]], label: Label, labels: Sequence[Label]) -
     return [row for row in rows if {name: row[name] for name in names & row.keys()} == label]
 
 
+def word(value: Any) -> str:
+    """Returns the value of a setting as flags and labels say it."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def words(label: Label) -> str:
     """Returns a label in words."""
-    return ", ".join(f"{name} {','.join(value) if isinstance(value, list) else value}" for name, value in label.items())
+    return ", ".join(f"{name} {word(value)}" for name, value in label.items())
 
 
 def measures(wins: bool) -> tuple[tuple[str, str], ...]:
@@ -74,6 +76,20 @@ def find_row(path: Path, seed: int | None, row: int | None) -> int:
     seed = seeds[0] if seed is None else seed
     require(seed in seeds, f"the seeds of this run are {min(seeds)} to {max(seeds)}, got {seed}")
     return seeds.index(seed)
+
+
+def row_config(config: RunConfig, label: Label, path: Path) -> RunConfig:
+    """Returns the configuration of one row of a run, which may share a program with others."""
+    settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    for name, value in label.items():
+        *sections, last = name.replace("-", "_").split(".")
+        branch = settings
+        for section in sections:
+            branch = branch[section]
+        branch[last] = value if isinstance(value, list) or not isinstance(branch[last], list) else [value]
+    for name in ("resume", "distributed"):
+        settings.pop(name)
+    return from_settings(RunConfig, {**settings, "seeds": 1}, path / "config.json")
 
 
 def find_checkpoint(path: Path) -> tuple[RunConfig, Path]:

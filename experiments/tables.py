@@ -37,7 +37,7 @@ def bounded(env: str) -> bool:
     return env in ("smax", "toy")
 
 
-def words(name: str) -> str:
+def spaced(name: str) -> str:
     return name.replace("_", " ")
 
 
@@ -146,16 +146,16 @@ def steps_to(run: Run, name: str, level: float = REACHED) -> float:
     return next((float(row[0]) for row in run.curve if row[place] >= level), math.inf)
 
 
-def lowest(run: Run, name: str) -> float | None:
-    """Returns the lowest evaluation after a seed's switch; None: there is none."""
+def lowest(run: Run, name: str, since: int | None) -> float | None:
+    """Returns a seed's lowest evaluation after a step; None: there is none."""
     place = 1 if name == "win_rate" else 2
-    return min((row[place] for row in run.curve if row[0] > (run.switch_step or math.inf)), default=None)
+    return min((row[place] for row in run.curve if since is not None and row[0] > since), default=None)
 
 
 def schemes(e: Experiment) -> Lines:
     """Every scheme in every task."""
     for task, points in e.by_task.items():
-        yield f"**{task}**: {words(metric(points[0].env))} at the end"
+        yield f"**{task}**: {spaced(metric(points[0].env))} at the end"
         yield ""
         columns = columns_of(points)
         yield from table(list(columns), [[cell(point) for cell in columns.values()] for point in points])
@@ -173,17 +173,15 @@ def columns_of(points: Sequence[Point]) -> dict[str, Callable[[Point], str]]:
 
         return cell
 
-    columns = {
-        "scheme": lambda point: f"`{point.name}`",
-        "seeds": lambda point: str(len(point.runs)),
-        "greedy, IQM": final(stats.iqm, "greedy"),
-        "greedy, mean": final(stats.mean, "greedy"),
-        "sampled, mean": final(stats.mean, "sampled"),
-    }
+    columns = {"scheme": lambda point: f"`{point.name}`", "seeds": lambda point: str(len(point.runs))}
+    if max(len(point.runs) for point in points) > 3:  # otherwise it is the mean
+        columns["greedy, IQM"] = final(stats.iqm, "greedy")
+    columns |= {"greedy, mean": final(stats.mean, "greedy"), "sampled, mean": final(stats.mean, "sampled")}
     if all("best" in run.final for run in runs):
         columns["best, mean"] = final(stats.mean, "best")
-    if not exact and any(lowest(run, name) is not None for run in runs):
-        columns["lowest after the switch, mean"] = lambda point: _lowest(point, name)
+    switches = {run.origin: run.switch_step for run in reversed(runs) if run.switch_step is not None}
+    if switches and not exact:
+        columns["lowest after the switch, mean"] = lambda point: _lowest(point, name, switches)
     if exact:
         columns["ceiling, greedy; sampled"] = _ceiling
         columns["seeds at it"] = _landed
@@ -195,12 +193,13 @@ def columns_of(points: Sequence[Point]) -> dict[str, Callable[[Point], str]]:
         "actors' parameters": lambda point: f"{point.params['actors']:,}",
         "of `nps`": lambda point: f"{point.params['actors'] / point.params['nps_actors']:.2f}",
         "optimiser, KiB": lambda point: ", then ".join(f"{size / 1024:,.1f}" for size in point.optimizer_bytes),
-        "steps/s": lambda point: f"{float(f'{point.steps_per_second:.3g}'):,.0f}",
     }
 
 
-def _lowest(point: Point, name: str) -> str:
-    values = [value for run in point.runs.values() if (value := lowest(run, name)) is not None]
+def _lowest(point: Point, name: str, switches: dict[tuple[str, int], int]) -> str:
+    """Where a run has no switch, from the first one that goes on from the same shared policy."""
+    found = [lowest(run, name, run.switch_step or switches.get(run.origin)) for run in point.runs.values()]
+    values = [value for value in found if value is not None]
     return number(sum(values) / len(values), name) if values else ""
 
 
@@ -239,7 +238,7 @@ def overall(e: Experiment) -> Lines:
     whole = everywhere(e)
     if not whole:
         return
-    yield f"**All {len(e.by_task)} tasks together**: {words(metric(e.points[0].env))} of greedy play at the end"
+    yield f"**All {len(e.by_task)} tasks together**: {spaced(metric(e.points[0].env))} of greedy play at the end"
     yield ""
     adapted = [name for name, points in whole.items() if all(point.adapts for point in points)]
     rows = []
@@ -264,16 +263,16 @@ def _improvement(x: np.ndarray, y: np.ndarray) -> str:
 
 def comparisons(e: Experiment) -> Lines:
     """Adapters against what else goes on from the same shared policies (of other adapters the first ones that are
-    listed), and against separate ones."""
+    listed), and against separate ones; neither of single runs, nor of games whose best result is known."""
     rows = []
     for task, points in e.by_task.items():
-        adapting = [point for point in points if point.adapts]
+        adapting = [p for p in points if p.adapts and len(p.runs) > 1 and not p.ceiling]
         for adapted in adapting:
             for other in points:
                 if other is not adapted and (other is adapting[0] or not other.adapts):
                     rows += [[task, *row] for row in _compare(adapted, other)]
     if rows:
-        yield f"**Differences** in {words(metric(e.points[0].env))}, greedy, at the end"
+        yield f"**Differences** in {spaced(metric(e.points[0].env))}, greedy, at the end"
         yield ""
         yield from table(["task", "scheme", "minus", "runs", "difference", "p", "P(above)"], rows)
 
@@ -287,20 +286,14 @@ def _compare(adapted: Point, other: Point) -> Iterator[list[str]]:
     if pairs:
         x, y = (np.array([run.final["greedy"][name] for run in side], float) for side in zip(*pairs, strict=True))
         found = stats.paired(x, y)
-        difference, interval, p, runs = (
-            found.mean,
-            found.interval,
-            f"{found.p:.2g}",
-            f"{found.pairs} pair{'s' * (found.pairs > 1)}",
-        )
+        difference, interval, p, runs = found.mean, found.interval, f"{found.p:.2g}", f"{found.pairs} pairs"
         x, y = x[:, None], y[:, None]
     else:
         x, y = scores([adapted]), scores([other])
         interval = stats.interval(lambda x, y: stats.mean(x) - stats.mean(y), x, y)
         difference, p, runs = float(x.mean() - y.mean()), "", f"{len(x)} and {len(y)}"
     shown = spread(difference, interval, max(len(x), len(y)), name, signed)
-    several = len(x) > 1 or len(y) > 1  # of a single run there is nothing to say but the difference
-    yield [f"`{adapted.name}`", f"`{other.name}`", runs, shown, *([p, _improvement(x, y)] if several else ["", ""])]
+    yield [f"`{adapted.name}`", f"`{other.name}`", runs, shown, p, _improvement(x, y)]
 
 
 def _is_pair(adapted: Run, other: Run | None) -> bool:
@@ -322,7 +315,7 @@ def targets(e: Experiment) -> Lines:
         met = "met" if round(found - least, 9) >= 0 else "**missed**"
         rows.append(
             [
-                f"{target['task']}: {words(name)} of `{target['scheme']}`{minus}",
+                f"{target['task']}: {spaced(name)} of `{target['scheme']}`{minus}",
                 form(least, name),
                 form(found, name),
                 met,
@@ -363,7 +356,7 @@ def by_seed(e: Experiment) -> Lines:
                 cells.append(spread(float(values.mean()), stats.interval(stats.mean, values), len(values), kind))
             each = ", ".join(number(run.final[play][name], name).removesuffix(" %") for run in runs)
             rows.append([play, *cells, each])
-        yield from table(["play", "return", "win rate", f"{words(name)} by seed"], rows)
+        yield from table(["play", "return", "win rate", f"{spaced(name)} by seed"], rows)
         chance = [run.random_return for run in runs]
         seconds = sum(job["wall_seconds"] for job in e.record["jobs"])
         yield (

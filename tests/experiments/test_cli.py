@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import cli
 import sizes
 from cli import PRESETS, RunConfig, leave, parse, python, read_config
 from record import Record
@@ -73,6 +74,8 @@ def test_a_preset_knows_tasks_and_algorithms_apart(words: str, expected: tuple) 
 def test_a_case_of_a_preset_must_say_what_it_sets(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("cases:\n- {map: 3m, set: {rank: 2}}\n")
+    assert "each of its cases says for which task or algo" in wrong(capsys, "--preset", str(path))
+    path.write_text("cases:\n- {task: 3m, set: }\n")
     assert "each of its cases says for which task or algo" in wrong(capsys, "--preset", str(path))
 
 
@@ -207,6 +210,21 @@ def test_a_command_names_the_python_that_it_ran_with(tmp_path: Path, monkeypatch
     assert python() == ".venv/bin/python"
     monkeypatch.setattr(sys, "executable", str(tmp_path.parent / "bin" / "python3"))
     assert python() == "python"
+
+
+def test_a_job_of_a_sweep_goes_on_with_its_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By itself it would not know what its rows are."""
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "rows.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        cli.parse(cli.RunConfig, ["--resume", str(tmp_path)])
+    assert f"{tmp_path} is a job of a sweep; the sweep's own command goes on with it" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), cli.polite():
+        Path("/dev/null/x").mkdir()
+    assert capsys.readouterr().err.endswith("error: /dev/null/x: Not a directory\n")
 
 
 def test_a_file_of_a_sweep_is_no_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from lorasa_jax import adapters
 from lorasa_jax.config import ConfigError
 
 import cli
@@ -71,6 +73,24 @@ def test_a_plan_trains_every_trunk_once(tmp_path: Path) -> None:
     assert [row.point for row in jobs[0].rows] == [{"sharing": "ps_id"}] * 2
 
 
+def test_what_concerns_only_adapters_sets_no_other_scheme_apart(tmp_path: Path) -> None:
+    grids = [{"sharing": ["ps_id", "lorasa"], "rank": [1, 2], "switch_step": 64}, {"sharing": "hyper", "rank": [1, 2]}]
+    jobs = jobs_of(write(tmp_path / "a.yaml", grids=grids))
+    points = {job.name: [row.point for row in job.rows[::2]] for job in jobs}
+    assert points == {
+        "1-ps_id": [{"sharing": "ps_id"}],
+        "2-lorasa": [{"sharing": "lorasa", "rank": rank, "switch_step": 64} for rank in (1, 2)],
+        "3-hyper": [{"sharing": "hyper", "rank": 1}],
+        "4-hyper": [{"sharing": "hyper", "rank": 2}],
+    }
+
+
+def test_an_environment_is_that_of_its_time_limit() -> None:
+    config = cli.parse(cli.RunConfig, ["--env", "toy", "--task", "probe_clock", "--time-limit", "terminal"])
+    assert sweep.env_of(config) is not sweep.env_of(replace(config, time_limit="bootstrap"))
+    assert sweep.env_of(config) is sweep.env_of(replace(config, rank=2))
+
+
 @pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_sweep_of_the_repository_can_be_planned(path: Path) -> None:
     base, points = plan.read(path)
@@ -92,6 +112,8 @@ def test_every_sweep_of_the_repository_can_be_planned(path: Path) -> None:
         ("base: {env: toy}\ngrids: [{rank: four}]", "a.yaml: Error parsing --rank: invalid literal"),
         ("base: {env: toy, ppo.lrr: 1}\ngrids: [{rank: 1}]", "there is no setting 'ppo.lrr'"),
         ("base: {env: toy}\ngrids: [{task: nothing}]", "no toy game 'nothing'"),
+        ("base: {env: toy, ppo: }\ngrids: [{ppo.lr: 1}]", "ppo is a section, with settings of its own"),
+        ("base: {env: toy}\ngrids: [{shard: [rows, envs]}]", "shard is no part of a grid"),
         ("!!python/object/apply:os.system ['false']", "is no valid YAML"),
     ],
 )
@@ -178,6 +200,7 @@ def test_rows_of_a_fork_are_known_by_their_point(done: Path) -> None:
     assert {row["phase"] for row in rows} == {"adapters"}
     summary = json.loads((directory / "summary.json").read_text())
     assert len(summary["rows"]) == 8
+    assert summary["final_ci95"]["greedy"]["return"] is None  # rows of several points have no mean in common
     assert summary["steps_per_second"] == pytest.approx(len(rows) * 64 / summary["train_seconds"])
 
 
@@ -250,6 +273,9 @@ def test_the_points_of_a_job_are_played_apart(done: Path, tmp_path: Path, capsys
     said = capsys.readouterr().err
     assert "this run holds several points; name one with --row, 0 to 7" in said
     assert "the rows of this run are 0 to 7, got 8" in said
+    for row, rank in ((0, 1), (2, 2)):
+        export.main([str(done / "out" / "2-lorasa"), "--adapters", str(tmp_path / str(row)), "--row", str(row)])
+        assert adapters.load(tmp_path / str(row)).about.rank == rank
 
 
 @pytest.mark.slow
