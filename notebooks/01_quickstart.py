@@ -58,7 +58,7 @@ SMALL = bool(os.environ.get("LORASA_NOTEBOOK_SMALL"))
 ceilings("specialisation")
 
 # %% [markdown]
-# A configuration is a frozen record, checked when it is made. Four sharing schemes: `ps` (one policy for all), `ps_id` (the
+# A configuration is a frozen record, checked when it is made. Four of the sharing schemes: `ps` (one policy for all), `ps_id` (the
 # same, and every agent sees its number), `nps` (a policy per agent), `lorasa`. With `switch_step=0` the adapters start on
 # an untrained trunk, so that whatever is learnt, the adapters have learnt.
 
