@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from statistics import median
+from statistics import median, variance
 from typing import Any
 
 from lorasa_jax import stats
 
 from records import Experiment, Point
-from tables import Lines, command_of, commit_of, few, machine_of, metric, number, scores, spaced, spread, table
+from tables import (
+    Lines,
+    command_of,
+    commit_of,
+    few,
+    machine_of,
+    metric,
+    number,
+    pairs_of,
+    scores,
+    spaced,
+    spread,
+    table,
+)
 
 SCHEMES = ("ps_id", "ps_restart", "nps", "lorasa")
 """What is asked of every task: one shared policy, the same with a fresh optimiser, separate ones, adapters."""
@@ -99,12 +112,14 @@ def plan(experiments: Iterable[Experiment]) -> Lines:
     """What it would take to see a difference, at the spread and the speed that were measured."""
     rows = []
     for task, points in overview(experiments).items():
-        if len(points) < len(SCHEMES) or min(len(point.runs) for point in points.values()) < 2:
+        paired = pairs_of(points["lorasa"], points["ps_restart"]) if len(points) == len(SCHEMES) else []
+        if min(len(paired), len(points["nps"].runs)) < 2:
             continue
         kind = metric(points["nps"].env)
-        x, control, apart = (scores([points[scheme]]) for scheme in ("lorasa", "ps_restart", "nps"))
+        x, apart = scores([points["lorasa"]]), scores([points["nps"]])
         difference = RESOLVED[kind] * (1 if kind == "win_rate" else abs(float(apart.mean())))
-        pairs = stats.runs_needed(float((x - control).var(ddof=1)), difference)
+        apart_by = [run.final["greedy"][kind] - control.final["greedy"][kind] for run, control in paired]
+        pairs = stats.runs_needed(variance(apart_by), difference)
         runs = stats.runs_needed(float(x.var(ddof=1) + apart.var(ddof=1)), difference)
         steps = DECISIVE_STEPS * sum(_own_share(point, points["ps_id"]) for point in points.values())
         hours = steps / median(point.steps_per_second for point in points.values()) / 3600
@@ -117,7 +132,7 @@ def plan(experiments: Iterable[Experiment]) -> Lines:
 def _own_share(point: Point, shared: Point) -> float:
     """Returns the share of a run that the shared policy did not do for it."""
     (seed, run), *_ = point.runs.items()
-    continued = point is not shared and run.origin == shared.runs[seed].origin
+    continued = point is not shared and seed in shared.runs and run.origin == shared.runs[seed].origin
     return 1 - (run.switch_step or 0) / run.env_steps if continued else 1.0
 
 

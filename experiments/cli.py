@@ -203,7 +203,7 @@ def from_settings(config_type: type[C], settings: dict[str, Any], path: Path) ->
 
 def run_of(resume: Path) -> Path:
     """Returns the run directory of what `--resume` names, itself or one of its checkpoints."""
-    return resume.parent.parent if resume.parent.name == CHECKPOINTS else resume
+    return resume.parent.parent if resume.parent.name == CHECKPOINTS and resume.name.isdecimal() else resume
 
 
 def fail(error: Exception | str) -> NoReturn:

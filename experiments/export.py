@@ -85,9 +85,8 @@ def save_adapters(team: SavedTeam, row: int, config: ExportConfig) -> None:
 
     assert config.adapters is not None
     system, params = team.system, jax.tree.map(lambda leaf: leaf[row], team.params)
-    label = labels_of(config.run)[row]
-    if len(label) > 1:  # more than its seed: a job of a sweep
-        own = row_config(find_checkpoint(config.run)[0], label, config.run)
+    if len(labels_of(config.run)[row]) > 1:  # more than its seed: a job of a sweep
+        own = row_config(find_checkpoint(config.run)[0], config.run, row)
         params = params._replace(agents=own_adapters(own, system.env, params.agents))
         system = make_system(own, system.env, adapting=True)
     adapters.save(config.adapters, params, system)

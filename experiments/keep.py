@@ -103,7 +103,7 @@ def _job(job: Path, configs: dict[Path, RunConfig], base: dict[str, Any]) -> dic
     for k, label in enumerate(labels):
         point = {name: value for name, value in label.items() if name != "seed"}
         if json.dumps(point) not in points:
-            points[json.dumps(point)] = {"point": point, **_sizes(row_config(config, label, job)), "runs": []}
+            points[json.dumps(point)] = {"point": point, **_sizes(row_config(config, job, k)), "runs": []}
         mine = rows_of(rows, labels_of(job)[k], labels_of(job))
         points[json.dumps(point)]["runs"].append(_run(k, labels_of(job)[k]["seed"], summary, mine))
     forked = (job / ROWS).exists() and summary["switch_steps"][0] is not None
@@ -111,7 +111,7 @@ def _job(job: Path, configs: dict[Path, RunConfig], base: dict[str, Any]) -> dic
     seconds = summary.get("train_seconds", summary["env_steps"] * len(labels) / summary["steps_per_second"])
     return {
         "changes": changes,
-        "backbone": _backbone(job, configs, labels[0]) if forked else None,
+        "backbone": _backbone(job, configs) if forked else None,
         "steps": len(rows) * config.steps_per_iteration,
         "train_seconds": short(seconds, 5),
         "wall_seconds": short(summary["wall_seconds"], 5),
@@ -133,11 +133,11 @@ def _bare(config: RunConfig) -> RunConfig:
     return replace(config, resume=None, distributed=False, **{name: getattr(default, name) for name in HOW})
 
 
-def _backbone(job: Path, configs: dict[Path, RunConfig], label: Label) -> str | None:
+def _backbone(job: Path, configs: dict[Path, RunConfig]) -> str | None:
     """The job whose states the forks of this one went on from."""
     from lorasa_jax.forks import backbone_config
 
-    config = _bare(row_config(configs[job], label, job))
+    config = _bare(row_config(configs[job], job, 0))
     wanted = backbone_config(config, env_of(config))
     beside = (other for other in configs if other.parent == job.parent)
     return next((other.name for other in beside if _bare(configs[other]) == wanted), None)

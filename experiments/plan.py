@@ -42,6 +42,13 @@ class Row:
         """What the row is known by in records."""
         return {"seed": self.config.seed, **self.point}
 
+    @property
+    def own(self) -> dict[str, Any]:
+        """What may differ from the configuration of the program that it shares, whatever its label names."""
+        from lorasa_jax.forks import OWN
+
+        return {name: getattr(self.config, name) for name in OWN} | {"ppo.adapter_lr": self.config.ppo.adapter_lr}
+
 
 @dataclass(frozen=True)
 class Job:

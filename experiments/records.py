@@ -23,8 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorasa_jax.config import ConfigError, require
+from lorasa_jax.config import ConfigError, changed_settings, require
 
+from plan import ADAPTERS_ONLY
 from saved import word
 
 RECORD, NOTES = "record.json", "notes.yaml"
@@ -32,6 +33,8 @@ PLAYS = ("greedy", "sampled", "best")
 """What is measured at the end: the last team twice, and greedy play of the best one (`lorasa_jax.run_state.Best`)."""
 WHERE = ("env", "task", "n_agents")
 """What of a point says where it played, not how it learnt."""
+OF_ROWS = ("sharing", "groups", *(name.replace("_", "-") for name in ADAPTERS_ONLY))
+"""Settings of a program in which its rows may differ, or that follow from its scheme."""
 
 
 @dataclass(frozen=True)
@@ -152,9 +155,10 @@ def points_of(record: dict[str, Any], path: Path) -> list[Point]:
     """Returns all points of a record, which is or will be in a file.
 
     Raises:
-        ConfigError: two runs are of the same setting and seed.
+        ConfigError: two runs are of the same setting and seed, or runs of one name were set otherwise.
     """
     points: dict[tuple[str, str], Point] = {}
+    set_as: dict[tuple[str, str], dict[str, Any]] = {}
     for job, point, runs in _flat(record):
         varied = {name: value for name, value in point["point"].items() if name not in (*WHERE, "sharing")}
         agents = point["point"].get("n_agents")
@@ -174,6 +178,9 @@ def points_of(record: dict[str, Any], path: Path) -> list[Point]:
                 runs={},
             ),
         )
+        settings = {name: value for name, value in job["changes"].items() if name not in OF_ROWS}
+        for setting, before, now in changed_settings(set_as.setdefault((task, name), settings), settings):
+            raise ConfigError(f"{path} holds runs of {name} in {task} with {setting} {before}, and others with {now}")
         for run in runs:
             require(run.seed not in whole.runs, f"{path} holds two runs of {name} in {task} with seed {run.seed}")
             whole.runs[run.seed] = run

@@ -78,10 +78,13 @@ def find_row(path: Path, seed: int | None, row: int | None) -> int:
     return seeds.index(seed)
 
 
-def row_config(config: RunConfig, label: Label, path: Path) -> RunConfig:
-    """Returns the configuration of one row of a run, which may share a program with others."""
+def row_config(config: RunConfig, path: Path, k: int) -> RunConfig:
+    """Returns the configuration of row k of a run, which may share a program, and its configuration, with others."""
+    directory = run_of(path)
     settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    for name, value in label.items():
+    rows = json.loads((directory / ROWS).read_text()) if (directory / ROWS).exists() else {}
+    own = rows["own"][k] if "own" in rows else {}  # older ones say it in their labels, or not at all
+    for name, value in {**own, **labels_of(path)[k]}.items():
         *sections, last = name.replace("-", "_").split(".")
         branch = settings
         for section in sections:
@@ -89,7 +92,7 @@ def row_config(config: RunConfig, label: Label, path: Path) -> RunConfig:
         branch[last] = value if isinstance(value, list) or not isinstance(branch[last], list) else [value]
     for name in ("resume", "distributed"):
         settings.pop(name)
-    return from_settings(RunConfig, {**settings, "seeds": 1}, path / "config.json")
+    return from_settings(RunConfig, {**settings, "seeds": 1}, directory / "config.json")
 
 
 def find_checkpoint(path: Path) -> tuple[RunConfig, Path]:

@@ -127,7 +127,7 @@ def run_job(job: Job, out: Path, go_on: str) -> None:
     env = env_of(config)
     run.prepare(config)
     with closing(Record(directory, config, [row.label for row in job.rows])) as record:
-        write_json(directory / ROWS, _rows(job))
+        write_json(directory / ROWS, {"rows": [row.label for row in job.rows], "own": [row.own for row in job.rows]})
         start = run.find_start(config, env, record, lambda: find_origins(job, out, env))
         run.fill(config, env, record, ignore, start, began - record.wall_seconds, go_on, keeper(job, directory))
 
@@ -185,17 +185,13 @@ def require_unchanged(jobs: list[Job], out: Path) -> None:
     by_name = {job.name: job for job in jobs}
     for path in sorted(out.glob(f"*/{ROWS}")):
         directory, job = path.parent, by_name.get(path.parent.name)
-        known = job is not None and json.loads(path.read_text()) == _rows(job)
+        known = job is not None and json.loads(path.read_text())["rows"] == [row.label for row in job.rows]
         require(known, f"{directory} was begun with other points than the sweep now has; {elsewhere}")
         if job is None or not (directory / "config.json").exists():
             continue
         before = read_config(RunConfig, directory / "config.json")
         for name, then, now in changed_settings(_settings(before), _settings(job.config)):
             raise ConfigError(f"{directory} was begun with {name} {then}, and the sweep now says {now}; {elsewhere}")
-
-
-def _rows(job: Job) -> dict[str, Any]:
-    return {"rows": [row.label for row in job.rows]}
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
@@ -354,7 +350,7 @@ def curves(jobs: list[Job], out: Path, name: str) -> dict[str, tuple[list[int], 
     for job in jobs:
         path = out / job.name / "metrics.jsonl"
         rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        labels = _rows(job)["rows"]
+        labels = [row.label for row in job.rows]
         for label in labels:
             point = {key: word(value) for key, value in label.items() if key != "seed"}
             words = ", ".join(value if key == "sharing" else f"{key} {value}" for key, value in point.items())

@@ -198,7 +198,8 @@ def columns_of(points: Sequence[Point]) -> dict[str, Callable[[Point], str]]:
 
 def _lowest(point: Point, name: str, switches: dict[tuple[str, int], int]) -> str:
     """Where a run has no switch, from the first one that goes on from the same shared policy."""
-    found = [lowest(run, name, run.switch_step or switches.get(run.origin)) for run in point.runs.values()]
+    since = [switches.get(run.origin) if run.switch_step is None else run.switch_step for run in point.runs.values()]
+    found = [lowest(run, name, step) for run, step in zip(point.runs.values(), since, strict=True)]
     values = [value for value in found if value is not None]
     return number(sum(values) / len(values), name) if values else ""
 
@@ -279,8 +280,7 @@ def comparisons(e: Experiment) -> Lines:
 
 def _compare(adapted: Point, other: Point) -> Iterator[list[str]]:
     """One row where the two have shared policies in common, or the other keeps policies apart."""
-    name = metric(adapted.env)
-    pairs = [(run, other.runs[seed]) for seed, run in adapted.runs.items() if _is_pair(run, other.runs.get(seed))]
+    name, pairs = metric(adapted.env), pairs_of(adapted, other)
     if not pairs and not other.separate:
         return
     if pairs:
@@ -294,6 +294,11 @@ def _compare(adapted: Point, other: Point) -> Iterator[list[str]]:
         difference, p, runs = float(x.mean() - y.mean()), "", f"{len(x)} and {len(y)}"
     shown = spread(difference, interval, max(len(x), len(y)), name, signed)
     yield [f"`{adapted.name}`", f"`{other.name}`", runs, shown, p, _improvement(x, y)]
+
+
+def pairs_of(adapted: Point, other: Point) -> list[tuple[Run, Run]]:
+    """Returns the runs of two schemes that go on from the same shared policies."""
+    return [(run, other.runs[seed]) for seed, run in adapted.runs.items() if _is_pair(run, other.runs.get(seed))]
 
 
 def _is_pair(adapted: Run, other: Run | None) -> bool:

@@ -34,6 +34,10 @@ C = TypeVar("C", bound=Config)
 _Leaves = dict[str, Any]
 
 
+OWN = ("rank", "alpha", "placement", "switch_step")
+"""Settings in which forks that share a program may differ, beside the seed and `ppo.adapter_lr`."""
+
+
 def backbone_config(config: C, env: Env) -> C:
     """Returns the configuration of the run whose states a fork goes on from; that of seed 0 alone.
 
@@ -59,7 +63,7 @@ def _parameters(config: Config, env: Env) -> PyTree:
 def _neutral(config: C) -> C:
     """The configuration without what may differ between forks that share a program."""
     default = Config()
-    changes = {name: getattr(default, name) for name in ("rank", "alpha", "placement", "switch_step", "seed", "seeds")}
+    changes = {name: getattr(default, name) for name in (*OWN, "seed", "seeds")}
     return replace(config, ppo=replace(config.ppo, adapter_lr=None), **changes)
 
 
@@ -139,7 +143,7 @@ def fork(configs: Sequence[Config], env: Env, origins: Sequence[tuple[RunState, 
         for config, (run, k) in zip(configs, origins, strict=True)
     ]
     train = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
-    steps = np.asarray(train.iteration) * common.steps_per_iteration
+    steps = np.asarray(train.iteration, np.int64) * common.steps_per_iteration
     known = tuple(run.random_return[k] for run, k in origins if run.random_return)
     return RunState(
         phase=ADAPTERS,

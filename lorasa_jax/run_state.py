@@ -80,7 +80,7 @@ class RunState(NamedTuple):
     @property
     def iterations(self) -> np.ndarray:
         """Iterations that each seed has done, [K]."""
-        return fetch(self.train.iteration)
+        return fetch(self.train.iteration).astype(np.int64)  # times steps, they leave 32 bits behind
 
     @property
     def rows(self) -> int:

@@ -265,8 +265,14 @@ def row_of(tree: Any, k: int) -> Any:
 
 
 def assert_same(actual: Any, expected: Any) -> None:
-    """Two trees are equal, to the bit."""
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    """Two trees are equal, in shapes and types, and to the bit."""
+
+    def same(one: Any, other: Any) -> None:
+        one, other = np.asarray(one), np.asarray(other)
+        np.testing.assert_array_equal(one, other, strict=True)
+        assert one.tobytes() == other.tobytes()  # zeros have signs
+
+    jax.tree.map(same, actual, expected)
 
 
 def assert_close(actual: Any, expected: Any, atol: float = 1e-5, rtol: float = 1e-5) -> None:

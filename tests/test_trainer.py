@@ -117,6 +117,21 @@ def test_no_key_serves_two_purposes():
     assert len({tuple(jax.random.key_data(key).tolist()) for key in uses}) == len(uses)
 
 
+def test_play_learning_and_evaluation_have_chances_of_their_own(monkeypatch):
+    def noted(key, purpose, iteration):
+        purposes.append(purpose)
+        return key
+
+    purposes = []
+    monkeypatch.setattr(trainer_module, "_key", noted)
+    trainer = make_trainer(two_phases().config, two_phases().env)
+    state = jax.eval_shape(trainer.init, KEY)
+    purposes.clear()
+    jax.eval_shape(trainer.step, state)
+    jax.eval_shape(trainer.evaluate, jax.eval_shape(trainer.weights, state), state.key, state.iteration, True)
+    assert purposes == [trainer_module._COLLECT, trainer_module._UPDATE, trainer_module._EVALUATE]
+
+
 def test_a_run_within_one_program_cannot_wait_for_evaluations():
     with pytest.raises(ConfigError, match="give a step"):
         train(replace(two_phases().config, switch_step="auto"), two_phases().env)
@@ -124,14 +139,18 @@ def test_a_run_within_one_program_cannot_wait_for_evaluations():
 
 @pytest.mark.parametrize("adapting", [False, True])
 def test_learning_rates_fall_to_zero_with_the_budget(monkeypatch, run, adapting):
-    monkeypatch.setattr(trainer_module, "run_schedule", lambda system, learner, trajectory, rates, key: (learner, {}))
+    def nothing_moves(system, learner, trajectory, rates, key):
+        return learner, {"critic_lr": rates.critic}
+
+    monkeypatch.setattr(trainer_module, "run_schedule", nothing_moves)
     config, env = two_phases().config, two_phases().env
-    ppo = replace(config.ppo, anneal_lr=True, lr=0.5)
+    ppo = replace(config.ppo, anneal_lr=True, lr=0.5, critic_lr=0.25)
     four = replace(config, ppo=ppo, total_steps=4 * config.steps_per_iteration)
     trainer, state = make_trainer(four, env, adapting=adapting), run[3 if adapting else 0]
     state, nothing = state._replace(lr=jnp.float32(0.5)), random_trajectory(trainer.system)
-    rates = [trainer.update(state._replace(iteration=jnp.int32(i)), state.rollout, nothing)[1]["lr"] for i in range(4)]
-    np.testing.assert_allclose(rates, [0.5, 0.375, 0.25, 0.125])
+    said = [trainer.update(state._replace(iteration=jnp.int32(i)), state.rollout, nothing)[1] for i in range(4)]
+    np.testing.assert_allclose([metrics["lr"] for metrics in said], [0.5, 0.375, 0.25, 0.125])
+    np.testing.assert_allclose([metrics["critic_lr"] for metrics in said], [0.25, 0.1875, 0.125, 0.0625])
 
 
 def test_the_same_key_gives_the_same_start_and_another_key_another():

@@ -212,6 +212,11 @@ def test_a_command_names_the_python_that_it_ran_with(tmp_path: Path, monkeypatch
     assert python() == "python"
 
 
+def test_a_checkpoint_is_told_from_a_run_in_a_folder_of_that_name() -> None:
+    assert cli.run_of(Path("mine/checkpoints/341")) == Path("mine")
+    assert cli.run_of(Path("checkpoints/mine")) == Path("checkpoints/mine")
+
+
 def test_a_job_of_a_sweep_goes_on_with_its_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By itself it would not know what its rows are."""
     (tmp_path / "config.json").write_text("{}")

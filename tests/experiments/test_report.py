@@ -172,6 +172,15 @@ def test_runs_that_come_later_stand_beside_the_others_and_are_paired_with_none_o
     assert points["lorasa, switch_step 128, rank 4"].runs[3].origin == ("1/2-lorasa", 3)
 
 
+def test_runs_of_one_name_that_were_set_otherwise_are_refused(kept: Path, tmp_path: Path) -> None:
+    record = records.read_record(kept / "results" / "four" / "record.json")
+    again = json.loads(json.dumps(record["jobs"][3]).replace('"seed": ', '"seed": 10'))
+    found = records.points_of({**record, "jobs": [*record["jobs"], again]}, tmp_path)[3]
+    assert list(found.runs) == [3, 4, 5, 103, 104, 105]
+    with pytest.raises(ConfigError, match=r"holds runs of nps in own_number with ppo\.lr None, and others with 0\.1"):
+        records.points_of({**record, "jobs": [*record["jobs"], {**again, "changes": {"ppo.lr": 0.1}}]}, tmp_path)
+
+
 def test_a_forks_size_is_that_of_its_own_rank(kept: Path) -> None:
     sizes = {point.name: point.params["per_agent"] for point in read(kept).points}
     widths = [(16, 16)] * 1 + [(2 + 1, 16)]  # hidden layers, and the first, which sees a symbol and its own id
@@ -299,6 +308,8 @@ def test_a_plan_follows_from_spread_and_speed(kept: Path) -> None:
     first, second, third = points["lorasa"].runs.values()
     less = replace(second, final={"greedy": {"return": 0.7, "win_rate": 0.35}})
     points["lorasa"] = replace(points["lorasa"], runs={3: first, 4: less, 5: third})
+    controls = points["ps_restart"].runs
+    points["ps_restart"] = replace(points["ps_restart"], runs={seed: controls[seed] for seed in (5, 3, 4)})
     task, difference, pairs, runs, hours, in_all = (
         list(across.plan([replace(whole, points=list(points.values()))]))[2].strip("| ").split(" | ")
     )
@@ -311,6 +322,8 @@ def test_a_plan_follows_from_spread_and_speed(kept: Path) -> None:
     seconds = across.DECISIVE_STEPS * (2 + 2 * 0.5) / speed
     assert hours == f"{seconds / 3600:.1f}"
     assert in_all == f"{int(runs) * seconds / 3600:,.0f}"
+    points["ps_restart"] = replace(points["ps_restart"], runs={3: controls[3]})
+    assert not list(across.plan([replace(whole, points=list(points.values()))]))  # a single pair has no spread
 
 
 def test_a_diagnosis_is_shown_as_it_was_said(kept: Path, tmp_path: Path) -> None:

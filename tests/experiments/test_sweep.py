@@ -23,6 +23,7 @@ import evaluate
 import export
 import plan
 import run
+import saved
 import sweep
 from cli import RunConfig, parse
 from record import Record
@@ -83,6 +84,20 @@ def test_what_concerns_only_adapters_sets_no_other_scheme_apart(tmp_path: Path) 
         "3-hyper": [{"sharing": "hyper", "rank": 1}],
         "4-hyper": [{"sharing": "hyper", "rank": 2}],
     }
+
+
+def test_a_row_knows_its_own_settings_where_its_label_leaves_them_out(tmp_path: Path) -> None:
+    grids = [{"sharing": "lorasa", "switch_step": 64}, {"sharing": "lorasa", "switch_step": 64, "rank": 2}]
+    grids += [{"sharing": "lorasa", "switch_step": 64, "ppo.adapter_lr": 0.5, "alpha": 1.0, "placement": ["head"]}]
+    (job,) = (job for job in jobs_of(write(tmp_path / "a.yaml", {**BASE, "rank": 1}, grids)) if job.origin)
+    assert len(job.rows) == 6 and job.config.rank == 2
+    rows = {"rows": [row.label for row in job.rows], "own": [row.own for row in job.rows]}
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    for k, row in enumerate(job.rows):
+        found = saved.row_config(job.config, tmp_path, k)
+        assert (found.rank, found.alpha, found.placement, found.ppo, found.seed) == (
+            row.config.rank, row.config.alpha, row.config.placement, row.config.ppo, row.config.seed
+        )  # fmt: skip
 
 
 def test_an_environment_is_that_of_its_time_limit() -> None:
