@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, assert_same, two_phases
+from helpers import assert_close, assert_same, small_config, two_phases
 
 from lorasa_jax import checkpoint, loop, storage
+from lorasa_jax.envs import make_env
 from lorasa_jax.loop import run
 from lorasa_jax.run_state import ADAPTERS, SHARED, Diverged, Listener, Silent
 from lorasa_jax.types import TrainState
@@ -82,6 +83,16 @@ def test_each_seed_ends_as_it_would_alone_at_its_own_switch(finished, row):
     assert_close(state.learner, expected.learner, atol=1e-4)
     assert_close(state.rollout.timestep, expected.rollout.timestep)
     assert (state.key == expected.key).all()
+
+
+@pytest.mark.parametrize("algo", ["mappo", "a2po"])
+def test_one_agent_in_one_environment_is_a_team_too(algo):
+    size = {"n_agents": 1, "n_envs": 1, "eval_episodes": 1, "ppo": {"minibatches": 1}}
+    config = small_config(env="toy", task="probe_policy", sharing="lorasa", algo=algo, **size)
+    config = replace(config, total_steps=4 * config.steps_per_iteration, switch_step=2 * config.steps_per_iteration)
+    result = run(config, make_env(config))
+    assert result.states.iteration.tolist() == [4]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.states.learner))
 
 
 def test_switches_are_those_of_the_curves(finished):

@@ -274,13 +274,15 @@ def stepped(scheme: str, variant: str) -> SimpleNamespace:
 
     def watched(key, score):
         chosen = system.schedule(key, score)
-        jax.debug.callback(lambda *leaves: seen.append(Schedule(*leaves)), *chosen)
+        jax.debug.callback(lambda score, *leaves: seen.append((score, Schedule(*leaves))), score, *chosen)
         return chosen
 
     program = jax.jit(partial(update.run_schedule, system._replace(schedule=watched)))
     after, _ = jax.block_until_ready(program(before, t, rates_of(system.config), KEY))
     jax.effects_barrier()
-    return SimpleNamespace(system=system, before=before, t=t, program=program, after=after, schedule=seen[0])
+    score, schedule = seen[0]
+    told = {"score": score, "schedule": schedule}
+    return SimpleNamespace(system=system, before=before, t=t, program=program, after=after, **told)
 
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
@@ -305,6 +307,15 @@ def test_an_update_is_a_plain_gradient_step_of_each_slots_own_mean(scheme, varia
     for name in ("actor", "critic"):
         assert_close(getattr(run.after, name), getattr(expected, name), atol=2e-5)
     assert_close(run.after.value_norm, expected.value_norm, atol=0, rtol=1e-3)
+
+
+def test_agents_are_ordered_by_the_size_of_their_own_advantages():
+    """Where they live: the mean of |A| over the rollout."""
+    run = stepped("lorasa", "a2po by epochs")
+    alive = np.asarray(run.t.alive)
+    advantage, _ = plain("lorasa", "team").advantages(run.before.value_norm, np.ones(alive.shape[:2]))
+    size = np.abs(np.broadcast_to(advantage, alive.shape))
+    assert_close(run.score, [size[..., i][alive[..., i]].mean() for i in range(N)], rtol=1e-4)
 
 
 @pytest.mark.parametrize("scheme", ["nps", "lorasa"])

@@ -12,7 +12,7 @@ import pytest
 from helpers import check_shapes
 
 from lorasa_jax.config import Config, ConfigError
-from lorasa_jax.envs import make_env
+from lorasa_jax.envs import jaxmarl, make_env
 from lorasa_jax.envs._jaxmarl import make_game
 from lorasa_jax.envs.base import Env, TimeStep
 from lorasa_jax.envs.jaxmarl import LONGEST, make_jaxmarl
@@ -129,6 +129,28 @@ def test_a_game_without_a_clock_is_cut():
     late = states[0]._replace(steps=jnp.asarray(LONGEST - 1, jnp.int32))
     shown = stepper("hanabi")(KEY, late, drawn(KEY, seen[0].avail))[1]
     assert shown.truncated and not shown.terminated
+
+
+def test_an_agent_that_is_done_before_the_others_is_dead(monkeypatch):
+    game = make_game(SPREAD)
+
+    class Fading:
+        """The same game, of which the second agent takes its leave at once."""
+
+        def __getattr__(self, name):
+            return getattr(game, name)
+
+        def step_env(self, *args):
+            *shown, done, info = game.step_env(*args)
+            return *shown, {**done, game.agents[1]: True}, info
+
+    monkeypatch.setattr(jaxmarl, "make_game", lambda task: Fading())
+    env = make_jaxmarl(SPREAD)
+    state, shown = env.reset(KEY)
+    assert shown.alive.all()
+    state, shown = env.step(KEY, state, jnp.zeros(3, jnp.int32))
+    assert shown.alive.tolist() == [True, False, True] and shown.avail[1].any()
+    assert not shown.terminated and not shown.truncated
 
 
 @pytest.mark.parametrize("task", [SPREAD, SPEAKER, COMM, "MPE_simple_adversary_v3", "overcooked", "HeuristicEnemySMAX"])
