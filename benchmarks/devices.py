@@ -19,6 +19,7 @@ parser.add_argument("--devices", type=int, default=2)
 parser.add_argument("--n-envs", type=int, default=64)
 parser.add_argument("--pairs", type=int, default=7, help="how often each is run")
 options = parser.parse_args()
+os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={options.devices}"  # before jax is imported
 
 import jax  # noqa: E402

@@ -14,6 +14,8 @@ import jax
 
 from lorasa_jax import Config, CriticConfig, NetworkConfig, PPOConfig, count_params, graft, make_env, make_trainer
 from lorasa_jax.envs import Env
+from lorasa_jax.programs import compiler_options
+from lorasa_jax.run_state import Best
 from lorasa_jax.system import is_two_phase
 from lorasa_jax.trainer import Trainer
 
@@ -46,6 +48,7 @@ def formula(trainer: Trainer, held_by_env: int) -> dict[str, int]:
     a_step = seen + FLOAT * (actions + n * parts + 2 * v + n) + 3 * BOOL
     return {
         "actors": FLOAT * params["actors"],
+        "the best team": FLOAT * params["actors"] + FLOAT + INT,
         "Adam of the actors": 2 * FLOAT * trained + INT * slots,
         "critic and its Adam": 3 * FLOAT * params["critic"] + INT * system.critic.sharing.n_trunks,
         "an environment": held_by_env + seen + FLOAT * n + 4 * BOOL + carries + FLOAT + INT,
@@ -66,6 +69,7 @@ def measure(config: Config, env: Env, phase: str) -> tuple[Trainer, dict[str, in
     learner = state.learner
     arrays = {
         "actors": nbytes(learner.actor),
+        "the best team": nbytes(jax.eval_shape(Best.none, state)),
         "Adam of the actors": nbytes(learner.actor_opt),
         "critic and its Adam": nbytes((learner.critic, learner.critic_opt)),
         "an environment": nbytes(state.rollout) // config.n_envs,
@@ -76,7 +80,7 @@ def measure(config: Config, env: Env, phase: str) -> tuple[Trainer, dict[str, in
 
 def set_aside(trainer: Trainer, shapes: tuple) -> int:
     """Bytes that the compiler sets aside for an update, besides its arguments and what it returns."""
-    update = jax.jit(trainer.update).lower(*shapes).compile()
+    update = jax.jit(trainer.update).lower(*shapes).compile(compiler_options=compiler_options())
     return update.memory_analysis().temp_size_in_bytes
 
 
