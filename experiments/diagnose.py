@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 SAID_IN = "diagnosis.json"
 """Numbers of a diagnosis, and the lines that were printed."""
+ROUNDING = 1e-6
+"""A change of play that may be none."""
 SECONDS_BETWEEN = 15.0
 """Between two lines of progress where there is no terminal."""
 
@@ -101,7 +103,7 @@ def report(found: Diagnosis) -> Iterator[str]:
             yield f"{name.replace('_', ' '):9} {change.mean:{form}} [{change.low:{form}}, {change.high:{form}}]"
         if found.swap is not None:
             swap = found.swap[name]
-            sure = (swap.high < 0) | (swap.low > 0)
+            sure = (swap.high < -ROUNDING) | (swap.low > ROUNDING)
             mean, pairs = mean_over_pairs(swap.mean), np.isfinite(swap.mean).sum() - len(found.agents)
             line = f"  agents swapped       {mean:+{form}} on average{_by_role(found, swap.mean, '+' + form)}"
             yield f"{line}; interval without 0 in {sure.sum()} of {pairs} pairs (by chance {0.05 * pairs:.0f})"

@@ -90,7 +90,7 @@ def low_rank(rank: int, scale: float, where: Collection[str]) -> Adapter:
 
         K + scale L_i R_i,   L_i (in, r) = 0,   R_i (r, out) ~ U(-1/sqrt(r), 1/sqrt(r))
 
-    and, where r >= min(in, out), so that a factored form would not be smaller, a
+    and, where r >= min(in, out), so that a product of factors could do no more, a
     full-rank correction K + D_i with D_i (in, out) = 0 and scale 1; so for a vector too. Biases and
     normalisations stay the trunk's. At the start only L (or D) has a gradient.
 
