@@ -54,8 +54,9 @@ class Trajectory(NamedTuple):
         next_value: the critic's output for the state that followed, before any reset;
             normalised units as well.
         reward: [T, E, N].
-        terminated: the episode ended by itself: nothing is to be expected after it.
-        truncated: the clock ended it: the value of what would have followed counts.
+        terminated: the episode ended by itself (or, under `time_limit` terminal, in any way): nothing is to be expected
+            after it.
+        truncated: the clock interrupted it: the value of what would have followed counts.
         actor_carry: the actors' recurrent states at the start of each chunk, [C, E, N, H].
         critic_carry: the critic's, [C, E, V, H].
         inputs: statistics of what was seen, as it was before it was standardised.

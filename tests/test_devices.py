@@ -205,7 +205,7 @@ def _rows_are_worked_on_apart() -> None:
     limits = jnp.array([1.0, 2.0, 100.0, 3.0, 9.0, 1000.0])
     program = layout.trace(over_seeds(double_until, layout.rows_each(6)), (limits,)).lower().compile()
     found = program(layout.place(limits))["found"]
-    assert_same(found, np.array([1.0, 2.0, 128.0, 4.0, 16.0, 1024.0]))
+    assert_same(found, jnp.array([1.0, 2.0, 128.0, 4.0, 16.0, 1024.0]))
     assert len(found.sharding.device_set) == 3
     assert not COLLECTIVES & words(program)
 

@@ -295,7 +295,7 @@ def test_a_recorded_episode_has_all_its_states(name):
 def test_selection_is_by_environment():
     mask = jnp.array([True, False])
     yes, no = {"a": jnp.ones((2, 3)), "b": jnp.ones(2, int)}, {"a": jnp.zeros((2, 3)), "b": jnp.zeros(2, int)}
-    assert_same(select(mask, yes, no), {"a": np.array([[1.0] * 3, [0.0] * 3]), "b": np.array([1, 0])})
+    assert_same(select(mask, yes, no), {"a": jnp.array([[1.0] * 3, [0.0] * 3]), "b": jnp.array([1, 0])})
 
 
 def test_roles_that_change_are_written_down_and_played_from_one_episode_to_the_next():
