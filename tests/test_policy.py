@@ -250,7 +250,7 @@ def test_what_an_agent_owns_alone_has_a_row_for_its_own_id_and_no_other(scheme):
         assert (before.shape[1], leaf.shape[1]) == (D + 1, D + N)
         assert_same(leaf[:, :D], before[:, :D])
         for i in range(N):
-            assert_same(leaf[i, D:], np.eye(N, dtype=np.float32)[i][:, None] * before[i, D])
+            assert_same(leaf[i, D:], np.where(np.eye(N, dtype=bool)[i][:, None], before[i, D], np.float32(0)))
     assert (parts["fc1"]["left"].shape[1] == D + 1) if scheme == "lorasa" else True
 
 
