@@ -32,6 +32,8 @@ ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "results" / "agents.json"
 AGENTS = (2, 8, 32, 128, 512, 1024)
 SCHEMES = ("ps_id", "nps", "mtl", "hyper", "mask", "seps", "seps_lora", "lorasa")
+MOST = 36
+"""Cells that one process can hold: each maps over a thousand pieces of memory, and a process may have 65,530."""
 CLUSTERS = 4
 """Of agents, where a scheme has clusters."""
 
@@ -117,14 +119,19 @@ def size_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def keep(options: argparse.Namespace, peaks: dict[Any, int], times: dict[Any, list[tuple[float, float]]]) -> None:
-    """Writes what was measured to results/agents.json."""
+    """Writes what was measured to results/agents.json; what is there of other cells of this size stays."""
     sys.path.insert(0, str(ROOT / "experiments"))
     from record import versions
 
+    kept, size = json.loads(RECORD.read_text()) if RECORD.exists() else {}, size_of(options)
+    same = kept.get("size") == size
+    older = [row for row in kept["rows"] if (row["agents"], row["scheme"]) not in times] if same else []
+    sources = kept["sources"] if same else []
     rows = [
-        {"scheme": scheme, "agents": n, "peak": peaks[n, scheme], "rounds": times[n, scheme]} for n, scheme in times
+        {"scheme": scheme, "agents": n, "peak": peaks[n, scheme], "rounds": times[n, scheme], "source": len(sources)}
+        for n, scheme in times
     ]
-    RECORD.write_text(json.dumps({"source": versions(), "size": size_of(options), "rows": rows}) + "\n")
+    RECORD.write_text(json.dumps({"sources": [*sources, versions()], "size": size, "rows": [*older, *rows]}) + "\n")
 
 
 def measured_in(size: dict[str, Any]) -> dict[Any, dict[str, float]]:
@@ -150,7 +157,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, parents=[flags()]
     )
     parser.add_argument("--agents", type=int, nargs="+", default=AGENTS)
-    parser.add_argument("--schemes", nargs="+", default=SCHEMES)
+    parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=("ps_id", "nps", "lorasa"))
     parser.add_argument("--keep", action="store_true", help="write what was measured to results/agents.json")
     parser.add_argument(
         "--same-batch", action="store_true", help="n-envs are of the largest team; smaller ones have more"
@@ -160,6 +167,10 @@ def main() -> None:
         parser.error("--keep keeps what was measured with as many environments for every team; leave out --same-batch")
     print(f"{jax.devices()[0].device_kind}, {len(os.sched_getaffinity(0))} cores; width {options.hidden}")
     cells = [(n, scheme) for n in options.agents for scheme in options.schemes if fits(scheme, n)]
+    if len(cells) > MOST:
+        parser.error(
+            f"these are {len(cells)} cells, and {MOST} fit; measure some schemes after the others, with --keep"
+        )
     iterations, peaks = {}, {}
     n_envs = {n: options.n_envs * (max(options.agents) // n if options.same_batch else 1) for n in options.agents}
     for n, scheme in cells:
