@@ -70,15 +70,19 @@ def test_forks_share_a_program_where_the_same_layers_are_full(configs, groups):
     assert share_programs(configs, ENV) == groups
 
 
-@pytest.mark.parametrize("changes", [{"ranks": (2,), "alpha": 4.0}, {"rank": 2, "alpha": 4.0}, {"ranks": (2,)}])
+@pytest.mark.parametrize(
+    "changes", [{"ranks": (1,), "alpha": 2.0}, {"ranks": (4,), "alpha": 4.0}, {"alpha": 4.0}, {"ranks": (1,)}, {}]
+)
 def test_a_shared_program_scales_as_each_fork_does(changes):
-    config = make(**changes)
-    assert common_config([config, replace(config, seed=3)]).adapter_levels == config.adapter_levels
+    """Also where `rank`, which means nothing beside `ranks`, is alpha, or differs."""
+    config = make(2, **changes)
+    others = [replace(config, seed=3), *([replace(config, rank=3)] if "ranks" in changes else [])]
+    assert common_config([config, *others]).adapter_levels == config.adapter_levels
 
 
 def test_levels_with_ranks_of_their_own_keep_their_scales():
-    config = make(adapter_key="unit_type,agent", ranks=(1, 2), alpha=4.0)
-    assert [scale for *_, scale in common_config([config]).adapter_levels] == [4.0, 2.0]
+    config = make(2, adapter_key="unit_type,agent", ranks=(1, 2), alpha=2.0)
+    assert [scale for *_, scale in common_config([config]).adapter_levels] == [2.0, 1.0]
 
 
 @pytest.mark.parametrize(
