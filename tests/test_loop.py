@@ -14,7 +14,7 @@ from helpers import assert_close, assert_same, small_config, two_phases
 from lorasa_jax import checkpoint, loop, storage
 from lorasa_jax.envs import make_env
 from lorasa_jax.loop import run
-from lorasa_jax.run_state import ADAPTERS, SHARED, Diverged, Listener, Silent
+from lorasa_jax.run_state import ADAPTERS, SHARED, Diverged, Listener, RunState, Silent
 from lorasa_jax.types import TrainState
 
 ITERATIONS, SWITCHES, SEED = 5, (1, 3), 7
@@ -93,6 +93,12 @@ def test_one_agent_in_one_environment_is_a_team_too(algo):
     result = run(config, make_env(config))
     assert result.states.iteration.tolist() == [4]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.states.learner))
+
+
+def test_steps_are_counted_beyond_32_bits():
+    train = SimpleNamespace(iteration=jnp.array([500_001], jnp.int32))
+    state = RunState(ADAPTERS, train, None, (None,), (), (), 1, 0.0, 0.0)
+    assert (state.iterations * 5_120).tolist() == [500_001 * 5_120]
 
 
 def test_switches_are_those_of_the_curves(finished):

@@ -349,6 +349,27 @@ def test_a_gradients_norm_is_the_mean_over_those_who_moved():
     assert update._mean_norm(norms, ~moved & moved) == 0.0
 
 
+def test_the_norm_that_an_update_tells_is_that_of_its_block():
+    def one_alone(key, score) -> Schedule:
+        always = jnp.ones((1, 1), bool)
+        return Schedule(jnp.array([[1]]), jnp.array([0.1]), jnp.zeros(1, bool), always, always)
+
+    system, norms = make("nps", schedule=one_alone, epochs=1, minibatches=1), []
+
+    def watched(*args):
+        params, state, norm = system.optimizer.apply(*args)
+        jax.debug.callback(lambda norm: norms.append(np.array(norm)), norm)
+        return params, state, norm
+
+    spied = system._replace(optimizer=system.optimizer._replace(apply=watched))
+    before, t = make_learner(system), random_trajectory(system)
+    _, metrics = jax.jit(partial(update.run_schedule, spied))(before, t, rates_of(system.config), KEY)
+    jax.effects_barrier()
+    (of_actors,) = (norm for norm in norms if norm.shape == (N,))
+    assert of_actors[1] > 0 and not of_actors[[0, 2]].any()
+    assert metrics["actor_grad_norm"] == pytest.approx(of_actors[1])
+
+
 def test_a_trunk_moves_with_any_of_its_tenants():
     run = stepped("ps", "two of three")
     assert all(differs(run.after.actor.shared, run.before.actor.shared))
