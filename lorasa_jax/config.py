@@ -377,6 +377,11 @@ class Config:
         return tuple(zip(keys, ranks, scales, strict=True))
 
     @property
+    def adapter_scales(self) -> tuple[float, ...]:
+        """alpha / rank of each level of adapters."""
+        return tuple(scale for *_, scale in self.adapter_levels)
+
+    @property
     def adapted_layers(self) -> tuple[str, ...]:
         """The layers of the actor that carry an adapter, from input to output."""
         names = self.actor.layer_names

@@ -99,7 +99,7 @@ def common_config(configs: Sequence[C]) -> C:
 
 def _fit(configs: Sequence[Config], env: Env) -> bool:
     """Says whether forks can be rows of one program."""
-    if len({(_neutral(config), tuple(scale for *_, scale in config.adapter_levels)) for config in configs}) > 1:
+    if len({(_neutral(config), config.adapter_scales) for config in configs}) > 1:
         return False
     whole = _leaves(_owned(common_config(configs), env))
     return all(_is_masked(_leaves(_owned(replace(config, seed=0), env)), whole) for config in configs)
