@@ -23,6 +23,8 @@ from lorasa_jax.config import TASKS, Config, ConfigError, changed_settings, near
 PRESETS = Path(__file__).parent / "configs"
 CHECKPOINTS = "checkpoints"
 """Where a run directory keeps them."""
+BACKBONES = "backbones"
+"""Where a job of a sweep keeps the states that others go on from, as checkpoints."""
 ROWS = "rows.json"
 """Where a job of a sweep says what its rows are."""
 FREE = ("gif", "track", "cache", "save-every", "resume", "total-steps", "shard", "distributed")
@@ -203,7 +205,8 @@ def from_settings(config_type: type[C], settings: dict[str, Any], path: Path) ->
 
 def run_of(resume: Path) -> Path:
     """Returns the run directory of what `--resume` names, itself or one of its checkpoints."""
-    return resume.parent.parent if resume.parent.name == CHECKPOINTS and resume.name.isdecimal() else resume
+    inside = resume.parent.name in (CHECKPOINTS, BACKBONES) and resume.name.isdecimal()
+    return resume.parent.parent if inside else resume
 
 
 def fail(error: Exception | str) -> NoReturn:

@@ -36,11 +36,13 @@ class DiagnoseConfig:
     adapters or small entries are dropped, how large corrections are, and whether gradients agree."""
 
     run: tyro.conf.Positional[Path]
-    """Run directory, or one of its checkpoints, RUN/checkpoints/N."""
+    """Run directory, or one of its checkpoints, RUN/checkpoints/N; of a sweep's job also JOB/backbones/N."""
     out: Path | None = None
     """Folder for numbers and figures; not given: RUN/diagnosis. What it holds is replaced."""
     episodes: int = 128
     """Episodes of each evaluation, all from the same start states. There is one for every pair of agents."""
+    rollouts: int = 32
+    """Rollouts over which gradients are taken, as large as the run's own."""
     sampled: bool = False
     """Draw actions in evaluations as in training, instead of taking the most probable ones."""
     draw: int = 0
@@ -52,6 +54,7 @@ class DiagnoseConfig:
 
     def __post_init__(self) -> None:
         require(self.episodes > 0, f"episodes must be positive, got {self.episodes}")
+        require(self.rollouts >= 4, f"rollouts must be 4 or more, got {self.rollouts}")
         require(self.draw >= 0, f"draw must be 0 or more, got {self.draw}")
 
 
@@ -78,8 +81,8 @@ def as_dict(record: Any) -> Any:
     return {name: as_dict(part) for name, part in record.items()} if isinstance(record, dict) else record
 
 
-def report(found: Diagnosis) -> Iterator[str]:
-    """Yields what was found, as a short table."""
+def report(found: Diagnosis, steps: int) -> Iterator[str]:
+    """Yields what was found, as a short table; a rollout has so many environment steps."""
     import numpy as np
 
     from lorasa_jax.diagnosis import DROPPED
@@ -97,6 +100,12 @@ def report(found: Diagnosis) -> Iterator[str]:
         noise = float(known.mean()) if known.size else float("nan")
         line = f"cosine of gradients    {pairs:.2f}{_by_role(found, found.gradient, '.2f')}"
         yield f"{line}; of one agent's on two halves of the play {noise:.2f}"
+    if found.noise is not None:
+        yield "noise of gradients     beside all agents'   no larger than the gradient itself after"
+        for name, part in found.noise.items():
+            times = part.noise / (found.noise["all agents"].noise or 1.0)
+            known = f"{part.scale * steps:,.0f}" if part.signal > 2 * part.error else "not resolved"
+            yield f"  {name:20}{times:16.2f}   {known}; at least {part.at_least * steps:,.0f} environment steps"
     for name, form in measures("win_rate" in (found.played or {})):
         if found.played is not None:
             change = found.played[name]
@@ -158,6 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             learner,
             keys([label], config.draw)[0],
             episodes=config.episodes,
+            rollouts=config.rollouts,
             greedy=not config.sampled,
             status=progress.show,
         )
@@ -175,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         how = "sampled" if config.sampled else "greedy"
         title = f"{team.system.env.spec.name}, {words(label)}, {config.episodes} {how} episodes, from {checkpoint}"
-        said = [title, *report(found)]
+        said = [title, *report(found, team.system.config.steps_per_iteration)]
         write_json(out / SAID_IN, {**about, "said": said, **as_dict(found)})
         for name, figure in pictures(found).items():
             figure.savefig(out / f"{name}.png", dpi=130)

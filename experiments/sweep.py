@@ -19,7 +19,7 @@ import tyro
 from lorasa_jax.config import Config, ConfigError, changed_settings, require
 
 import plan
-from cli import ROWS, RunConfig, leave, polite, python, read_config, read_flags
+from cli import BACKBONES, ROWS, RunConfig, leave, polite, python, read_config, read_flags
 from plan import Job
 from run import complain
 from saved import measures, rows_of, word
@@ -27,9 +27,6 @@ from saved import measures, rows_of, word
 if TYPE_CHECKING:
     from lorasa_jax.envs import Env
     from lorasa_jax.run_state import RunState
-
-BACKBONES = "backbones"
-"""Where a job's directory keeps the states that others go on from."""
 
 
 @dataclass(frozen=True)

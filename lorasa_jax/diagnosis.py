@@ -12,13 +12,14 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from lorasa_jax import diversity
-from lorasa_jax.config import Config, ConfigError
+from lorasa_jax.config import Config, ConfigError, require
 from lorasa_jax.corrections import Correction, corrections, effective_rank, entry_sizes, relative_norm, thinned
+from lorasa_jax.diversity import Noise
 from lorasa_jax.envs.base import EnvSpec
 from lorasa_jax.rollout import collect, initial_state, play_episodes
 from lorasa_jax.stats import bootstrap_interval
 from lorasa_jax.system import System, alone, own_weights
-from lorasa_jax.types import Learner, PolicyParams, Trajectory, Weights
+from lorasa_jax.types import Learner, PolicyParams, RolloutState, Trajectory, Weights
 
 DROPPED = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
 """Shares of the entries of every correction that are left out, the smallest first."""
@@ -57,6 +58,8 @@ class Diagnosis(NamedTuple):
         distance_with_ids: the same where every network sees its own agent's id; None where no ids are seen.
         gradient: cosine between the agents' policy gradients, [N, N].
         gradient_again: cosine between each agent's gradients on two halves of the play, [N]: what noise leaves of 1.
+        noise: signal and noise of the gradient that one rollout gives: of all agents' samples together, of those of
+            each role, where roles stay, and of one agent's, in the mean over agents.
         played: means of whole episodes as trained, by `return` and, where games can be won, `win_rate`.
         swap: by the same names, the change where agent i plays with agent j's weights, [N, N].
         layers: what is added to the trunk, by layer.
@@ -74,6 +77,7 @@ class Diagnosis(NamedTuple):
     distance_with_ids: np.ndarray | None = None
     gradient: np.ndarray | None = None
     gradient_again: np.ndarray | None = None
+    noise: dict[str, Noise] | None = None
     played: dict[str, Change] | None = None
     swap: dict[str, Change] | None = None
     layers: dict[str, Layer] | None = None
@@ -102,6 +106,7 @@ def diagnose(
     key: PRNGKeyArray,
     *,
     episodes: int = 128,
+    rollouts: int = 32,
     greedy: bool = True,
     status: Callable[[str], None] = lambda text: None,
 ) -> Diagnosis:
@@ -112,9 +117,11 @@ def diagnose(
         learner: its actor, critic, value units and input statistics; optimisers are not looked at.
         key: used for all play.
         episodes: played in every evaluation, all from the same start states with the same chance.
+        rollouts: of the size of the run's own, over which gradients are taken; 4 or more.
         greedy: evaluations take the most probable actions; what is watched is always sampled, as in training.
         status: is told what happens.
     """
+    require(rollouts >= 4, f"rollouts must be 4 or more, got {rollouts}")
     spec, sharing = system.env.spec, system.actor.sharing
     names, kinds = names_of(spec), kinds_of(spec)
     measure = "2-Wasserstein" if spec.continuous else "total variation"
@@ -134,13 +141,14 @@ def diagnose(
         return found._replace(left_out=tuple(left_out))
     team = alone(system._replace(config=_watching(system.config, spec, episodes)))
     learner = learner._replace(actor=own_weights(system, learner.actor), actor_opt={}, critic_opt={})
-    watch_key, play_key = jax.random.split(key)
+    watch_key, play_key, gradient_key = jax.random.split(key, 3)
     status("watching the team")
     trajectory = watch(team, learner, watch_key)
     same = diversity.comparable(spec, trajectory.avail)
     if not same.all():
         left_out.append("pairs of agents that see or do unequally much: they are nan in every matrix")
     found = _how_they_act(found, team, learner, trajectory, same, status)
+    found = _how_they_learn(found, *draw_gradients(alone(system), learner, gradient_key, rollouts, status), same)
     if system.acting.sharing.n_trunks == 1:
         left_out.append("swaps: all agents have the same weights")
     status("compiling an evaluation")
@@ -162,14 +170,12 @@ def _why_none(system: System) -> str:
 
 
 def _watching(config: Config, spec: EnvSpec, episodes: int) -> Config:
-    """The settings of a rollout in which every environment can play an episode to its end, in two equal halves."""
+    """The settings of a rollout in which every environment can play an episode to its end."""
     length = config.rollout_length * -(-spec.episode_limit // config.rollout_length)
-    n_envs = config.n_envs + config.n_envs % 2
     return replace(
         config,
-        n_envs=n_envs,
         rollout_length=length,
-        total_steps=max(config.total_steps, n_envs * length),
+        total_steps=max(config.total_steps, config.n_envs * length),
         switch_step="auto",
         eval_episodes=episodes,
         ppo=replace(config.ppo, minibatches=1),
@@ -196,7 +202,7 @@ def _how_they_act(
     same: np.ndarray,
     status: Callable[[str], None],
 ) -> Diagnosis:
-    """Adds distances and gradients."""
+    """Adds distances."""
     samples = np.asarray(trajectory.alive.sum(axis=(0, 1)))
 
     def distance(own_ids: bool) -> np.ndarray:
@@ -206,15 +212,61 @@ def _how_they_act(
     status("comparing what networks do")
     in_place = distance(own_ids=False)
     with_ids = distance(own_ids=True) if team.acting.sharing.agent_id else None
-    status("comparing gradients")
-    one, other = np.asarray(jax.jit(lambda learner: diversity.gradients(team, learner, trajectory))(learner))
-    cosine = np.where(same, diversity.cosines(one + other, one + other), np.nan)
+    return found._replace(samples=samples, distance=in_place, distance_with_ids=with_ids)
+
+
+def draw_gradients(
+    team: System, learner: Learner, key: PRNGKeyArray, rollouts: int, status: Callable[[str], None] = lambda text: None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the agents' policy gradients, [K, N, P], and their samples, [K, N], of rollouts that follow each other.
+
+    Args:
+        team: of `alone`, with the rollouts of the run.
+        learner: of that system.
+        key: used for all play.
+        rollouts: how many, after those in which the first episodes are played.
+        status: is told how far this is.
+    """
+    start_key, play_key = jax.random.split(key)
+
+    @jax.jit
+    def next_one(now: RolloutState, learner: Learner, key: PRNGKeyArray) -> tuple[RolloutState, Array, Array]:
+        weights = Weights(learner.actor, learner.inputs)
+        later, trajectory, _ = collect(team, weights, learner.critic, now, key)
+        return later, diversity.gradients(team, learner, trajectory), trajectory.alive.sum(axis=(0, 1))
+
+    first = -(-team.env.spec.episode_limit // team.config.rollout_length)
+    now, found = initial_state(team, start_key), []
+    for k, key in enumerate(jax.random.split(play_key, first + rollouts)):
+        status(f"gradient {max(k - first, 0) + 1} of {rollouts}")
+        now, *drawn = next_one(now, learner, key)
+        if k >= first:
+            found.append([np.asarray(x) for x in drawn])
+    gradients, samples = (np.stack(x) for x in zip(*found, strict=True))
+    return gradients, samples
+
+
+def _how_they_learn(found: Diagnosis, gradients: np.ndarray, samples: np.ndarray, same: np.ndarray) -> Diagnosis:
+    """Adds what gradients have in common, and how much of them is chance."""
+    one, other = gradients[::2].mean(axis=0), gradients[1::2].mean(axis=0)
+    mean = gradients.mean(axis=0)
+
+    def together(chosen: np.ndarray) -> Noise:
+        """Of the mean over all samples of some agents, which is what a network that they share would follow."""
+        share = samples * chosen
+        share = share / np.maximum(share.sum(axis=1, keepdims=True), 1)
+        return diversity.gradient_noise(np.einsum("kn,knp->kp", share, gradients))
+
+    n_agents = len(found.agents)
+    noise = {"all agents": together(np.ones(n_agents, bool))}
+    if found.roles is not None and len(set(found.roles)) > 1:
+        noise |= {f"all of {kind}": together(np.equal(found.roles, k)) for k, kind in enumerate(found.kinds)}
+    signal, error, chance = np.array([diversity.gradient_noise(gradients[:, i]) for i in range(n_agents)]).T
+    noise["one agent"] = Noise(float(signal.mean()), float(np.linalg.norm(error)) / n_agents, float(chance.mean()))
     return found._replace(
-        samples=samples,
-        distance=in_place,
-        distance_with_ids=with_ids,
-        gradient=cosine,
+        gradient=np.where(same, diversity.cosines(mean, mean), np.nan),
         gradient_again=np.diagonal(diversity.cosines(one, other)).copy(),
+        noise=noise,
     )
 
 

@@ -6,6 +6,8 @@ scheme they come from: full weights have a leading axis of agents, so that excha
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,19 +106,58 @@ def within_and_between(matrix: np.ndarray, roles: tuple[int, ...]) -> tuple[floa
     return within, between
 
 
-def gradients(system: System, learner: Learner, trajectory: Trajectory) -> Float[Array, "2 N P"]:
-    """Returns every agent's policy gradient with respect to all weights of its network, from each half of the play.
+def gradients(system: System, learner: Learner, trajectory: Trajectory) -> Float[Array, "N P"]:
+    """Returns every agent's policy gradient with respect to all weights of its network.
 
     The gradient is that of the loss of the first step of an update, the mean over the agent's own samples.
 
     Args:
         system: of `alone`.
         learner: of that system.
-        trajectory: an even number of environments, every second of which makes a half.
+        trajectory: what the team played.
     """
-    halves = jax.tree.map(lambda leaf: jnp.stack([leaf[:, ::2], leaf[:, 1::2]]), trajectory._replace(inputs=()))
-    found = jax.lax.map(lambda half: policy_gradient(system, learner, half)["shared"], halves)
-    return jnp.concatenate([leaf.reshape(*leaf.shape[:2], -1) for leaf in jax.tree.leaves(found)], axis=-1)
+    found = policy_gradient(system, learner, trajectory._replace(inputs=()))["shared"]
+    return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(found)], axis=-1)
+
+
+class Noise(NamedTuple):
+    """How much of a gradient is chance.
+
+    Attributes:
+        signal: |E g|^2, estimated without bias, so that it may fall below zero.
+        error: its standard error.
+        noise: E |g - E g|^2, the trace of the covariance.
+    """
+
+    signal: float
+    error: float
+    noise: float
+
+    @property
+    def scale(self) -> float:
+        """How many times the samples it takes until the noise is no larger than the signal; inf: that is unknown."""
+        return self.noise / self.signal if self.signal > 0 else float("inf")
+
+    @property
+    def at_least(self) -> float:
+        """The same if the signal is two standard errors larger than it was measured."""
+        return self.noise / max(self.signal + 2 * self.error, 1e-30)
+
+
+def gradient_noise(gradients: np.ndarray) -> Noise:
+    """Returns the signal and the noise in the gradients [K, P] of K independent rollouts of one size.
+
+        signal = mean over a != b of g_a . g_b        noise = mean over a of |g_a|^2  -  signal
+
+    noise / signal is the gradient noise scale, in rollouts.
+
+    Source: McCandlish et al. 2018, "An Empirical Model of Large-Batch Training".
+    """
+    flat = gradients.astype(float)
+    products = flat @ flat.T
+    pairs = products[np.triu_indices(len(flat), 1)]
+    signal = float(pairs.mean())
+    return Noise(signal, float(pairs.std(ddof=1) / np.sqrt(pairs.size)), float(np.diagonal(products).mean() - signal))
 
 
 def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:

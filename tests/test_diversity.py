@@ -14,9 +14,11 @@ from helpers import make_diary, random_like, random_params, random_trajectory, r
 
 from lorasa_jax import update
 from lorasa_jax.diversity import (
+    Noise,
     behavioural_distance,
     comparable,
     cosines,
+    gradient_noise,
     gradients,
     mean_over_pairs,
     stream_distances,
@@ -121,7 +123,7 @@ def test_cosines_are_symmetric_and_one_for_the_same():
     assert cosines(rows[:1], -5 * rows[:1])[0, 0] == -1
 
 
-def test_gradients_are_each_agents_own_over_half_of_the_environments():
+def test_gradients_are_each_agents_own():
     """Against the gradient of  - mean over alive steps of (A log pi + c entropy), agent by agent."""
     it = played(recurrent=False)
     team, t, networks = it.team, it.trajectory, it.actors.shared
@@ -148,13 +150,36 @@ def test_gradients_are_each_agents_own_over_half_of_the_environments():
 
         return jax.grad(loss)(network)
 
-    for half in range(2):
-        part = jax.tree.map(lambda leaf, half=half: leaf[:, half::2], t._replace(inputs=()))
-        raw = jax.jit(partial(update._advantages, team))(learner, part)
-        advantage = normalise_advantages(jnp.broadcast_to(raw, part.alive.shape), part.alive)
-        for i in range(N):
-            own = (x[:, :, i] for x in (part.action, advantage, part.alive))
-            grads = expected(row_of(networks, i), part.obs[:, :, i], i, *of_agent(part, i), *own)
-            flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(grads)])
-            assert np.abs(flat).max() > 1e-3
-            np.testing.assert_allclose(found[half, i], flat, atol=2e-5)
+    raw = jax.jit(partial(update._advantages, team))(learner, t)
+    advantage = normalise_advantages(jnp.broadcast_to(raw, t.alive.shape), t.alive)
+    for i in range(N):
+        own = (x[:, :, i] for x in (t.action, advantage, t.alive))
+        grads = expected(row_of(networks, i), t.obs[:, :, i], i, *of_agent(t, i), *own)
+        flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(grads)])
+        assert np.abs(flat).max() > 1e-3
+        np.testing.assert_allclose(found[i], flat, atol=2e-5)
+
+
+def test_noise_is_told_from_the_gradient_itself():
+    """Draws with a known mean and a known variance of every entry; many small sets, for what is without bias."""
+    rng = np.random.default_rng(0)
+    mean, deviation = np.array([0.3, -0.1, 0.0, 0.2]), np.array([1.0, 0.5, 2.0, 0.1])
+    draws = mean + deviation * rng.standard_normal((4000, 6, 4))
+    found = [gradient_noise(some) for some in draws]
+    signal, noise = mean @ mean, deviation @ deviation
+    assert np.mean([x.signal for x in found]) == pytest.approx(signal, abs=0.05)
+    assert np.mean([x.noise for x in found]) == pytest.approx(noise, rel=0.02)
+    assert min(x.signal for x in found) < 0
+    one = gradient_noise(draws[0])
+    gram = draws[0] @ draws[0].T
+    assert one.signal == pytest.approx((gram.sum() - np.trace(gram)) / 30)
+    assert one.noise == pytest.approx(np.trace(gram) / 6 - one.signal)
+    large = gradient_noise(draws.reshape(-1, 4)[:2000])
+    assert abs(large.signal - signal) < 3 * large.error < 0.1
+    assert large.scale == pytest.approx(noise / signal, rel=0.3) and large.at_least < large.scale
+    assert Noise(-1.0, 0.1, 5.0).scale == float("inf") and Noise(-1.0, 2.0, 6.0).at_least == 2.0
+
+
+def test_gradients_without_chance_have_no_noise():
+    found = gradient_noise(np.tile(np.array([3.0, 4.0]), (5, 1)))
+    assert found == Noise(25.0, 0.0, 0.0) and found.scale == 0

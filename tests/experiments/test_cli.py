@@ -214,6 +214,7 @@ def test_a_command_names_the_python_that_it_ran_with(tmp_path: Path, monkeypatch
 
 def test_a_checkpoint_is_told_from_a_run_in_a_folder_of_that_name() -> None:
     assert cli.run_of(Path("mine/checkpoints/341")) == Path("mine")
+    assert cli.run_of(Path("mine/backbones/341")) == Path("mine")
     assert cli.run_of(Path("checkpoints/mine")) == Path("checkpoints/mine")
 
 

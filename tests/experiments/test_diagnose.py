@@ -32,6 +32,9 @@ def test_a_run_whose_answer_is_known(saved: Path, tmp_path: Path, capsys: pytest
     assert found["played"]["return"]["mean"] == 1
     assert found["dropped"]["return"]["mean"][-1] == -0.75
     np.testing.assert_allclose(np.diagonal(found["gradient"]), 1)
+    team, own = found["noise"]["all agents"], found["noise"]["one agent"]
+    assert list(found["noise"]) == ["all agents", "one agent"] and own["noise"] > 2 * team["noise"] > 0
+    assert any(line.startswith("  one agent") and "environment steps" in line for line in lines)
     assert found["layers"]["head"]["rank"] == pytest.approx([1] * 4)
     assert found["left_out"] == []
     assert found["said"] == lines[:-1]
@@ -43,6 +46,7 @@ def test_a_run_whose_answer_is_known(saved: Path, tmp_path: Path, capsys: pytest
     ("argv", "said"),
     [
         (("--episodes", "0"), "episodes must be positive, got 0"),
+        (("--rollouts", "3"), "rollouts must be 4 or more, got 3"),
         (("--seed", "5"), "the seeds of this run are 3 to 4, got 5"),
         (("--row", "2"), "the rows of this run are 0 to 1, got 2"),
         (("--out", __file__), "--out names a folder"),
