@@ -142,9 +142,8 @@ def cost(experiments: Sequence[Experiment]) -> Lines:
     for e in experiments:
         jobs = e.record["jobs"]
         steps, seconds = sum(job["steps"] for job in jobs), sum(job["wall_seconds"] for job in jobs)
-        commands = "<br>".join(f"`{command_of(source)}`" for source in e.record["sources"])
-        machine = "<br>".join(dict.fromkeys(map(machine_of, e.record["sources"])))
-        commits = "<br>".join(dict.fromkeys(map(commit_of, e.record["sources"])))
+        said = (lambda source: f"`{command_of(source)}`"), commit_of, machine_of
+        commands, commits, machine = ("<br>".join(dict.fromkeys(map(say, e.record["sources"]))) for say in said)
         rate = steps / sum(job["train_seconds"] for job in jobs)
         row = [e.name, commands, commits, str(sum(len(p.runs) for p in e.points)), str(len(jobs)), f"{steps:,}"]
         rows.append([*row, f"{rate:,.0f}", f"{seconds / 3600:.2f}", machine])

@@ -126,9 +126,13 @@ def setting(e: Experiment) -> Lines:
         f"seeds {seeds}; {few(run.episodes for run in runs)} episodes at the end"
     )
     yield f"* settings were chosen on: {e.notes.get('tuned_on', 'not said')}"
-    for source in {commit_of(s) + machine_of(s): s for s in record["sources"]}.values():
+    commits: dict[str, dict[str, None]] = {}
+    for source in record["sources"]:
         packages = ", ".join(f"{name} {source['packages'][name]}" for name in ("jax", "jaxmarl", "brax", "numpy"))
-        yield f"* commit {commit_of(source)}; {packages}; Python {source['python']}; {machine_of(source)}"
+        where = f"{packages}; Python {source['python']}; {machine_of(source)}"
+        commits.setdefault(where, {})[commit_of(source)] = None
+    for where, some in commits.items():
+        yield f"* {'commit' if len(some) == 1 else 'commits'} {', '.join(some)}; {where}"
     yield ""
 
 

@@ -151,6 +151,19 @@ def test_a_record_says_every_command_and_commit_that_its_jobs_come_from(sweep: P
     assert {job["source"] for job in record["jobs"]} == {0}
 
 
+def test_commands_and_commits_are_said_once(kept: Path) -> None:
+    e = read(kept)
+    source = e.record["sources"][0]
+    sources = [{**source, "commit": letter * 40} for letter in "aba"] + [{**source, "commit": "c" * 40, "python": "9"}]
+    again = replace(e, record={**e.record, "sources": sources})
+    lines = [line for line in tables.setting(again) if line.startswith(("* `python", "* commit"))]
+    assert len(lines) == 3
+    assert lines[1].startswith("* commits `aaaaaaaaaa`, `bbbbbbbbbb`; jax ")
+    assert lines[2].startswith("* commit `cccccccccc`; jax ") and "Python 9;" in lines[2]
+    row = list(across.cost([again]))[-1]
+    assert row.count(tables.command_of(source)) == 1 and "`aaaaaaaaaa`<br>`bbbbbbbbbb`<br>`cccccccccc`" in row
+
+
 def test_runs_that_come_later_stand_beside_the_others_and_are_paired_with_none_of_them(
     sweep: Path, kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
