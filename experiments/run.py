@@ -21,20 +21,21 @@ from cli import CHECKPOINTS, RunConfig, fail, leave, parse, python
 from saved import measures
 
 if TYPE_CHECKING:
+    from run_dir import RunDir
+
     from lorasa_jax.envs import Env
     from lorasa_jax.run_state import Diverged, Report, Result, RunState
     from lorasa_jax.saver import Saver
 
     from display import Display
-    from record import Record
 
 
 class Reporter:
-    """Hands every iteration on to the display, the record and the tracker."""
+    """Hands every iteration on to the display, the run directory and the tracker."""
 
-    def __init__(self, display: Display, record: Record, track: Any):
-        self.display, self.record, self.track = display, record, track
-        self.began = time.perf_counter() - record.wall_seconds
+    def __init__(self, display: Display, run_dir: RunDir, track: Any):
+        self.display, self.run_dir, self.track = display, run_dir, track
+        self.began = time.perf_counter() - run_dir.wall_seconds
 
     def status(self, text: str) -> None:
         """Takes what happens now."""
@@ -44,7 +45,7 @@ class Reporter:
         """Takes one iteration."""
         speed = self.display.report(report)
         clock = {"steps_per_second": speed, "wall_seconds": time.perf_counter() - self.began}
-        for row in self.record.add(report, clock):
+        for row in self.run_dir.add(report, clock):
             self.track(row)
 
 
@@ -114,7 +115,7 @@ class Keeper:
 def summarise(
     config: RunConfig, result: Result, wall_seconds: float, labels: Sequence[dict[str, Any]], rows: int
 ) -> dict[str, Any]:
-    """Returns the summary of a finished run, whose record has so many rows: forks did not do their backbones' steps."""
+    """Returns the summary of a finished run with so many rows: forks did not do the steps of their backbones."""
     from lorasa_jax.stats import bootstrap_interval
     from lorasa_jax.trainer import count_params
 
@@ -184,13 +185,14 @@ def prepare(config: RunConfig) -> None:
 
 def train(config: RunConfig, began: float) -> None:
     """Runs the configuration, from its beginning or from a checkpoint, and fills its run directory."""
+    from run_dir import RunDir
+
     from lorasa_jax.devices import is_leader
     from lorasa_jax.envs import make_env
     from lorasa_jax.grouping import with_groups
     from lorasa_jax.trainer import make_trainer
 
     from display import tracker
-    from record import Record
 
     prepare(config)
     env = make_env(config)
@@ -202,12 +204,12 @@ def train(config: RunConfig, began: float) -> None:
     directory = config.directory
     with tracker(config.track, directory, dataclasses.asdict(config)) as track:
         try:
-            record = Record(directory, config)
+            run_dir = RunDir(directory, config)
         except OSError as error:
             fail(f"{directory} cannot be made: {error.strerror}; name another directory with --out")
-        with closing(record):
-            start = find_start(config, env, record)
-            result, summary = fill(config, env, record, track, start, began - record.wall_seconds, again(directory))
+        with closing(run_dir):
+            start = find_start(config, env, run_dir)
+            result, summary = fill(config, env, run_dir, track, start, began - run_dir.wall_seconds, again(directory))
     print_result(config, result, summary)
 
 
@@ -246,9 +248,9 @@ def follow(config: RunConfig, env: Env) -> None:
 
 
 def find_start(
-    config: RunConfig, env: Env, record: Record, begin: Callable[[], RunState | None] = lambda: None
+    config: RunConfig, env: Env, run_dir: RunDir, begin: Callable[[], RunState | None] = lambda: None
 ) -> RunState | None:
-    """Returns the state that a run goes on from, and readies its record; None: from the beginning.
+    """Returns the state that a run goes on from, and readies its directory; None: from the beginning.
 
     A run that was stopped before its first checkpoint begins anew, with what `begin` gives.
     """
@@ -257,25 +259,25 @@ def find_start(
 
     path = find_checkpoint(config)
     if config.resume is not None:
-        for note in record.notes():
+        for note in run_dir.notes():
             complain(f"note: {note}")
         if path is None:
             complain(f"note: {config.directory} has no checkpoint yet, so the run begins anew")
     if path is None:
         start = begin()
-        record.begin()
+        run_dir.begin()
         return start
     start = load(path, config, env)
-    record.require_rows(start.rows)
+    run_dir.require_rows(start.rows)
     drop_after(path)
-    record.go_on(start.rows)
+    run_dir.go_on(start.rows)
     return start
 
 
 def fill(
     config: RunConfig,
     env: Env,
-    record: Record,
+    run_dir: RunDir,
     track: Any,
     start: RunState | None,
     began: float,
@@ -287,41 +289,42 @@ def fill(
     Args:
         config: of the run.
         env: its environment.
-        record: of the run.
+        run_dir: its directory.
         track: takes each row.
         start: where it goes on from.
         began: when the command began, less what earlier ones took.
         go_on: the command that goes on with it if it is stopped.
         also: is offered every state before the checkpoints are.
     """
+    from run_dir import write_json
+
     from lorasa_jax.run_state import Diverged
     from lorasa_jax.saver import Saver
 
     from display import Display
-    from record import write_json
 
     directory = config.directory
     saver = Saver(directory / CHECKPOINTS, config, config.save_every, complain)
     try:
         with closing(saver), Stop() as stop, Display(config, wins=env.spec.winnable) as display:
-            keeper, reporter = Keeper(saver, stop, also), Reporter(display, record, track)
-            result = keeper.run(config, env, reporter, start=start, names=record.names, shard=config.shard)
+            keeper, reporter = Keeper(saver, stop, also), Reporter(display, run_dir, track)
+            result = keeper.run(config, env, reporter, start=start, names=run_dir.names, shard=config.shard)
             stop.release()
             seconds = time.perf_counter() - began
-            summary = summarise(config, result, seconds, record.labels, len(record.rows))
+            summary = summarise(config, result, seconds, run_dir.labels, len(run_dir.rows))
             write_json(directory / "summary.json", summary)
             display.status("drawing")
-            record.draw_curve()
+            run_dir.draw_curve()
             if config.gif:
                 draw_episode(result, directory / "episode.gif")
     except KeyboardInterrupt:
-        record.draw_curve()
-        steps = record.rows[-1]["env_steps"] if record.rows else 0
+        run_dir.draw_curve()
+        steps = run_dir.rows[-1]["env_steps"] if run_dir.rows else 0
         complain(f"stopped after {steps:,} steps; what was measured so far is in {directory}")
         complain(f"go on with: {go_on}")
         raise SystemExit(128 + (stop.signal or signal.SIGINT)) from None
     except Diverged as error:
-        write_json(directory / "diverged.json", describe(error, record))
+        write_json(directory / "diverged.json", describe(error, run_dir))
         kept = f"; the state before is {saver.newest()}" if saver.newest() else ""
         fail(f"the run diverged: {error}; what was measured until then is in {directory}{kept}")
     except OSError as error:
@@ -341,16 +344,16 @@ def complain(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def describe(error: Diverged, record: Record) -> dict[str, Any]:
+def describe(error: Diverged, run_dir: RunDir) -> dict[str, Any]:
     """Returns what is known about a quantity that is no longer finite."""
-    label = record.labels[error.row]
+    label = run_dir.labels[error.row]
     return {
         "quantity": error.quantity,
         "value": str(error.value),
         **label,
         "iteration": error.iteration,
         "phase": error.phase,
-        "last_finite": next(reversed(record.rows_of(label)), None),
+        "last_finite": next(reversed(run_dir.rows_of(label)), None),
     }
 
 

@@ -114,8 +114,9 @@ def _words(point: plan.Point) -> str:
 
 def run_job(job: Job, out: Path, go_on: str) -> None:
     """Runs what is left of a job, in a directory of its own."""
+    from run_dir import RunDir, write_json
+
     import run
-    from record import Record, write_json
 
     began = time.perf_counter()
     directory = out / job.name
@@ -123,10 +124,10 @@ def run_job(job: Job, out: Path, go_on: str) -> None:
     config = replace(job.config, out=directory, resume=directory if begun else None)
     env = env_of(config)
     run.prepare(config)
-    with closing(Record(directory, config, [row.label for row in job.rows])) as record:
+    with closing(RunDir(directory, config, [row.label for row in job.rows])) as run_dir:
         write_json(directory / ROWS, {"rows": [row.label for row in job.rows], "own": [row.own for row in job.rows]})
-        start = run.find_start(config, env, record, lambda: find_origins(job, out, env))
-        run.fill(config, env, record, ignore, start, began - record.wall_seconds, go_on, keeper(job, directory))
+        start = run.find_start(config, env, run_dir, lambda: find_origins(job, out, env))
+        run.fill(config, env, run_dir, ignore, start, began - run_dir.wall_seconds, go_on, keeper(job, directory))
 
 
 def ignore(row: dict[str, Any]) -> None:

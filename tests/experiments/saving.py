@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from run_dir import RunDir
 
 from lorasa_jax import checkpoint, storage
 from lorasa_jax.envs import make_env
@@ -15,7 +16,6 @@ from lorasa_jax.run_state import ADAPTERS, Best, RunState
 from lorasa_jax.trainer import make_trainer
 
 from cli import RunConfig, parse
-from record import Record
 
 N_AGENTS, SEEDS = 4, (3, 4)
 
@@ -66,7 +66,7 @@ def save_run(directory: Path, *argv: str, spoilt: float | None = None) -> Path:
         compile_seconds=1.0,
         train_seconds=1.0,
     )
-    with closing(Record(directory, config)) as record:
-        record.begin()
+    with closing(RunDir(directory, config)) as run_dir:
+        run_dir.begin()
     storage.write(directory / "checkpoints", checkpoint.take_snapshot(state, config))
     return directory

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from run_dir import RunDir
 
 import cli
 import sizes
 from cli import PRESETS, RunConfig, leave, parse, python, read_config
-from record import Record
 
 RUN = Path(__file__).parents[2] / "experiments" / "run.py"
 PRESET_NAMES = sorted((path.parent.name, path.stem) for path in PRESETS.glob("*/*.yaml"))
@@ -48,8 +48,8 @@ def test_a_configuration_comes_back_from_the_file_that_a_run_writes(
     if not parse(RunConfig, ["--env", env, "--preset", preset]).actor.recurrent:
         argv = [word for word in argv if word != "gru_in"]
     config = parse(RunConfig, ["--env", env, "--preset", preset, *argv])
-    with closing(Record(tmp_path, replace(config, resume=tmp_path))) as record:
-        record.begin()
+    with closing(RunDir(tmp_path, replace(config, resume=tmp_path))) as run_dir:
+        run_dir.begin()
     assert read_config(RunConfig, tmp_path / "config.json") == config
     assert parse(RunConfig, ["--resume", str(tmp_path)]) == replace(config, resume=tmp_path)
 

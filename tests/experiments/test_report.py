@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from run_dir import RunDir, write_json
 
 from lorasa_jax import stats
 from lorasa_jax.config import ConfigError
@@ -22,7 +23,6 @@ import records
 import report
 import tables
 from cli import RunConfig, parse
-from record import Record, write_json
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -45,8 +45,8 @@ def a_job(directory: Path, job: str, point: dict[str, Any], in_sweep: bool = Tru
     # A fork may stand in a program of a higher rank than its own.
     flags = ["--sharing", sharing, "--seed", "3", "--seeds", "3", *(["--rank", "4"] if sharing == "lorasa" else [])]
     config = replace(parse(RunConfig, [*SMALL, *flags]), switch_step=128 if forked else "auto", out=directory / job)
-    with closing(Record(directory / job, config)) as record:
-        record.begin()
+    with closing(RunDir(directory / job, config)) as run_dir:
+        run_dir.begin()
     labels = [{"seed": seed, **(point if in_sweep else {})} for seed in SEEDS]
     if in_sweep:
         write_json(directory / job / "rows.json", {"rows": labels})

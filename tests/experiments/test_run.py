@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from run_dir import RunDir
 
 from lorasa_jax import grouping, loop, storage
 from lorasa_jax.config import Config
@@ -25,7 +26,6 @@ from lorasa_jax.run_state import Report, RunState
 
 import cli
 import run
-from record import Record
 
 TINY = [
     "--env", "toy", "--cache", "False", "--total-steps", "512", "--n-envs", "8", "--rollout-length", "8",
@@ -305,7 +305,7 @@ def test_one_process_at_a_time_writes_a_directory(
 ) -> None:
     shutil.copytree(directory, tmp_path / "out")
     (tmp_path / "out" / "summary.json").unlink()
-    with closing(Record(tmp_path / "out", Config())):
+    with closing(RunDir(tmp_path / "out", Config())):
         assert stopped(["--resume", str(tmp_path / "out")]) == 2
     assert "another process is writing" in capsys.readouterr().err
 

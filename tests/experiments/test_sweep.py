@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from run_dir import RunDir
 
 from lorasa_jax import adapters
 from lorasa_jax.config import ConfigError
@@ -26,7 +27,6 @@ import run
 import saved
 import sweep
 from cli import RunConfig, parse
-from record import Record
 
 BASE = {
     "env": "toy", "task": "own_number", "n_agents": 4, "total_steps": 512,
@@ -155,21 +155,21 @@ def test_points_of_one_program_that_name_different_settings_are_told_apart(tmp_p
     points: list[plan.Point] = [{"sharing": "lorasa", **more} for more in ({"rank": 1}, {"placement": "head"}, {})]
     job = plan.Job("2-lorasa", config, tuple(plan.Row(point, config) for point in points))
     labels = [row.label for row in job.rows]
-    with closing(Record(tmp_path / job.name, config, labels)) as record:
-        record.begin()
+    with closing(RunDir(tmp_path / job.name, config, labels)) as run_dir:
+        run_dir.begin()
         for step in (1024, 2048):
-            record.rows += [
+            run_dir.rows += [
                 {
                     **label, "env_steps": step, "phase": "adapters", "return": 0.5, "win_rate": 0.0,
                     "eval_return": k + step / 4096, "eval_win_rate": 0.0,
                 }
                 for k, label in enumerate(labels)
             ]  # fmt: skip
-        assert [[row["eval_return"] for row in record.rows_of(label)] for label in labels] == [
+        assert [[row["eval_return"] for row in run_dir.rows_of(label)] for label in labels] == [
             [k + 0.25, k + 0.5] for k in range(3)
         ]
-        record.draw_curve()
-    (tmp_path / job.name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in record.rows))
+        run_dir.draw_curve()
+    (tmp_path / job.name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in run_dir.rows))
     assert (tmp_path / job.name / "curve.png").exists()
     assert sweep.curves([job], tmp_path, "return") == {
         name: ([1024, 2048], [k + 0.25, k + 0.5])

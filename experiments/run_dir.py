@@ -82,7 +82,7 @@ def _commit() -> str | None:
     return name + ("-changed" if changed.strip() else "")
 
 
-class Record:
+class RunDir:
     """Writes a run directory as the run goes on.
 
     `metrics.jsonl` has one row per seed (or fork) and iteration; a row is on disk before the next
