@@ -104,8 +104,8 @@ def report(found: Diagnosis, steps: int) -> Iterator[str]:
         yield "noise of gradients     beside all agents'   no larger than the gradient itself after"
         for name, part in found.noise.items():
             times = part.noise / (found.noise["all agents"].noise or 1.0)
-            known = f"{part.scale * steps:,.0f}" if part.signal > 2 * part.error else "not resolved"
-            yield f"  {name:20}{times:16.2f}   {known}; at least {part.at_least * steps:,.0f} environment steps"
+            known = _about(part.scale * steps) if part.signal > 2 * part.error else "not resolved"
+            yield f"  {name:20}{times:16.2f}   {known}; at least {_about(part.at_least * steps)} environment steps"
     for name, form in measures("win_rate" in (found.played or {})):
         if found.played is not None:
             change = found.played[name]
@@ -130,6 +130,10 @@ def report(found: Diagnosis, steps: int) -> Iterator[str]:
                 f"{medians[0]:14.4f}, {medians[1]:.4f}{below[0]:16.1%}, {below[1]:.1%}"
             )
     yield from (f"left out: {line}" for line in found.left_out)
+
+
+def _about(number: float) -> str:
+    return f"{float(f'{number:.2g}'):,.0f}"
 
 
 def _by_role(found: Diagnosis, matrix: Any, form: str = ".3f") -> str:

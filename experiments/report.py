@@ -101,14 +101,13 @@ class Reporter:
         yield ""
 
     def _diagnosis(self, e: Experiment, document: Path) -> Iterator[str]:
-        """What `diagnose.py` said of a run of the experiment, and drew, where that is kept beside the record."""
+        """What `diagnose.py` said of runs of the experiment, and drew, where that is kept beside the record."""
         from diagnose import SAID_IN
         from tables import said_by
 
-        folder = self.root / "results" / e.name / "diagnosis"
-        if (folder / SAID_IN).exists():
-            yield from said_by(folder / SAID_IN)
-            for picture in sorted(folder.glob("*.png")):
+        for said in sorted((self.root / "results" / e.name).glob(f"diagnosis*/{SAID_IN}")):
+            yield from said_by(said)
+            for picture in sorted(said.parent.glob("*.png")):
                 yield f"![{picture.stem}]({os.path.relpath(picture, document.parent)})"
                 yield ""
 

@@ -379,7 +379,7 @@ def by_seed(e: Experiment) -> Lines:
 def said_by(path: Path) -> Lines:
     """What a diagnosis said, word by word, with its command."""
     kept = json.loads(path.read_text())
-    yield "**What the adapters did**"
+    yield "**What a diagnosis found**"
     yield ""
     for source in filter(None, (kept["trained_with"], kept["versions"])):
         yield f"* `{command_of(source)}`, commit {commit_of(source)}"

@@ -349,12 +349,16 @@ def test_a_diagnosis_is_shown_as_it_was_said(kept: Path, tmp_path: Path) -> None
     said = ["own_number, seed 3", "  distance  0.5"]
     write_json(folder / "diagnosis.json", {"versions": versions, "trained_with": trained, "said": said})
     (folder / "swap.png").touch()
+    folder.with_name("diagnosis-4").mkdir()
+    another = {"versions": versions, "trained_with": None, "said": ["own_number, seed 4"]}
+    write_json(folder.with_name("diagnosis-4") / "diagnosis.json", another)
     report.main(["--root", str(root)])
     text = (root / "docs/results.md").read_text()
     assert "* `python experiments/run.py --env toy`, commit `0123456789`" in text
     assert "* `python experiments/diagnose.py 'runs/a run'`, commit `0123456789`" in text
     assert "```\nown_number, seed 3\n  distance  0.5\n```" in text
     assert "![swap](../results/four/diagnosis/swap.png)" in text
+    assert "```\nown_number, seed 4\n```" in text
     report.main(["--check", "True", "--root", str(root)])
 
 
