@@ -154,13 +154,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         out = config.out or run_of(config.run) / "diagnosis"
         require(not out.exists() or out.is_dir(), f"--out names a folder, and {out} is a file")
         import jax
-        from run_dir import versions, write_json
 
         from lorasa_jax.diagnosis import DROPPED, diagnose
         from lorasa_jax.figures import pictures
         from lorasa_jax.types import Learner
 
         from evaluate import keys
+        from run_dir import versions, write_json
 
         made_with = run_of(config.run) / "versions.json"
         label, progress = labels_of(config.run)[row], Progress()

@@ -21,13 +21,12 @@ from cli import CHECKPOINTS, RunConfig, fail, leave, parse, python
 from saved import measures
 
 if TYPE_CHECKING:
-    from run_dir import RunDir
-
     from lorasa_jax.envs import Env
     from lorasa_jax.run_state import Diverged, Report, Result, RunState
     from lorasa_jax.saver import Saver
 
     from display import Display
+    from run_dir import RunDir
 
 
 class Reporter:
@@ -185,14 +184,13 @@ def prepare(config: RunConfig) -> None:
 
 def train(config: RunConfig, began: float) -> None:
     """Runs the configuration, from its beginning or from a checkpoint, and fills its run directory."""
-    from run_dir import RunDir
-
     from lorasa_jax.devices import is_leader
     from lorasa_jax.envs import make_env
     from lorasa_jax.grouping import with_groups
     from lorasa_jax.trainer import make_trainer
 
     from display import tracker
+    from run_dir import RunDir
 
     prepare(config)
     env = make_env(config)
@@ -296,12 +294,11 @@ def fill(
         go_on: the command that goes on with it if it is stopped.
         also: is offered every state before the checkpoints are.
     """
-    from run_dir import write_json
-
     from lorasa_jax.run_state import Diverged
     from lorasa_jax.saver import Saver
 
     from display import Display
+    from run_dir import write_json
 
     directory = config.directory
     saver = Saver(directory / CHECKPOINTS, config, config.save_every, complain)

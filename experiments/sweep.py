@@ -114,9 +114,8 @@ def _words(point: plan.Point) -> str:
 
 def run_job(job: Job, out: Path, go_on: str) -> None:
     """Runs what is left of a job, in a directory of its own."""
-    from run_dir import RunDir, write_json
-
     import run
+    from run_dir import RunDir, write_json
 
     began = time.perf_counter()
     directory = out / job.name

@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from run_dir import RunDir
 
 from lorasa_jax import checkpoint, storage
 from lorasa_jax.envs import make_env
@@ -16,6 +15,7 @@ from lorasa_jax.run_state import ADAPTERS, Best, RunState
 from lorasa_jax.trainer import make_trainer
 
 from cli import RunConfig, parse
+from run_dir import RunDir
 
 N_AGENTS, SEEDS = 4, (3, 4)
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from run_dir import RunDir
 
 import cli
 import sizes
 from cli import PRESETS, RunConfig, leave, parse, python, read_config
+from run_dir import RunDir
 
 RUN = Path(__file__).parents[2] / "experiments" / "run.py"
 PRESET_NAMES = sorted((path.parent.name, path.stem) for path in PRESETS.glob("*/*.yaml"))

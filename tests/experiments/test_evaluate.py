@@ -161,7 +161,7 @@ def test_a_battle_is_played_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixt
     argv += ["--total-steps", "160", "--switch-step", "80", "--evaluations", "1", "--eval-episodes", "4"]
     run.main([*map(str, argv), "--gif", "False", "--ppo.chunk-length", "10"])
     for name, how in (("a", []), ("b", ["--sampled", "True"]), ("c", ["--sampled", "True"])):
-        gif = tmp_path / f"{name}.gif"
+        gif = tmp_path / "made" / f"{name}.gif"
         evaluate.main([str(out), "--episodes", "8", "--gif", str(gif), *how])
         frames.append(gif.read_bytes())
     assert frames[0] != frames[1] == frames[2]

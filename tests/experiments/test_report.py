@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from run_dir import RunDir, write_json
 
 from lorasa_jax import stats
 from lorasa_jax.config import ConfigError
@@ -23,6 +22,7 @@ import records
 import report
 import tables
 from cli import RunConfig, parse
+from run_dir import RunDir, write_json
 
 ROOT = Path(__file__).parents[2]
 SMALL = [

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from run_dir import RunDir
 
 from lorasa_jax import grouping, loop, storage
 from lorasa_jax.config import Config
@@ -26,6 +25,7 @@ from lorasa_jax.run_state import Report, RunState
 
 import cli
 import run
+from run_dir import RunDir
 
 TINY = [
     "--env", "toy", "--cache", "False", "--total-steps", "512", "--n-envs", "8", "--rollout-length", "8",

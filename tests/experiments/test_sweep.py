@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import yaml
-from run_dir import RunDir
 
 from lorasa_jax import adapters
 from lorasa_jax.config import ConfigError
@@ -27,6 +26,7 @@ import run
 import saved
 import sweep
 from cli import RunConfig, parse
+from run_dir import RunDir
 
 BASE = {
     "env": "toy", "task": "own_number", "n_agents": 4, "total_steps": 512,
