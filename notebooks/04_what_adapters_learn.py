@@ -99,7 +99,8 @@ display(draw_swap(found))
 
 # %%
 early = jax.tree.map(lambda leaf: leaf[0], states[4].train).learner
-display(draw_gradient(diagnose(result.trainer.system, early, jax.random.key(1), episodes=1)))
+at_first = diagnose(result.trainer.system, early, jax.random.key(1), episodes=1)
+display(draw_gradient(at_first))
 
 # %% [markdown]
 # In brackets stands what to compare with: an agent's own gradient on two halves of the play, close to 1 where there is more to it than chance. Where it is far from
@@ -107,6 +108,16 @@ display(draw_gradient(diagnose(result.trainer.system, early, jax.random.key(1), 
 
 # %%
 print("of the trained team:", found.gradient_again.round(2))
+
+# %% [markdown]
+# How much of a gradient is chance, then? A policy that all share follows the mean over everybody's samples, an adapter the mean over its own agent's, which is up to as many times
+# noisier as there are agents. What counts is the noise beside the gradient itself: after how many steps of play is it no larger? In the mean of all, what the two kinds want largely cancels
+# out, so that takes longest; a kind agrees with itself; and an agent alone has to find the same as its kind in half the samples.
+
+# %%
+for whose, part in at_first.noise.items():
+    times, steps = part.noise / at_first.noise["all agents"].noise, part.scale * config.steps_per_iteration
+    print(f"{whose:14} {times:.1f} times the noise of all agents', as small as the gradient after {steps:,.0f} steps")
 
 # %% [markdown]
 # ## How large are the corrections?
