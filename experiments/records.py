@@ -76,6 +76,7 @@ class Point:
         ceiling: what it can earn, exactly, `greedy` and `sampled`; None: not known.
         steps_per_second: of all rows of its program.
         runs: by seed.
+        adapter_lr: the learning rate of its second phase, where that was varied.
     """
 
     env: str
@@ -87,6 +88,7 @@ class Point:
     ceiling: dict[str, float] | None
     steps_per_second: float
     runs: dict[int, Run]
+    adapter_lr: float | None = None
 
     @property
     def scheme(self) -> str:
@@ -94,9 +96,14 @@ class Point:
         return self.name.partition(",")[0]
 
     @property
+    def switches(self) -> bool:
+        """There is a second phase."""
+        return any(run.switch_step is not None for run in self.runs.values())
+
+    @property
     def adapts(self) -> bool:
         """Agents own something that is trained in a second phase."""
-        return self.params["owners"] > 0 and any(run.switch_step is not None for run in self.runs.values())
+        return self.params["owners"] > 0 and self.switches
 
     @property
     def separate(self) -> bool:
@@ -176,6 +183,7 @@ def points_of(record: dict[str, Any], path: Path) -> list[Point]:
                 ceiling=point.get("ceiling"),
                 steps_per_second=job["steps"] / job["train_seconds"],
                 runs={},
+                adapter_lr=point["point"].get("ppo.adapter_lr"),
             ),
         )
         settings = {name: value for name, value in job["changes"].items() if name not in OF_ROWS}

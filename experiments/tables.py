@@ -268,13 +268,16 @@ def _improvement(x: np.ndarray, y: np.ndarray) -> str:
 
 def comparisons(e: Experiment) -> Lines:
     """Adapters against what else goes on from the same shared policies (of other adapters the first ones that are
-    listed), and against separate ones; neither of single runs, nor of games whose best result is known."""
+    listed, of restarted policies those with the same learning rate), and against separate ones; neither of single runs,
+    nor of games whose best result is known."""
     rows = []
     for task, points in e.by_task.items():
         adapting = [p for p in points if p.adapts and len(p.runs) > 1 and not p.ceiling]
         for adapted in adapting:
             for other in points:
-                if other is not adapted and (other is adapting[0] or not other.adapts):
+                first = other is adapting[0] and other is not adapted
+                alike = not other.switches or other.adapter_lr == adapted.adapter_lr
+                if first or (alike and not other.adapts):
                     rows += [[task, *row] for row in _compare(adapted, other)]
     if rows:
         yield f"**Differences** in {spaced(metric(e.points[0].env))}, greedy, at the end"

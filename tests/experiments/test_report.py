@@ -362,6 +362,18 @@ def test_a_diagnosis_is_shown_as_it_was_said(kept: Path, tmp_path: Path) -> None
     report.main(["--check", "True", "--root", str(root)])
 
 
+def test_controls_are_those_of_the_same_learning_rate(kept: Path) -> None:
+    whole = unknown(read(kept))
+    lowered = [replace(point, name=f"{point.name}, lower", adapter_lr=1e-3) for point in whole.points if point.switches]
+    assert len(lowered) == 2
+    lines = tables.comparisons(replace(whole, points=[*whole.points, *lowered]))
+    compared = {tuple(line.split("` | `")) for line in (line.partition("`")[2].rpartition("` |")[0] for line in lines)}
+    adapters, control = "lorasa, switch_step 128, rank 2", "ps_restart, switch_step 128"
+    others = {(name, other) for name in (adapters, f"{adapters}, lower") for other in ("ps_id", "nps")}
+    same = {(adapters, control), (f"{adapters}, lower", f"{control}, lower"), (f"{adapters}, lower", adapters)}
+    assert compared - {("",)} == others | same
+
+
 def test_targets_are_shown_met_or_missed(kept: Path) -> None:
     lines = list(tables.targets(read(kept)))
     assert any("+0.200 | +0.200 | met |" in line for line in lines)
