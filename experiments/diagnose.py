@@ -33,12 +33,13 @@ SECONDS_BETWEEN = 15.0
 @dataclass(frozen=True)
 class DiagnoseConfig:
     """Say what the adapters of a saved run did: how differently agents act, what is lost when two exchange their
-    adapters or small entries are dropped, how large corrections are, and whether gradients agree."""
+    adapters or small entries are dropped, how large corrections are, whether gradients agree, how noisy they are."""
 
     run: tyro.conf.Positional[Path]
     """Run directory, or one of its checkpoints, RUN/checkpoints/N; of a sweep's job also JOB/backbones/N."""
     out: Path | None = None
-    """Folder for numbers and figures; not given: RUN/diagnosis. What it holds is replaced."""
+    """Folder for numbers and figures, which are replaced; not given: RUN/diagnosis, followed by the checkpoint's number
+    and the row's where these were asked for."""
     episodes: int = 128
     """Episodes of each evaluation, all from the same start states. There is one for every pair of agents."""
     rollouts: int = 32
@@ -54,7 +55,7 @@ class DiagnoseConfig:
 
     def __post_init__(self) -> None:
         require(self.episodes > 0, f"episodes must be positive, got {self.episodes}")
-        require(self.rollouts >= 4, f"rollouts must be 4 or more, got {self.rollouts}")
+        require(self.rollouts >= 8, f"rollouts must be 8 or more, got {self.rollouts}")
         require(self.draw >= 0, f"draw must be 0 or more, got {self.draw}")
 
 
@@ -99,13 +100,14 @@ def report(found: Diagnosis, steps: int) -> Iterator[str]:
         known = found.gradient_again[np.isfinite(found.gradient_again)]
         noise = float(known.mean()) if known.size else float("nan")
         line = f"cosine of gradients    {pairs:.2f}{_by_role(found, found.gradient, '.2f')}"
-        yield f"{line}; of one agent's on two halves of the play {noise:.2f}"
+        yield f"{line}; of one agent's own on two halves of the play {noise:.2f}"
     if found.noise is not None:
-        yield "noise of gradients     beside all agents'   no larger than the gradient itself after"
+        yield f"noise of gradients   all agents' = 1   no larger than the gradient from (rollouts have {steps:,} steps)"
         for name, part in found.noise.items():
             times = part.noise / (found.noise["all agents"].noise or 1.0)
-            known = _about(part.scale * steps) if part.signal > 2 * part.error else "not resolved"
-            yield f"  {name:20}{times:16.2f}   {known}; at least {_about(part.at_least * steps)} environment steps"
+            least = f"at least {_about(part.at_least * steps)}"
+            known = f"{_about(part.scale * steps)} steps, {least}" if part.signal > 2 * part.error else f"{least} steps"
+            yield f"  {name:19}{times:15.2f}   {known if part.noise > 0 else 'the first step: there is none'}"
     for name, form in measures("win_rate" in (found.played or {})):
         if found.played is not None:
             change = found.played[name]
@@ -145,13 +147,19 @@ def _by_role(found: Diagnosis, matrix: Any, form: str = ".3f") -> str:
     return f" (one role {within:{form}}, two roles {between:{form}})"
 
 
+def folder_of(config: DiagnoseConfig, row: int) -> str:
+    """Returns the name of the folder of a diagnosis: one for each checkpoint and row that is asked for."""
+    checkpoint = "" if run_of(config.run) == config.run else f"-{config.run.name}"
+    return f"diagnosis{checkpoint}" + (f"-row{row}" if (config.seed, config.row) != (None, None) else "")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     with polite():
         config = read_flags(DiagnoseConfig, sys.argv[1:] if argv is None else argv)
         team, checkpoint = load_run(config.run, valued=True)
         row = find_row(config.run, config.seed, config.row)
-        out = config.out or run_of(config.run) / "diagnosis"
+        out = config.out or run_of(config.run) / folder_of(config, row)
         require(not out.exists() or out.is_dir(), f"--out names a folder, and {out} is a file")
         import jax
 

@@ -68,6 +68,9 @@ def find_row(path: Path, seed: int | None, row: int | None) -> int:
     seeds = [label["seed"] for label in labels_of(path)]
     if row is not None:
         require(0 <= row < len(seeds), f"the rows of this run are 0 to {len(seeds) - 1}, got {row}")
+        require(
+            seed in (None, seeds[row]), f"row {row} of this run has seed {seeds[row]}, not {seed}; name one of both"
+        )
         return row
     require(
         len(set(seeds)) == len(seeds),
@@ -101,7 +104,9 @@ def find_checkpoint(path: Path) -> tuple[RunConfig, Path]:
 
     directory = run_of(path)
     settings = directory / "config.json"
-    require(settings.is_file(), f"there is no run in {directory}: it has no config.json")
+    jobs = sorted(path.parent.name for path in directory.glob("*/config.json"))
+    beside = f", but those of its folders {', '.join(jobs)} do: name one of them" if jobs else ""
+    require(settings.is_file(), f"there is no run in {directory}: it has no config.json{beside}")
     config = read_config(RunConfig, settings)
     if path != directory:
         return config, path

@@ -18,7 +18,7 @@ from lorasa_jax.diversity import Noise
 from lorasa_jax.envs.base import EnvSpec
 from lorasa_jax.rollout import collect, initial_state, play_episodes
 from lorasa_jax.stats import bootstrap_interval
-from lorasa_jax.system import System, alone, own_weights
+from lorasa_jax.system import System, alone, is_two_phase, own_weights
 from lorasa_jax.types import Learner, PolicyParams, RolloutState, Trajectory, Weights
 
 DROPPED = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
@@ -117,11 +117,11 @@ def diagnose(
         learner: its actor, critic, value units and input statistics; optimisers are not looked at.
         key: used for all play.
         episodes: played in every evaluation, all from the same start states with the same chance.
-        rollouts: of the size of the run's own, over which gradients are taken; 4 or more.
+        rollouts: of the size of the run's own, over which gradients are taken; 8 or more.
         greedy: evaluations take the most probable actions; what is watched is always sampled, as in training.
         status: is told what happens.
     """
-    require(rollouts >= 4, f"rollouts must be 4 or more, got {rollouts}")
+    require(rollouts >= 8, f"rollouts must be 8 or more, got {rollouts}")
     spec, sharing = system.env.spec, system.actor.sharing
     names, kinds = names_of(spec), kinds_of(spec)
     measure = "2-Wasserstein" if spec.continuous else "total variation"
@@ -166,7 +166,9 @@ def diagnose(
 def _why_none(system: System) -> str:
     if system.actor.sharing.n_trunks == system.actor.sharing.n_agents > 1:
         return f"under {system.config.sharing} every agent has a network of its own, without adapters"
-    return f"there are none under {system.config.sharing}, or not yet, before its trunk is frozen"
+    if is_two_phase(system.config, system.env):
+        return f"there are none under {system.config.sharing} before its trunk is frozen"
+    return f"there are none under {system.config.sharing}"
 
 
 def _watching(config: Config, spec: EnvSpec, episodes: int) -> Config:
@@ -238,7 +240,7 @@ def draw_gradients(
     first = -(-team.env.spec.episode_limit // team.config.rollout_length)
     now, found = initial_state(team, start_key), []
     for k, key in enumerate(jax.random.split(play_key, first + rollouts)):
-        status(f"gradient {max(k - first, 0) + 1} of {rollouts}")
+        status(f"gradient {k - first + 1} of {rollouts}" if k >= first else "playing first episodes")
         now, *drawn = next_one(now, learner, key)
         if k >= first:
             found.append([np.asarray(x) for x in drawn])
@@ -261,8 +263,7 @@ def _how_they_learn(found: Diagnosis, gradients: np.ndarray, samples: np.ndarray
     noise = {"all agents": together(np.ones(n_agents, bool))}
     if found.roles is not None and len(set(found.roles)) > 1:
         noise |= {f"all of {kind}": together(np.equal(found.roles, k)) for k, kind in enumerate(found.kinds)}
-    signal, error, chance = np.array([diversity.gradient_noise(gradients[:, i]) for i in range(n_agents)]).T
-    noise["one agent"] = Noise(float(signal.mean()), float(np.linalg.norm(error)) / n_agents, float(chance.mean()))
+    noise["one agent"] = diversity.gradient_noise(gradients)
     return found._replace(
         gradient=np.where(same, diversity.cosines(mean, mean), np.nan),
         gradient_again=np.diagonal(diversity.cosines(one, other)).copy(),

@@ -124,9 +124,9 @@ class Noise(NamedTuple):
     """How much of a gradient is chance.
 
     Attributes:
-        signal: |E g|^2, estimated without bias, so that it may fall below zero.
+        signal: S = |E g|^2, estimated without bias, so that it may fall below zero.
         error: its standard error.
-        noise: E |g - E g|^2, the trace of the covariance.
+        noise: V = E |g - E g|^2, the trace of the covariance.
     """
 
     signal: float
@@ -145,19 +145,24 @@ class Noise(NamedTuple):
 
 
 def gradient_noise(gradients: np.ndarray) -> Noise:
-    """Returns the signal and the noise in the gradients [K, P] of K independent rollouts of one size.
+    """Returns the signal and the noise in the gradients of K rollouts of one size, [K, P] or [K, M, P].
 
-        signal = mean over a != b of g_a . g_b        noise = mean over a of |g_a|^2  -  signal
+        S = mean over a != b of g_a . g_b        V = mean over a of |g_a|^2  -  S
 
-    noise / signal is the gradient noise scale, in rollouts.
+    Of M agents these are means over agents. V / S is the gradient noise scale, in rollouts. The error is a jackknife
+    over rollouts, which are taken as independent.
 
     Source: McCandlish et al. 2018, "An Empirical Model of Large-Batch Training".
     """
-    flat = gradients.astype(float)
-    products = flat @ flat.T
-    pairs = products[np.triu_indices(len(flat), 1)]
-    signal = float(pairs.mean())
-    return Noise(signal, float(pairs.std(ddof=1) / np.sqrt(pairs.size)), float(np.diagonal(products).mean() - signal))
+    k, agents = len(gradients), gradients[0, ..., 0].size
+    flat = gradients.reshape(k, -1).astype(float)
+    products = flat @ flat.T / agents
+    own = np.diagonal(products)
+    with_others = products.sum(axis=1) - own
+    signal = with_others.sum() / (k * (k - 1))
+    without = (with_others.sum() - 2 * with_others) / ((k - 1) * (k - 2))
+    error = np.sqrt((k - 1) / k * ((without - without.mean()) ** 2).sum())
+    return Noise(float(signal), float(error), float(own.mean() - signal))
 
 
 def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -148,7 +148,9 @@ def read_meta(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such checkpoint, it is damaged, or has another format.
     """
-    require(path.is_dir(), f"there is no checkpoint {path}{elsewhere(path)}")
+    if not path.is_dir():
+        there = ", ".join(other.name for other in complete(path.parent))
+        raise ConfigError(f"there is no checkpoint {path}{f'; there are {there}' if there else elsewhere(path)}")
     inside = complete(path / "checkpoints")
     require(not inside, f"{path} is a run; name one of its checkpoints, such as {inside[-1] if inside else path}")
     meta = _restore(path, _META)

@@ -174,10 +174,21 @@ def test_noise_is_told_from_the_gradient_itself():
     gram = draws[0] @ draws[0].T
     assert one.signal == pytest.approx((gram.sum() - np.trace(gram)) / 30)
     assert one.noise == pytest.approx(np.trace(gram) / 6 - one.signal)
-    large = gradient_noise(draws.reshape(-1, 4)[:2000])
-    assert abs(large.signal - signal) < 3 * large.error < 0.1
-    assert large.scale == pytest.approx(noise / signal, rel=0.3) and large.at_least < large.scale
+    assert abs(gradient_noise(draws.reshape(-1, 4)[:2000]).scale / (noise / signal) - 1) < 0.3
     assert Noise(-1.0, 0.1, 5.0).scale == float("inf") and Noise(-1.0, 2.0, 6.0).at_least == 2.0
+    # Of several agents: means over them.
+    both, alone_ = gradient_noise(draws[:2].transpose(1, 0, 2)), found[:2]
+    assert both.signal == pytest.approx(np.mean([x.signal for x in alone_]))
+    assert both.noise == pytest.approx(np.mean([x.noise for x in alone_]))
+
+
+@pytest.mark.parametrize(("size", "most"), [(0.0, 2.1), (0.3, 1.4), (3.0, 1.1)])
+def test_the_error_of_a_signal_is_its_spread_from_set_to_set(size, most):
+    """At no signal at all a jackknife is careful: its variance is twice the true one."""
+    draws = size + np.random.default_rng(1).standard_normal((2000, 16, 8))
+    found = [gradient_noise(some) for some in draws]
+    spread = np.std([x.signal for x in found])
+    assert 0.95 < np.sqrt(np.mean([x.error**2 for x in found])) / spread < most
 
 
 def test_gradients_without_chance_have_no_noise():

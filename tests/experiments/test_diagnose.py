@@ -34,7 +34,7 @@ def test_a_run_whose_answer_is_known(saved: Path, tmp_path: Path, capsys: pytest
     np.testing.assert_allclose(np.diagonal(found["gradient"]), 1)
     team, own = found["noise"]["all agents"], found["noise"]["one agent"]
     assert list(found["noise"]) == ["all agents", "one agent"] and own["noise"] > 2 * team["noise"] > 0
-    assert any(line.startswith("  one agent") and "environment steps" in line for line in lines)
+    assert any(line.startswith("  one agent") and "at least" in line for line in lines)
     assert found["layers"]["head"]["rank"] == pytest.approx([1] * 4)
     assert found["left_out"] == []
     assert found["said"] == lines[:-1]
@@ -46,8 +46,9 @@ def test_a_run_whose_answer_is_known(saved: Path, tmp_path: Path, capsys: pytest
     ("argv", "said"),
     [
         (("--episodes", "0"), "episodes must be positive, got 0"),
-        (("--rollouts", "3"), "rollouts must be 4 or more, got 3"),
+        (("--rollouts", "7"), "rollouts must be 8 or more, got 7"),
         (("--seed", "5"), "the seeds of this run are 3 to 4, got 5"),
+        (("--row", "1", "--seed", "3"), "row 1 of this run has seed 4, not 3; name one"),
         (("--row", "2"), "the rows of this run are 0 to 1, got 2"),
         (("--out", __file__), "--out names a folder"),
         (("--draw", "-1"), "draw must be 0 or more, got -1"),
@@ -62,6 +63,16 @@ def test_what_cannot_be_diagnosed_is_one_line(
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
     assert not (saved / "diagnosis").exists()
+
+
+def test_every_checkpoint_and_row_that_is_asked_for_has_a_folder() -> None:
+    def folder(path: str, **how: int) -> str:
+        return diagnose.folder_of(diagnose.DiagnoseConfig(Path(path), **how), 3)
+
+    assert folder("RUN") == "diagnosis"
+    assert folder("RUN", seed=7) == folder("RUN", row=3) == "diagnosis-row3"
+    assert folder("RUN/checkpoints/12") == folder("RUN/backbones/12") == "diagnosis-12"
+    assert folder("RUN/backbones/12", row=3) == "diagnosis-12-row3"
 
 
 @pytest.mark.slow
