@@ -120,7 +120,8 @@ def test_what_cannot_be_played_is_one_line(
 def test_what_is_no_run_is_named(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"there is no run in {tmp_path}" in refusal(capsys, str(tmp_path))
     assert f"there is no checkpoint {saved}/checkpoints/9" in refusal(capsys, str(saved / "checkpoints" / "9"))
-    assert f"its folders {saved.name} do: name one of them" in refusal(capsys, str(saved.parent))
+    shutil.copytree(saved, tmp_path / "job" / "1-ps")
+    assert "its folders 1-ps do: name one of them" in refusal(capsys, str(tmp_path / "job"))
     shutil.copy(saved / "config.json", tmp_path / "config.json")
     assert f"{tmp_path} has no checkpoint yet" in refusal(capsys, str(tmp_path))
     for text in ("[" * 100_000, "\x80", '{"env": "smax", "evil": 1}', "[]"):
