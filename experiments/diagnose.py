@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -42,8 +43,9 @@ class DiagnoseConfig:
     and the row's where these were asked for."""
     episodes: int = 128
     """Episodes of each evaluation, all from the same start states. There is one for every pair of agents."""
-    rollouts: int = 32
-    """Rollouts over which gradients are taken, as large as the run's own."""
+    rollouts: int | None = None
+    """Rollouts over which gradients are taken, as large as the run's own; not given: 32, or four times as many as an
+    episode may take."""
     sampled: bool = False
     """Draw actions in evaluations as in training, instead of taking the most probable ones."""
     draw: int = 0
@@ -55,7 +57,8 @@ class DiagnoseConfig:
 
     def __post_init__(self) -> None:
         require(self.episodes > 0, f"episodes must be positive, got {self.episodes}")
-        require(self.rollouts >= 8, f"rollouts must be 8 or more, got {self.rollouts}")
+        least = self.rollouts is None or self.rollouts >= 8
+        require(least, f"rollouts must be 8 or more, got {self.rollouts}")
         require(self.draw >= 0, f"draw must be 0 or more, got {self.draw}")
 
 
@@ -102,12 +105,11 @@ def report(found: Diagnosis, steps: int) -> Iterator[str]:
         line = f"cosine of gradients    {pairs:.2f}{_by_role(found, found.gradient, '.2f')}"
         yield f"{line}; of one agent's own on two halves of the play {noise:.2f}"
     if found.noise is not None:
-        yield f"noise of gradients   all agents' = 1   no larger than the gradient from (rollouts have {steps:,} steps)"
+        yield f"noise of gradients   all agents' = 1   steps until noise = signal (a rollout has {steps:,})"
         for name, part in found.noise.items():
-            times = part.noise / (found.noise["all agents"].noise or 1.0)
-            least = f"at least {_about(part.at_least * steps)}"
-            known = f"{_about(part.scale * steps)} steps, {least}" if part.signal > 2 * part.error else f"{least} steps"
-            yield f"  {name:19}{times:15.2f}   {known if part.noise > 0 else 'the first step: there is none'}"
+            times = part.variance / (found.noise["all agents"].variance or 1.0)
+            known = f"{_about(part.scale * steps)}, " if part.signal > 2 * part.error else ""
+            yield f"  {name:19}{times:15.2f}   {known}at least {_about(part.at_least * steps)}"
     for name, form in measures("win_rate" in (found.played or {})):
         if found.played is not None:
             change = found.played[name]
@@ -135,7 +137,7 @@ def report(found: Diagnosis, steps: int) -> Iterator[str]:
 
 
 def _about(number: float) -> str:
-    return f"{float(f'{number:.2g}'):,.0f}"
+    return f"{float(f'{number:.2g}'):,.0f}" if math.isfinite(number) else "unknown"
 
 
 def _by_role(found: Diagnosis, matrix: Any, form: str = ".3f") -> str:

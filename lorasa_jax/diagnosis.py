@@ -106,7 +106,7 @@ def diagnose(
     key: PRNGKeyArray,
     *,
     episodes: int = 128,
-    rollouts: int = 32,
+    rollouts: int | None = None,
     greedy: bool = True,
     status: Callable[[str], None] = lambda text: None,
 ) -> Diagnosis:
@@ -117,11 +117,14 @@ def diagnose(
         learner: its actor, critic, value units and input statistics; optimisers are not looked at.
         key: used for all play.
         episodes: played in every evaluation, all from the same start states with the same chance.
-        rollouts: of the size of the run's own, over which gradients are taken; 8 or more.
+        rollouts: of the size of the run's own, over which gradients are taken; not given: 32, or four times as many as
+            an episode may take.
         greedy: evaluations take the most probable actions; what is watched is always sampled, as in training.
         status: is told what happens.
     """
-    require(rollouts >= 8, f"rollouts must be 8 or more, got {rollouts}")
+    span = _span(system)
+    rollouts, least = max(32, 4 * span) if rollouts is None else rollouts, max(8, 2 * span + 2)
+    require(rollouts >= least, f"rollouts must be {least} or more, as an episode may take {span}; got {rollouts}")
     spec, sharing = system.env.spec, system.actor.sharing
     names, kinds = names_of(spec), kinds_of(spec)
     measure = "2-Wasserstein" if spec.continuous else "total variation"
@@ -148,7 +151,8 @@ def diagnose(
     if not same.all():
         left_out.append("pairs of agents that see or do unequally much: they are nan in every matrix")
     found = _how_they_act(found, team, learner, trajectory, same, status)
-    found = _how_they_learn(found, *draw_gradients(alone(system), learner, gradient_key, rollouts, status), same)
+    drawn = draw_gradients(alone(system), learner, gradient_key, rollouts, status)
+    found = _how_they_learn(found, *drawn, same, span)
     if system.acting.sharing.n_trunks == 1:
         left_out.append("swaps: all agents have the same weights")
     status("compiling an evaluation")
@@ -217,6 +221,11 @@ def _how_they_act(
     return found._replace(samples=samples, distance=in_place, distance_with_ids=with_ids)
 
 
+def _span(system: System) -> int:
+    """How many rollouts the longest episode takes."""
+    return -(-system.env.spec.episode_limit // system.config.rollout_length)
+
+
 def draw_gradients(
     team: System, learner: Learner, key: PRNGKeyArray, rollouts: int, status: Callable[[str], None] = lambda text: None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -237,7 +246,7 @@ def draw_gradients(
         later, trajectory, _ = collect(team, weights, learner.critic, now, key)
         return later, diversity.gradients(team, learner, trajectory), trajectory.alive.sum(axis=(0, 1))
 
-    first = -(-team.env.spec.episode_limit // team.config.rollout_length)
+    first = _span(team)
     now, found = initial_state(team, start_key), []
     for k, key in enumerate(jax.random.split(play_key, first + rollouts)):
         status(f"gradient {k - first + 1} of {rollouts}" if k >= first else "playing first episodes")
@@ -248,22 +257,23 @@ def draw_gradients(
     return gradients, samples
 
 
-def _how_they_learn(found: Diagnosis, gradients: np.ndarray, samples: np.ndarray, same: np.ndarray) -> Diagnosis:
+def _how_they_learn(
+    found: Diagnosis, gradients: np.ndarray, samples: np.ndarray, same: np.ndarray, span: int
+) -> Diagnosis:
     """Adds what gradients have in common, and how much of them is chance."""
-    one, other = gradients[::2].mean(axis=0), gradients[1::2].mean(axis=0)
+    one, other = (half.mean(axis=0) for half in np.array_split(gradients, 2))
     mean = gradients.mean(axis=0)
 
     def together(chosen: np.ndarray) -> Noise:
         """Of the mean over all samples of some agents, which is what a network that they share would follow."""
         share = samples * chosen
         share = share / np.maximum(share.sum(axis=1, keepdims=True), 1)
-        return diversity.gradient_noise(np.einsum("kn,knp->kp", share, gradients))
+        return diversity.gradient_noise(np.einsum("kn,knp->kp", share, gradients), span)
 
-    n_agents = len(found.agents)
-    noise = {"all agents": together(np.ones(n_agents, bool))}
+    noise = {"all agents": together(np.ones(len(found.agents), bool))}
     if found.roles is not None and len(set(found.roles)) > 1:
-        noise |= {f"all of {kind}": together(np.equal(found.roles, k)) for k, kind in enumerate(found.kinds)}
-    noise["one agent"] = diversity.gradient_noise(gradients)
+        noise |= {f"{kind}, all": together(np.equal(found.roles, k)) for k, kind in enumerate(found.kinds)}
+    noise["one agent"] = diversity.gradient_noise(gradients, span)
     return found._replace(
         gradient=np.where(same, diversity.cosines(mean, mean), np.nan),
         gradient_again=np.diagonal(diversity.cosines(one, other)).copy(),

@@ -1,4 +1,4 @@
-"""How differently the agents of a team act, and are asked to change.
+"""How differently the agents of a team act, and are asked to change, and how much of that is chance.
 
 Everything here is about teams in which every agent has a plain network of its own (`system.alone`), whatever
 scheme they come from: full weights have a leading axis of agents, so that exchanging agents is an index.
@@ -121,48 +121,51 @@ def gradients(system: System, learner: Learner, trajectory: Trajectory) -> Float
 
 
 class Noise(NamedTuple):
-    """How much of a gradient is chance.
+    """How much of the gradient that one rollout gives is chance.
 
     Attributes:
         signal: S = |E g|^2, estimated without bias, so that it may fall below zero.
-        error: its standard error.
-        noise: V = E |g - E g|^2, the trace of the covariance.
+        error: the standard error of the signal.
+        variance: V = E |g - E g|^2, the trace of the covariance.
     """
 
     signal: float
     error: float
-    noise: float
+    variance: float
 
     @property
     def scale(self) -> float:
-        """How many times the samples it takes until the noise is no larger than the signal; inf: that is unknown."""
-        return self.noise / self.signal if self.signal > 0 else float("inf")
+        """V / S: over how many rollouts the mean has as much noise as signal; inf where S is not above zero."""
+        return self.variance / self.signal if self.signal > 0 else float("inf")
 
     @property
     def at_least(self) -> float:
         """The same if the signal is two standard errors larger than it was measured."""
-        return self.noise / max(self.signal + 2 * self.error, 1e-30)
+        return self._replace(signal=self.signal + 2 * self.error).scale
 
 
-def gradient_noise(gradients: np.ndarray) -> Noise:
-    """Returns the signal and the noise in the gradients of K rollouts of one size, [K, P] or [K, M, P].
+def gradient_noise(gradients: np.ndarray, span: int = 0) -> Noise:
+    """Returns the signal and the noise in the gradients of K rollouts, [K, P]; of M agents, [K, M, P], in their mean.
 
-        S = mean over a != b of g_a . g_b        V = mean over a of |g_a|^2  -  S
+        S = mean over |a - b| > span of g_a . g_b        V = mean over a of |g_a|^2  -  S
 
-    Of M agents these are means over agents. V / S is the gradient noise scale, in rollouts. The error is a jackknife
-    over rollouts, which are taken as independent.
+    V / S is the gradient noise scale, in rollouts. The error of S is a jackknife over rollouts.
+
+    Args:
+        gradients: of rollouts in the order of play.
+        span: over how many of the next rollouts what one of them began may go on.
 
     Source: McCandlish et al. 2018, "An Empirical Model of Large-Batch Training".
     """
     k, agents = len(gradients), gradients[0, ..., 0].size
     flat = gradients.reshape(k, -1).astype(float)
     products = flat @ flat.T / agents
-    own = np.diagonal(products)
-    with_others = products.sum(axis=1) - own
-    signal = with_others.sum() / (k * (k - 1))
-    without = (with_others.sum() - 2 * with_others) / ((k - 1) * (k - 2))
+    apart = np.abs(np.subtract.outer(range(k), range(k))) > span
+    sums, counts = (products * apart).sum(axis=1), apart.sum(axis=1)
+    signal = sums.sum() / counts.sum()
+    without = (sums.sum() - 2 * sums) / (counts.sum() - 2 * counts)
     error = np.sqrt((k - 1) / k * ((without - without.mean()) ** 2).sum())
-    return Noise(float(signal), float(error), float(own.mean() - signal))
+    return Noise(float(signal), float(error), float(np.diagonal(products).mean() - signal))
 
 
 def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -116,8 +116,8 @@ print("of the trained team:", found.gradient_again.round(2))
 
 # %%
 for whose, part in at_first.noise.items():
-    times, steps = part.noise / at_first.noise["all agents"].noise, part.scale * config.steps_per_iteration
-    print(f"{whose:14} {times:.1f} times the noise of all agents', as small as the gradient after {steps:,.0f} steps")
+    times, steps = part.variance / at_first.noise["all agents"].variance, part.scale * config.steps_per_iteration
+    print(f"{whose:14} {times:.1f} times the noise of all agents', as large as the signal after {steps:,.0f} steps")
 
 # %% [markdown]
 # ## How large are the corrections?

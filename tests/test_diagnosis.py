@@ -13,7 +13,17 @@ import pytest
 from helpers import KEY, make_diary, random_params, small_config, with_roles
 
 from lorasa_jax.corrections import corrections
-from lorasa_jax.diagnosis import DROPPED, Diagnosis, diagnose, drop_changes, make_player, names_of, swap_changes
+from lorasa_jax.diagnosis import (
+    DROPPED,
+    Diagnosis,
+    _how_they_learn,
+    diagnose,
+    drop_changes,
+    make_player,
+    names_of,
+    swap_changes,
+)
+from lorasa_jax.diversity import gradient_noise
 from lorasa_jax.envs.toy import make_toy
 from lorasa_jax.figures import pictures
 from lorasa_jax.sharing import SCHEMES
@@ -98,6 +108,23 @@ def test_of_roles_that_change_only_the_corrections_are_told():
     assert found.swap is found.distance is found.dropped is found.gradient is None
     assert len(found.left_out) == 1 and "no agent has weights of its own" in found.left_out[0]
     assert set(pictures(found)) == {"layers", "sparsity"}
+
+
+def test_noise_is_told_of_all_samples_of_those_of_a_role_and_of_one_agent():
+    """Agents 0 and 2 are of one role; samples differ from agent to agent and from rollout to rollout."""
+    rng = np.random.default_rng(0)
+    gradients, samples = rng.standard_normal((9, N, 5)), rng.integers(0, 9, (9, N))
+    known = Diagnosis(["a", "b", "c"], (0, 1, 0), ["scout", "guard"], [], "")
+    found = _how_they_learn(known, gradients, samples, np.ones((N, N), bool), 2)
+    mixed = [(g[0] * n[0] + g[2] * n[2]) / max(n[0] + n[2], 1) for g, n in zip(gradients, samples, strict=True)]
+    whole = [n @ g / n.sum() for g, n in zip(gradients, samples, strict=True)]
+    expected = {"all agents": np.array(whole), "scout, all": np.array(mixed), "one agent": gradients}
+    for name, drawn in expected.items():
+        np.testing.assert_allclose(found.noise[name], gradient_noise(drawn, 2))
+    assert list(found.noise) == ["all agents", "scout, all", "guard, all", "one agent"]
+    first, second = gradients[:5, 1].mean(axis=0), gradients[5:, 1].mean(axis=0)
+    cosine = first @ second / np.linalg.norm(first) / np.linalg.norm(second)
+    assert found.gradient_again[1] == pytest.approx(cosine)
 
 
 def check_matrices(found: Diagnosis) -> None:

@@ -168,18 +168,19 @@ def test_noise_is_told_from_the_gradient_itself():
     found = [gradient_noise(some) for some in draws]
     signal, noise = mean @ mean, deviation @ deviation
     assert np.mean([x.signal for x in found]) == pytest.approx(signal, abs=0.05)
-    assert np.mean([x.noise for x in found]) == pytest.approx(noise, rel=0.02)
+    assert np.mean([x.variance for x in found]) == pytest.approx(noise, rel=0.02)
     assert min(x.signal for x in found) < 0
     one = gradient_noise(draws[0])
     gram = draws[0] @ draws[0].T
     assert one.signal == pytest.approx((gram.sum() - np.trace(gram)) / 30)
-    assert one.noise == pytest.approx(np.trace(gram) / 6 - one.signal)
+    assert one.variance == pytest.approx(np.trace(gram) / 6 - one.signal)
     assert abs(gradient_noise(draws.reshape(-1, 4)[:2000]).scale / (noise / signal) - 1) < 0.3
-    assert Noise(-1.0, 0.1, 5.0).scale == float("inf") and Noise(-1.0, 2.0, 6.0).at_least == 2.0
+    assert Noise(-1.0, 0.1, 5.0).scale == Noise(-1.0, 0.1, 5.0).at_least == float("inf")
+    assert Noise(-1.0, 2.0, 6.0).at_least == 2.0
     # Of several agents: means over them.
     both, alone_ = gradient_noise(draws[:2].transpose(1, 0, 2)), found[:2]
     assert both.signal == pytest.approx(np.mean([x.signal for x in alone_]))
-    assert both.noise == pytest.approx(np.mean([x.noise for x in alone_]))
+    assert both.variance == pytest.approx(np.mean([x.variance for x in alone_]))
 
 
 @pytest.mark.parametrize(("size", "most"), [(0.0, 2.1), (0.3, 1.4), (3.0, 1.1)])
@@ -189,6 +190,30 @@ def test_the_error_of_a_signal_is_its_spread_from_set_to_set(size, most):
     found = [gradient_noise(some) for some in draws]
     spread = np.std([x.signal for x in found])
     assert 0.95 < np.sqrt(np.mean([x.error**2 for x in found])) / spread < most
+
+
+def test_the_error_is_a_jackknife_over_rollouts():
+    rng = np.random.default_rng(2)
+    draws, span = 0.5 + rng.standard_normal((6, 3, 4)), 1
+
+    def signal(kept: list[int]) -> float:
+        pairs = [draws[a, i] @ draws[b, i] for a in kept for b in kept if abs(a - b) > span for i in range(3)]
+        return float(np.mean(pairs))
+
+    without = [signal([b for b in range(6) if b != a]) for a in range(6)]
+    found = gradient_noise(draws, span)
+    assert found.signal == pytest.approx(signal(list(range(6))))
+    assert found.error == pytest.approx(np.sqrt(5 / 6 * np.sum((np.array(without) - np.mean(without)) ** 2)))
+
+
+def test_what_goes_on_in_the_next_rollout_is_no_signal():
+    """Half of the variance is shared by neighbours, and none by others."""
+    rng = np.random.default_rng(3)
+    parts = rng.standard_normal((1000, 21, 8))
+    draws = 0.2 + (parts[:, 1:] + parts[:, :-1]) / np.sqrt(2)
+    with_neighbours, apart = (np.mean([gradient_noise(some, span).signal for some in draws]) for span in (0, 1))
+    assert apart == pytest.approx(8 * 0.04, abs=0.03)
+    assert with_neighbours > apart + 0.2
 
 
 def test_gradients_without_chance_have_no_noise():

@@ -33,7 +33,7 @@ def test_a_run_whose_answer_is_known(saved: Path, tmp_path: Path, capsys: pytest
     assert found["dropped"]["return"]["mean"][-1] == -0.75
     np.testing.assert_allclose(np.diagonal(found["gradient"]), 1)
     team, own = found["noise"]["all agents"], found["noise"]["one agent"]
-    assert list(found["noise"]) == ["all agents", "one agent"] and own["noise"] > 2 * team["noise"] > 0
+    assert list(found["noise"]) == ["all agents", "one agent"] and own["variance"] > 2 * team["variance"] > 0
     assert any(line.startswith("  one agent") and "at least" in line for line in lines)
     assert found["layers"]["head"]["rank"] == pytest.approx([1] * 4)
     assert found["left_out"] == []
