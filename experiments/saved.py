@@ -69,7 +69,7 @@ def find_row(path: Path, seed: int | None, row: int | None) -> int:
     if row is not None:
         require(0 <= row < len(seeds), f"the rows of this run are 0 to {len(seeds) - 1}, got {row}")
         require(
-            seed in (None, seeds[row]), f"row {row} of this run has seed {seeds[row]}, not {seed}; name one of both"
+            seed in (None, seeds[row]), f"row {row} of this run has seed {seeds[row]}, not {seed}; name one of the two"
         )
         return row
     require(
