@@ -57,8 +57,6 @@ class DiagnoseConfig:
 
     def __post_init__(self) -> None:
         require(self.episodes > 0, f"episodes must be positive, got {self.episodes}")
-        least = self.rollouts is None or self.rollouts >= 8
-        require(least, f"rollouts must be 8 or more, got {self.rollouts}")
         require(self.draw >= 0, f"draw must be 0 or more, got {self.draw}")
 
 

@@ -122,7 +122,7 @@ def diagnose(
         greedy: evaluations take the most probable actions; what is watched is always sampled, as in training.
         status: is told what happens.
     """
-    span = _span(system)
+    span = _span(system.config, system.env.spec)
     rollouts, least = max(32, 4 * span) if rollouts is None else rollouts, max(8, 2 * span + 2)
     require(rollouts >= least, f"rollouts must be {least} or more, as an episode may take {span}; got {rollouts}")
     spec, sharing = system.env.spec, system.actor.sharing
@@ -177,7 +177,7 @@ def _why_none(system: System) -> str:
 
 def _watching(config: Config, spec: EnvSpec, episodes: int) -> Config:
     """The settings of a rollout in which every environment can play an episode to its end."""
-    length = config.rollout_length * -(-spec.episode_limit // config.rollout_length)
+    length = config.rollout_length * _span(config, spec)
     return replace(
         config,
         rollout_length=length,
@@ -221,9 +221,9 @@ def _how_they_act(
     return found._replace(samples=samples, distance=in_place, distance_with_ids=with_ids)
 
 
-def _span(system: System) -> int:
+def _span(config: Config, spec: EnvSpec) -> int:
     """How many rollouts the longest episode takes."""
-    return -(-system.env.spec.episode_limit // system.config.rollout_length)
+    return -(-spec.episode_limit // config.rollout_length)
 
 
 def draw_gradients(
@@ -246,11 +246,11 @@ def draw_gradients(
         later, trajectory, _ = collect(team, weights, learner.critic, now, key)
         return later, diversity.gradients(team, learner, trajectory), trajectory.alive.sum(axis=(0, 1))
 
-    first = _span(team)
+    first = _span(team.config, team.env.spec)
     now, found = initial_state(team, start_key), []
-    for k, key in enumerate(jax.random.split(play_key, first + rollouts)):
+    for k, rollout_key in enumerate(jax.random.split(play_key, first + rollouts)):
         status(f"gradient {k - first + 1} of {rollouts}" if k >= first else "playing first episodes")
-        now, *drawn = next_one(now, learner, key)
+        now, *drawn = next_one(now, learner, rollout_key)
         if k >= first:
             found.append([np.asarray(x) for x in drawn])
     gradients, samples = (np.stack(x) for x in zip(*found, strict=True))

@@ -46,7 +46,7 @@ def test_a_run_whose_answer_is_known(saved: Path, tmp_path: Path, capsys: pytest
     ("argv", "said"),
     [
         (("--episodes", "0"), "episodes must be positive, got 0"),
-        (("--rollouts", "7"), "rollouts must be 8 or more, got 7"),
+        (("--rollouts", "7"), "rollouts must be 8 or more, as an episode may take 1; got 7"),
         (("--seed", "5"), "the seeds of this run are 3 to 4, got 5"),
         (("--row", "1", "--seed", "3"), "row 1 of this run has seed 4, not 3; name one of the two"),
         (("--row", "2"), "the rows of this run are 0 to 1, got 2"),
