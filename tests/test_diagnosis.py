@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 
 import jax
@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from helpers import KEY, make_diary, random_params, small_config, with_roles
 
+from lorasa_jax import diversity
 from lorasa_jax.corrections import corrections
 from lorasa_jax.diagnosis import (
     DROPPED,
     Diagnosis,
     _how_they_learn,
     diagnose,
+    draw_gradients,
     drop_changes,
     make_player,
     names_of,
@@ -26,9 +28,10 @@ from lorasa_jax.diagnosis import (
 from lorasa_jax.diversity import gradient_noise
 from lorasa_jax.envs.toy import make_toy
 from lorasa_jax.figures import pictures
+from lorasa_jax.rollout import collect, initial_state
 from lorasa_jax.sharing import SCHEMES
 from lorasa_jax.system import System, alone, is_two_phase, make_system, own_weights
-from lorasa_jax.types import Learner
+from lorasa_jax.types import Learner, Weights
 
 N = 3
 ASKS = (0, 0, 2)
@@ -108,6 +111,26 @@ def test_of_roles_that_change_only_the_corrections_are_told():
     assert found.swap is found.distance is found.dropped is found.gradient is None
     assert len(found.left_out) == 1 and "no agent has weights of its own" in found.left_out[0]
     assert set(pictures(found)) == {"layers", "sparsity"}
+
+
+def test_gradients_are_those_of_rollouts_that_follow_the_first_episodes():
+    system = make_system(small_config(sharing="lorasa", rollout_length=2), make_diary(N), adapting=True)
+    team, span = alone(system), -(-system.env.spec.episode_limit // 2)
+    learner = learner_of(system, own_weights(system, random_params(system.actor)))
+    said: list[str] = []
+    gradients, samples = draw_gradients(team, learner, KEY, 3, said.append)
+    assert span > 1 and said == ["playing first episodes"] * span + [f"gradient {k} of 3" for k in (1, 2, 3)]
+
+    start_key, play_key = jax.random.split(KEY)
+    now, play = initial_state(team, start_key), jax.jit(partial(collect, team))
+    for k, key in enumerate(jax.random.split(play_key, span + 3)):
+        now, trajectory, _ = play(Weights(learner.actor, learner.inputs), learner.critic, now, key)
+        if k >= span:
+            expected = jax.jit(partial(diversity.gradients, team))(learner, trajectory)
+            np.testing.assert_allclose(gradients[k - span], expected, atol=1e-5)
+            np.testing.assert_array_equal(samples[k - span], trajectory.alive.sum(axis=(0, 1)))
+    assert gradients.shape[:2] == samples.shape == (3, N)
+    assert np.abs(gradients[0] - gradients[1]).max() > 1e-3
 
 
 def test_noise_is_told_of_all_samples_of_those_of_a_role_and_of_one_agent():
