@@ -323,7 +323,8 @@ def fill(
     except Diverged as error:
         write_json(directory / "diverged.json", describe(error, run_dir))
         kept = f"; the state before is {saver.newest()}" if saver.newest() else ""
-        fail(f"the run diverged: {error}; what was measured until then is in {directory}{kept}")
+        verdict = "the environment is at fault" if error.culprit else "the run diverged"
+        fail(f"{verdict}: {error}; what was measured until then is in {directory}{kept}")
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

@@ -6,28 +6,19 @@ error is a `ConfigError` whose one line says what was expected.
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from lorasa_jax.checks import LARGEST_INT, conform, nearest, require, require_in_range, require_positive
+from lorasa_jax.checks import ConfigError as ConfigError
 
-class ConfigError(Exception):
-    """A setting that cannot work; the message is one line for the user."""
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Returns `` (did you mean 'x'?)`` for the closest known words, or nothing."""
-    hits = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
-    return f" (did you mean {' or '.join(repr(hit) for hit in hits)}?)" if hits else ""
-
-
-def require(condition: bool, message: str) -> None:
-    """Raises `ConfigError` with `message` unless the condition holds."""
-    if not condition:
-        raise ConfigError(message)
+LARGEST_SEED = 2**32 - 1
+"""Keys are made of 32 bits; a larger seed would be a smaller one."""
+LARGEST_BUDGET = 2**53
+"""Steps that can be counted exactly in JSON."""
 
 
 def changed_settings(
@@ -44,12 +35,6 @@ def changed_settings(
 
 
 AdapterKey = Literal["agent", "unit_type", "unit_type,agent"]
-
-
-def _positive(section: object, *names: str) -> None:
-    for name in names:
-        value = getattr(section, name)
-        require(value > 0, f"{name.replace('_', '-')} must be positive, got {value}")
 
 
 @dataclass(frozen=True)
@@ -77,10 +62,15 @@ class NetworkConfig:
     gain_after: float = math.sqrt(2)
     """Orthogonal gain of the dense layers after the GRU."""
 
+    prefix: ClassVar[str] = "actor."
+
     def __post_init__(self) -> None:
-        _positive(self, "hidden")
-        require(self.layers >= 0, f"layers must be 0 or more, got {self.layers}")
-        require(self.layers_after >= 0, f"layers-after must be 0 or more, got {self.layers_after}")
+        conform(self, self.prefix)
+        require_positive(self, self.prefix, "hidden")
+        for name in ("layers", "layers_after"):
+            value = getattr(self, name)
+            require(value >= 0, f"{self.prefix}{name.replace('_', '-')} must be 0 or more, got {value}")
+        require_in_range(self, self.prefix)
         require(
             self.recurrent or self.layers + self.layers_after > 0, "a feed-forward network needs at least one layer"
         )
@@ -106,6 +96,8 @@ class CriticConfig(NetworkConfig):
     and are paid the same, else agent."""
     separate: bool = False
     """A critic's network for every agent, instead of one for all; not with scope team."""
+
+    prefix: ClassVar[str] = "critic."
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -166,17 +158,21 @@ class PPOConfig:
     """Let the critic work in units of the running mean and deviation of the returns."""
 
     def __post_init__(self) -> None:
-        _positive(
-            self, "epochs", "minibatches", "lr", "critic_lr", "adam_eps", "max_grad_norm",
+        conform(self, "ppo.")
+        require_positive(
+            self, "ppo.", "epochs", "minibatches", "lr", "critic_lr", "adam_eps", "max_grad_norm",
             "clip_eps", "value_clip", "huber_delta",
         )  # fmt: skip
-        require(self.adapter_lr is None or self.adapter_lr > 0, f"adapter-lr must be positive, got {self.adapter_lr}")
+        rate = self.adapter_lr
+        require(rate is None or rate > 0, f"ppo.adapter-lr must be positive, got {rate}")
         for name in ("gamma", "gae_lambda"):
             value = getattr(self, name)
-            require(0 <= value <= 1, f"{name.replace('_', '-')} must lie in [0, 1], got {value}")
+            require(0 <= value <= 1, f"ppo.{name.replace('_', '-')} must lie in [0, 1], got {value}")
         for name in ("chunk_length", "entropy_coef", "value_coef"):
             value = getattr(self, name)
-            require(value >= 0, f"{name.replace('_', '-')} must be 0 or more, got {value}")
+            require(value >= 0, f"ppo.{name.replace('_', '-')} must be 0 or more, got {value}")
+        # Infinite bounds mean that there is no bound.
+        require_in_range(self, "ppo.", ("max_grad_norm", "clip_eps", "value_clip", "huber_delta"))
 
 
 @dataclass(frozen=True)
@@ -192,6 +188,9 @@ class SmaxConfig:
     normalise_state: bool = True
     """Scale the critic's global state to [0, 1]; false: positions and cooldowns in raw units."""
 
+    def __post_init__(self) -> None:
+        conform(self, "smax.")
+
 
 @dataclass(frozen=True)
 class MabraxConfig:
@@ -205,7 +204,9 @@ class MabraxConfig:
     """Who sees what: kinematic: by the robot's tree of joints; upstream: JaxMARL's tables, for its five tasks."""
 
     def __post_init__(self) -> None:
-        require(self.obsk is None or self.obsk >= 0, f"obsk must be 0 or more, got {self.obsk}")
+        conform(self, "mabrax.")
+        require_in_range(self, "mabrax.")
+        require(self.obsk is None or self.obsk >= 0, f"mabrax.obsk must be 0 or more, got {self.obsk}")
         require(
             self.obsk is None or self.maps == "kinematic",
             f"mabrax.obsk {self.obsk} has no meaning under mabrax.maps upstream, whose tables are fixed; leave one out",
@@ -289,10 +290,19 @@ class Config:
     mabrax: MabraxConfig = field(default_factory=MabraxConfig)
 
     def __post_init__(self) -> None:
+        conform(self)
+        require(
+            not isinstance(self.actor, CriticConfig),
+            "actor must be a NetworkConfig; the settings that a CriticConfig has besides are the critic's alone",
+        )
         if not self.task:
             object.__setattr__(self, "task", TASKS[self.env])
-        _positive(self, "seeds", "total_steps", "rank", "n_envs", "rollout_length", "evaluations", "eval_episodes")
+        require_positive(
+            self, "", "seeds", "total_steps", "rank", "n_envs", "rollout_length", "evaluations", "eval_episodes"
+        )
         require(self.seed >= 0, f"seed must be 0 or more, got {self.seed}")
+        require_in_range(self, "", ("seed", "total_steps", "switch_step"))
+        self._check_seeds()
         require(self.alpha is None or self.alpha > 0, f"alpha must be positive, got {self.alpha}")
         require(
             self.groups is None or set(self.groups) == set(range(max(self.groups, default=0) + 1)),
@@ -303,8 +313,23 @@ class Config:
         self.adapted_layers  # noqa: B018  (raises where the placement names no layer)
         self.adapter_levels  # noqa: B018  (raises where the ranks do not fit the levels)
 
+    def _check_seeds(self) -> None:
+        last = self.seed + self.seeds - 1
+        counted = f"; the last of {self.seeds} seeds would be {last}" if self.seeds > 1 else ""
+        require(last <= LARGEST_SEED, f"seed must be at most {LARGEST_SEED:,}, got {self.seed}{counted}")
+
     def _check_budget(self) -> None:
         batch = self.steps_per_iteration
+        require(
+            batch <= LARGEST_INT,
+            f"one iteration can have {LARGEST_INT:,} steps at most: {self.n_envs:,} environments x "
+            f"{self.rollout_length:,} steps = {batch:,}; lower n-envs or rollout-length",
+        )
+        require(
+            self.total_steps <= LARGEST_BUDGET and self.iterations <= LARGEST_INT,
+            f"total-steps must be at most {LARGEST_BUDGET:,} and {LARGEST_INT:,} iterations, got {self.total_steps:,} "
+            f"steps in {self.iterations:,} iterations",
+        )
         require(
             self.total_steps >= batch,
             f"total-steps {self.total_steps:,} is less than one iteration: {self.n_envs} environments x "

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from lorasa_jax.config import Config
+from lorasa_jax.config import Config, ConfigError
 from lorasa_jax.devices import Shard, choose_layout, fetch
 from lorasa_jax.envs.base import Env
+from lorasa_jax.envs.checks import describe_faults, first_not_finite, require_fits
 from lorasa_jax.grouping import with_groups
 from lorasa_jax.programs import Programs, over_seeds
 from lorasa_jax.run_state import (
@@ -67,7 +68,7 @@ class _Runner:
         names: Sequence[str] | None = None,
         shard: Shard = "auto",
     ):
-        self.config, self.listener = config, listener
+        self.config, self.spec, self.listener = config, env.spec, listener
         self.names = names or [f"seed {config.seed + k}" for k in range(config.seeds)]
         self.layout = choose_layout(shard, config.seeds, config, listener.status)
         self.two_phase = is_two_phase(config, env)
@@ -159,14 +160,14 @@ class _Runner:
         flags = self.layout.place(active)
         train, metrics = programs[f"{phase} update"](train, rollout, trajectory, flags)
         measured = fetch({**episodes, **metrics})
+        env_steps = after * config.steps_per_iteration
+        self._check_finite(measured, active, env_steps, state, trajectory)
         programs.idle()
         due = after[np.argmax(active)] % state.evaluation_interval == 0
         evaluation = self.evaluate(phase, train) if due else None
         if due:
             state = self._with_chance(state)
-        report = Report(phase, after * config.steps_per_iteration, active, measured, evaluation)
-        self._check_finite(report, state)
-
+        report = Report(phase, env_steps, active, measured, evaluation)
         curve, best = state.curve, state.best
         if evaluation is not None:
             best = self._better(phase, best, train, evaluation)
@@ -208,18 +209,25 @@ class _Runner:
             return True  # the last iteration is left to the adapters, however short the run
         if not state.curve or state.curve[-1].step != now * config.steps_per_iteration:
             return False  # nothing new is known
-        return should_switch(
-            state.curve, k, state.random_return[k], config.total_steps, self.trainers[SHARED].system.env.spec.winnable
-        )
+        return should_switch(state.curve, k, state.random_return[k], config.total_steps, self.spec.winnable)
 
-    def _check_finite(self, report: Report, before: RunState) -> None:
+    def _check_finite(
+        self,
+        measured: dict[str, np.ndarray],
+        active: np.ndarray,
+        env_steps: np.ndarray,
+        before: RunState,
+        trajectory: Trajectory,
+    ) -> None:
         for name in MUST_BE_FINITE:
-            bad = report.active & ~np.isfinite(report.metrics[name])
+            bad = active & ~np.isfinite(measured[name])
             if bad.any():
                 row = int(np.argmax(bad))
-                step, value = int(report.env_steps[row]), float(report.metrics[name][row])
+                step, value = int(env_steps[row]), float(measured[name][row])
                 iteration = step // self.config.steps_per_iteration
-                raise Diverged(name, value, row, self.names[row], step, iteration, before)
+                shown = fetch((trajectory.obs, trajectory.state, trajectory.reward))
+                culprit = first_not_finite(self.spec, *(array[row] for array in shown))
+                raise Diverged(name, value, row, self.names[row], step, iteration, before, culprit)
 
     def evaluate(self, phase: str, train: TrainState, greedy: bool = True) -> dict[str, np.ndarray]:
         """Returns the evaluation of every seed."""
@@ -243,7 +251,11 @@ class _Runner:
 
     def _play(self, weights: Weights, train: TrainState, greedy: bool) -> dict[str, np.ndarray]:
         flags = self.layout.place(np.full(self.config.seeds, greedy))
-        return fetch(self.programs["evaluate"](weights, train.key, train.iteration, flags))
+        played = fetch(self.programs["evaluate"](weights, train.key, train.iteration, flags))
+        fault = describe_faults(self.spec, played.pop("faults"))
+        if fault is not None:
+            raise ConfigError(f"{fault}; mend the environment")
+        return played
 
     def finish(self, state: RunState) -> Result:
         """Evaluates a run that has spent its budget."""
@@ -297,10 +309,13 @@ def run(
             more of them busy.
 
     Raises:
-        ConfigError: the configuration does not fit the environment.
+        ConfigError: the configuration does not fit the environment, or the environment its spec. Values that it
+            shows are checked in evaluations.
         Diverged: a loss or gradient is no longer finite.
     """
     listener = listener or Silent()
+    if config.env == "own":
+        require_fits(env)
     runner = _Runner(with_groups(config, env, listener.status), env, listener, start, names, shard)
     try:
         return _run(runner, start, save or (lambda state: None))

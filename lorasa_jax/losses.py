@@ -25,6 +25,18 @@ def normalise_advantages(advantage: Float[Array, "..."], mask: Bool[Array, "..."
     return (advantage - mean) / (jnp.sqrt(variance) + 1e-5)
 
 
+def approximate_kl(
+    log_prob: Float[Array, "... R"], old_log_prob: Float[Array, "... R"], parts: Bool[Array, "... R"]
+) -> Float[Array, "..."]:
+    """Returns an estimate of KL(old || new) from each sample: pi / pi_old - 1 - log(pi / pi_old) >= 0, in nats.
+
+    The parts of an action add up. Its mean over samples of the old policy has no bias. Source: Schulman 2020,
+    "Approximating KL divergence".
+    """
+    log_ratio = log_prob - old_log_prob
+    return jnp.sum(jnp.where(parts, jnp.exp(log_ratio) - 1 - log_ratio, 0.0), axis=-1)
+
+
 def policy_loss(
     log_prob: Float[Array, "L B M R"],
     old_log_prob: Float[Array, "L B M R"],
@@ -50,8 +62,7 @@ def policy_loss(
 
     Source: PPO (Schulman et al. 2017); MAPPO (Yu et al. 2022); A2PO (Wang et al. 2023) for the preceding factor.
     """
-    log_ratio = log_prob - old_log_prob
-    ratio = jnp.exp(log_ratio)
+    ratio = jnp.exp(log_prob - old_log_prob)
     joint = ratio * jnp.clip(preceding, 1 - clip_eps / 2, 1 + clip_eps / 2)[..., None]
     clipped = jnp.clip(joint, 1 - clip_eps, 1 + clip_eps)
     worse = jnp.minimum(joint * advantage[..., None], clipped * advantage[..., None])
@@ -62,7 +73,6 @@ def policy_loss(
     info = {
         "policy_loss": -masked_mean(surrogate, mask),
         "entropy": masked_mean(entropy, mask),
-        "kl": masked_mean(jnp.sum(jnp.where(parts, ratio - 1 - log_ratio, 0.0), axis=-1), mask),
         "clip_fraction": masked_mean((jnp.abs(joint - 1) > clip_eps).astype(jnp.float32), counts),
     }
     return -jnp.sum(per_agent / pool), info

@@ -11,11 +11,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from lorasa_jax import ids
 from lorasa_jax.adapters import multiplied_out, side_by_side
+from lorasa_jax.checks import require
 from lorasa_jax.networks import Network
 from lorasa_jax.sharing import Level, Sharing
 from lorasa_jax.types import PolicyParams, PyTree
@@ -52,14 +54,19 @@ class Policy(NamedTuple):
     unroll: Callable[..., tuple[Array, Array]]
 
 
-def make_policy(sharing: Sharing, network: Network, obs_dim: int, obs_widths: tuple[int, ...] | None = None) -> Policy:
+def make_policy(sharing: Sharing, network: Any, obs_dim: int, obs_widths: tuple[int, ...] | None = None) -> Policy:
     """Returns the policy of a team whose every agent sees `obs_dim` numbers, its id apart.
 
     Args:
         sharing: the scheme.
-        network: of one agent.
+        network: of one agent: a `Network`, or a Flax module that is called as it is, with a `config` and a
+            `carry_width`.
         obs_dim: D.
         obs_widths: the leading columns that mean something to each agent; None: all.
+
+    Raises:
+        ConfigError: the network would normalise all that an agent sees to a constant, or, where agents own something,
+            a network of another kind than `Network` does not use all of it.
     """
     n_agents = sharing.n_agents
     n_ids = n_agents if sharing.agent_id else 0
@@ -67,6 +74,11 @@ def make_policy(sharing: Sharing, network: Network, obs_dim: int, obs_widths: tu
     alone = {name: n_ids > 0 and level.owner == tuple(range(n_agents)) for name, level in sharing.stacks.items()}
     width = obs_dim + n_ids
     valid = None if obs_widths is None else jnp.arange(obs_dim) < jnp.array(obs_widths)[:, None]
+    require(
+        not network.config.input_norm or n_ids > 0 or min(obs_widths or (obs_dim,)) > 1,
+        "an input of one number becomes a constant when it is normalised, so the network would see nothing; set "
+        "actor.input_norm and critic.input_norm to False, or let agents see more",
+    )
 
     def init_trunk(key: PRNGKeyArray) -> dict:
         carry, x = jnp.zeros((1, network.carry_width)), jnp.zeros((1, 1, width))
@@ -196,7 +208,7 @@ def make_policy(sharing: Sharing, network: Network, obs_dim: int, obs_widths: tu
             trunks, own, members, carry, obs, first, means, owners
         )  # fmt: skip
 
-    return Policy(
+    policy = Policy(
         sharing=sharing,
         init=init,
         graft=graft,
@@ -206,3 +218,31 @@ def make_policy(sharing: Sharing, network: Network, obs_dim: int, obs_widths: tu
         initial_carry=lambda n_envs: jnp.zeros((n_envs, n_agents, network.carry_width)),
         unroll=unroll,
     )
+    if type(network) is not Network:
+        _require_all_used(policy, obs_dim, type(network).__name__)
+    return policy
+
+
+def _require_all_used(policy: Policy, obs_dim: int, name: str) -> None:
+    """Raises `ConfigError` where the outputs of a team do not depend on something that its agents own."""
+    params = jax.eval_shape(policy.init, jax.random.key(0))
+    stacks, layers = policy.sharing.split(params), ", ".join(params.shared)
+    for level in policy.sharing.stacks:
+        empty = not jax.tree.leaves(stacks[level])
+        require(not empty, f"the adapters fit no layer of the network {name}; its layers are {layers}")
+    n, zeros = policy.sharing.n_agents, jnp.zeros
+    owner = zeros((1, 1, n), int) if policy.sharing.changing else None
+    seen = policy.initial_carry(1), zeros((1, 1, n, obs_dim)), zeros((1, 1), bool)
+    traced = jax.make_jaxpr(lambda params: policy.unroll(params, *seen, owner=owner)[1])(params).jaxpr
+    live = {var for var in traced.outvars if not isinstance(var, jax.extend.core.Literal)}
+    for equation in reversed(traced.eqns):
+        if not live.isdisjoint(equation.outvars):
+            live.update(var for var in equation.invars if not isinstance(var, jax.extend.core.Literal))
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    for (path, _), var in zip(leaves, traced.invars, strict=True):
+        where = jax.tree_util.keystr(path, simple=True, separator="/")
+        require(
+            getattr(path[0], "name", "") != "agents" or var in live,
+            f"the network {name} does not use {where}, which agents own: its layers must read the collection `delta`, "
+            "as lorasa_jax.networks.Linear does; or choose a scheme without adapters",
+        )

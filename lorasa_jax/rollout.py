@@ -14,10 +14,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from lorasa_jax.devices import join, part, spread
 from lorasa_jax.envs.base import Env, TimeStep
+from lorasa_jax.envs.checks import FAULTS, find_faults
 from lorasa_jax.losses import masked_mean
 from lorasa_jax.system import System
 from lorasa_jax.types import Metrics, PolicyParams, PyTree, RolloutState, Trajectory, Weights
@@ -213,7 +214,7 @@ def record_episode(system: System, weights: Weights, key: PRNGKeyArray, greedy: 
 
     env_state, seen = jax.jit(env.reset)(reset_key)
     hidden, states = system.acting.initial_carry(1), [env_state]
-    while not (seen.terminated | seen.truncated):
+    while not (seen.terminated | seen.truncated) and len(states) <= env.spec.episode_limit:
         env_state, seen, hidden = step(jnp.asarray(len(states) - 1), env_state, seen, hidden)
         states.append(env_state)
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
@@ -222,8 +223,12 @@ def record_episode(system: System, weights: Weights, key: PRNGKeyArray, greedy: 
 def evaluate(
     system: System, weights: Weights, key: PRNGKeyArray, greedy: Bool[Array, ""] | bool
 ) -> dict[str, Float[Array, ""]]:
-    """Returns `return`, `win_rate` and `length`, means over whole episodes from fresh starts (`play_episodes`)."""
-    return {name: values.mean() for name, values in play_episodes(system, weights, key, greedy).items()}
+    """Returns `return`, `win_rate` and `length`, means over whole episodes from fresh starts (`play_episodes`).
+
+    Beside them stand `faults`: where the environment broke its spec (`lorasa_jax.envs.checks.find_faults`).
+    """
+    episodes, faults = _play(system, weights, key, greedy)
+    return {**{name: values.mean() for name, values in episodes.items()}, "faults": faults}
 
 
 def play_episodes(
@@ -239,17 +244,23 @@ def play_episodes(
         key: used for start states, actions and the environment's chance.
         greedy: take the most probable action; otherwise sample.
     """
+    return _play(system, weights, key, greedy)[0]
+
+
+def _play(
+    system: System, weights: Weights, key: PRNGKeyArray, greedy: Bool[Array, ""] | bool
+) -> tuple[dict[str, Float[Array, " E"]], Int[Array, " F"]]:
     env, episodes = system.env, system.config.eval_episodes
     reset_key, play_key = jax.random.split(key)
     env_state, timestep = spread(jax.vmap(env.reset)(jax.random.split(reset_key, episodes)))
     nothing_yet = jnp.zeros(episodes)
 
     def going_on(carry: tuple) -> Array:
-        t, _, _, _, over, _ = carry
+        t, _, _, _, over, *_ = carry
         return ~jnp.all(over) & (t < env.spec.episode_limit)
 
     def step(carry: tuple) -> tuple:
-        t, env_state, seen, hidden, over, tally = carry
+        t, env_state, seen, hidden, over, tally, faults = carry
         act_key, env_key = jax.random.split(jax.random.fold_in(play_key, t))
         seen = _standardised(system, weights, seen)
         hidden, params = _decide(system, weights, hidden, seen, jnp.full(episodes, t == 0))
@@ -259,7 +270,8 @@ def play_episodes(
         # Games are stepped until the last one is over, and what they say after their end is not looked at.
         new = (seen.reward.mean(axis=-1), seen.won, 1.0)
         tally = jax.tree.map(lambda sum_, now: sum_ + jnp.where(over, 0.0, now), tally, new)
-        return t + 1, env_state, seen, hidden, over | seen.terminated | seen.truncated, tally
+        faults = jnp.maximum(faults, find_faults(env.spec, seen, over, t + 1))
+        return t + 1, env_state, seen, hidden, over | seen.terminated | seen.truncated, tally, faults
 
     start = (
         0,
@@ -268,6 +280,7 @@ def play_episodes(
         system.acting.initial_carry(episodes),
         jnp.zeros(episodes, bool),
         (nothing_yet,) * 3,
+        jnp.full(len(FAULTS), -1, jnp.int32),
     )
-    *_, (total, won, length) = jax.lax.while_loop(going_on, step, start)
-    return {"return": total, "win_rate": won, "length": length}
+    *_, (total, won, length), faults = jax.lax.while_loop(going_on, step, start)
+    return {"return": total, "win_rate": won, "length": length}, faults

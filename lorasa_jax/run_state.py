@@ -136,6 +136,8 @@ class Silent:
 class Diverged(RuntimeError):
     """A quantity is no longer finite; the message says which, where it began, and in which row.
 
+    Where the environment showed what is not finite, the message names that instead.
+
     Attributes:
         quantity: its name among the metrics.
         value: what it became.
@@ -143,13 +145,24 @@ class Diverged(RuntimeError):
         iteration: of that row, counted from 1.
         phase: `shared` or `adapters`.
         before: the run before that iteration.
+        culprit: which entry of what the environment showed is not finite; None: all are.
     """
 
     def __init__(
-        self, quantity: str, value: float, row: int, name: str, env_steps: int, iteration: int, before: RunState
+        self,
+        quantity: str,
+        value: float,
+        row: int,
+        name: str,
+        env_steps: int,
+        iteration: int,
+        before: RunState,
+        culprit: str | None = None,
     ):
         where = f"in iteration {iteration} ({env_steps:,} steps, phase {before.phase})"
-        super().__init__(f"{quantity} became {value} for {name}, {where}")
+        what = culprit or f"{quantity} became {value}"
+        super().__init__(f"{what} for {name}, {where}")
+        self.culprit = culprit
         self.quantity, self.value, self.row, self.iteration = quantity, value, row, iteration
         self.phase, self.before = before.phase, before
 

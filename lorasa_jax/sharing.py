@@ -80,6 +80,11 @@ class Sharing:
         return self.n_trunks > 1 and any(level.owner != tuple(range(self.n_agents)) for level in self.levels)
 
     @property
+    def finest(self) -> tuple[tuple[int, ...] | None, int]:
+        """The owner of each agent, and how many owners there are: of the last level, or the trunks without levels."""
+        return (self.levels[-1].owner, self.levels[-1].n_owners) if self.levels else (self.groups, self.n_trunks)
+
+    @property
     def stacks(self) -> dict[str, Level]:
         """The levels by the name of their stack of slots: `agents` where there is but one, else their keys."""
         return {level.key if len(self.levels) > 1 else "agents": level for level in self.levels}

@@ -14,6 +14,7 @@ from lorasa_jax import distributions, normalize
 from lorasa_jax.config import Config, require
 from lorasa_jax.distributions import Distribution
 from lorasa_jax.envs.base import Env, EnvSpec
+from lorasa_jax.envs.checks import checked
 from lorasa_jax.networks import Network
 from lorasa_jax.normalize import InputNorm, ValueNorm
 from lorasa_jax.optim import Optimizer, slotted_adam
@@ -120,7 +121,7 @@ def make_system(config: Config, env: Env, *, adapting: bool = False) -> System:
 
     return System(
         config=config,
-        env=env,
+        env=checked(env),
         actor=actor,
         acting=acting,
         weights=weights,

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from lorasa_jax.advantages import traced_gae
-from lorasa_jax.batches import Batch, deal, make_batch, minibatch
-from lorasa_jax.losses import masked_mean, normalise_advantages, policy_loss, value_loss
+from lorasa_jax.batches import CARRIES, Batch, deal, make_batch, minibatch
+from lorasa_jax.losses import approximate_kl, masked_mean, normalise_advantages, policy_loss, value_loss
 from lorasa_jax.sharing import Level
 from lorasa_jax.system import System, trained_stacks
 from lorasa_jax.types import Learner, Metrics, PolicyParams, PyTree, Rates, Schedule, Trajectory
@@ -72,12 +72,55 @@ def run_schedule(
     for part, trained in zip(infos, (schedule.train_actor, schedule.train_critic), strict=True):
         info |= {name: jnp.sum(x) / jnp.sum(trained) for name, x in part.items()}
     explained = 1 - jnp.var(returns - value) / (jnp.var(returns) + 1e-8)
-    return progress.learner, {**info, "explained_variance": explained}
+    change = _policy_change(system, progress, trajectory, everyone)
+    return progress.learner, {**info, **change, "explained_variance": explained}
 
 
 def _counted(system: System, trajectory: Trajectory) -> Bool[Array, "T E N"]:
     """The samples that the policy loss is taken over."""
     return trajectory.alive if system.config.ppo.mask_dead else jnp.ones_like(trajectory.alive)
+
+
+def _policy_change(system: System, progress: Progress, trajectory: Trajectory, everyone: bool) -> Metrics:
+    """How far the policies are from those that played, at the end of an update.
+
+    `kl` is the mean of `approximate_kl` over samples; `kl_max` is the largest mean over the samples of one owner of
+    parameters: of an agent or a role, or of a trunk where nobody owns anything. Where all agents move at once, a
+    quarter of the steps is enough; elsewhere the probabilities of all steps are known already.
+    """
+    log_prob = progress.log_prob
+    if everyone:
+        trajectory = _a_quarter(system, trajectory)
+        log_prob = _log_prob_now(system, progress.learner.actor, trajectory, None)
+    mask, sharing = _counted(system, trajectory), system.actor.sharing
+    kl = approximate_kl(log_prob, trajectory.log_prob, system.dist.parts(trajectory.avail))
+    kl = jnp.where(mask, kl, 0.0)
+    owner, n_owners = sharing.finest
+
+    def total(x: Float[Array, "T E N"]) -> Float[Array, " K"]:
+        if owner is None:
+            return jnp.sum(x[..., None] * jax.nn.one_hot(trajectory.owner, n_owners), axis=(0, 1, 2))
+        return jnp.zeros(n_owners).at[jnp.array(owner)].add(jnp.sum(x, axis=(0, 1)))
+
+    sums, counts = total(kl), total(mask.astype(kl.dtype))
+    return {
+        "kl": jnp.sum(sums) / jnp.maximum(jnp.sum(counts), 1.0),
+        "kl_max": jnp.max(sums / jnp.maximum(counts, 1.0)),
+    }
+
+
+def _a_quarter(system: System, trajectory: Trajectory) -> Trajectory:
+    """Every fourth chunk of a rollout, or the first quarter of each chunk where there are fewer than four."""
+    length = system.config.chunk_length
+    chunks = len(trajectory.first) // length
+    stride, kept = (4, length) if chunks >= 4 else (1, -(-length // 4))
+
+    def pick(x: Array) -> Array:
+        return jax.lax.collapse(x.reshape(chunks, length, *x.shape[1:])[::stride, :kept], 0, 2)
+
+    carries = {name: getattr(trajectory, name)[::stride] for name in CARRIES}
+    rest = {name: x for name, x in trajectory._asdict().items() if name not in (*CARRIES, "inputs")}
+    return trajectory._replace(**jax.tree.map(pick, rest), **carries)
 
 
 def _advantages(
@@ -150,11 +193,16 @@ def _log_prob_now(
         return x if block is None else jnp.take(x, block, axis=2)
 
     def chunks(x: Array) -> Array:
-        return x.reshape(-1, system.config.chunk_length, *x.shape[1:])
+        return x.reshape(len(trajectory.actor_carry), -1, *x.shape[1:])
+
+    def unroll(carry: Array, obs: Array, first: Array, owner: PyTree) -> Array:
+        return system.actor.unroll(params, carry, obs, first, block, owner if system.actor.sharing.changing else None)[
+            1
+        ]
 
     obs, first = pick(trajectory.obs), pick(system.actor_first(trajectory.first, trajectory.alive))
-    unroll = jax.vmap(lambda *inputs: system.actor.unroll(params, *inputs, block)[1])
-    logits = jax.lax.collapse(unroll(pick(trajectory.actor_carry), chunks(obs), chunks(first)), 0, 2)
+    steps = jax.tree.map(chunks, (obs, first, trajectory.owner))
+    logits = jax.lax.collapse(jax.vmap(unroll)(pick(trajectory.actor_carry), *steps), 0, 2)
     return system.dist.log_prob(system.dist.mask(logits, pick(trajectory.avail)), pick(trajectory.action))
 
 

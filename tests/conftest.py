@@ -1,6 +1,7 @@
 """What must stand before any test imports jax or the package."""
 
 import os
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -9,9 +10,13 @@ from jaxtyping import install_import_hook
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-# Every function and dataclass of the package checks its annotations, shapes included, and
+PACKAGE = Path(__file__).parents[1] / "lorasa_jax"
+# Settings and specs of environments check, and convert, their fields themselves.
+MODULES = {".".join(("lorasa_jax", *path.relative_to(PACKAGE).with_suffix("").parts)) for path in PACKAGE.rglob("*.py")}
+MODULES -= {"lorasa_jax.config", "lorasa_jax.checks", "lorasa_jax.envs.base"}
+# Every other function and dataclass of the package checks its annotations, shapes included, and
 # raises where they do not hold. As for a type checker, an int is a good float.
-install_import_hook("lorasa_jax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+install_import_hook(sorted(MODULES), "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 # The first example of a property compiles, which no deadline allows for.
 hypothesis.settings.register_profile("lorasa_jax", deadline=None)

@@ -217,6 +217,41 @@ def make_diary(n: int = 3) -> Env:
     return Env(EnvSpec("diary", n, 4, 2, 3, DIARY_LIMIT, team_reward=True), reset, step)
 
 
+def make_bits(change: Callable[[TimeStep], TimeStep] = lambda seen: seen) -> Env:
+    """Two agents are shown a bit for three steps, and are paid as a team for the share that names it.
+
+    Args:
+        change: what is shown, as it should be, to what is shown in truth.
+    """
+    spec = EnvSpec("bits", 2, 3, 3, 2, 3, team_reward=True, winnable=False)
+
+    def show(state: dict[str, Array], reward: Array) -> TimeStep:
+        view = jnp.stack([state["bit"], 1 - state["bit"], state["time"]]).astype(jnp.float32)
+        return change(
+            TimeStep(
+                obs=jnp.tile(view, (2, 1)),
+                state=view,
+                avail=jnp.ones((2, 2), bool),
+                alive=jnp.ones(2, bool),
+                reward=jnp.full(2, reward),
+                terminated=jnp.zeros((), bool),
+                truncated=state["time"] >= 3,
+                won=jnp.zeros((), bool),
+            )
+        )
+
+    def reset(key: Array) -> tuple[dict[str, Array], TimeStep]:
+        state = {"bit": jax.random.bernoulli(key).astype(jnp.int32), "time": jnp.int32(0)}
+        return state, show(state, jnp.float32(0))
+
+    def step(key: Array, state: dict[str, Array], action: Array) -> tuple[dict[str, Array], TimeStep]:
+        right = jnp.mean((action == state["bit"]).astype(jnp.float32))
+        after = {"bit": jax.random.bernoulli(key).astype(jnp.int32), "time": state["time"] + 1}
+        return after, show(after, right)
+
+    return Env(spec, reset, step)
+
+
 def check_shapes(env: Env) -> None:
     """What a reset and a step show is what the spec says, and a state has the same types after both."""
     spec, n = env.spec, env.spec.n_agents

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import math
 import subprocess
 import sys
+from dataclasses import asdict, replace
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorasa_jax.config import Config, ConfigError, NetworkConfig, PPOConfig, nearest, require
+from lorasa_jax.config import (
+    Config,
+    ConfigError,
+    CriticConfig,
+    MabraxConfig,
+    NetworkConfig,
+    PPOConfig,
+    SmaxConfig,
+    nearest,
+    require,
+)
 
 BATCH = 32 * 160
 
@@ -41,13 +57,46 @@ def feed_forward(**changes) -> NetworkConfig:
         ),
         (lambda: Config(actor=feed_forward(), placement=("recurrent",)), "placement 'recurrent' names no layer"),
         (lambda: feed_forward(layers=0, layers_after=0), "a feed-forward network needs at least one layer"),
-        (lambda: NetworkConfig(hidden=0), "hidden must be positive, got 0"),
-        (lambda: NetworkConfig(layers=-1), "layers must be 0 or more, got -1"),
-        (lambda: PPOConfig(gamma=1.1), "gamma must lie in [0, 1], got 1.1"),
-        (lambda: PPOConfig(gae_lambda=-0.1), "gae-lambda must lie in [0, 1], got -0.1"),
-        (lambda: PPOConfig(epochs=0), "epochs must be positive, got 0"),
-        (lambda: PPOConfig(entropy_coef=-1.0), "entropy-coef must be 0 or more, got -1.0"),
-        (lambda: PPOConfig(lr=float("nan")), "lr must be positive, got nan"),
+        (lambda: NetworkConfig(hidden=0), "actor.hidden must be positive, got 0"),
+        (lambda: NetworkConfig(layers=-1), "actor.layers must be 0 or more, got -1"),
+        (lambda: PPOConfig(gamma=1.1), "ppo.gamma must lie in [0, 1], got 1.1"),
+        (lambda: PPOConfig(gae_lambda=-0.1), "ppo.gae-lambda must lie in [0, 1], got -0.1"),
+        (lambda: PPOConfig(epochs=0), "ppo.epochs must be positive, got 0"),
+        (lambda: PPOConfig(entropy_coef=-1.0), "ppo.entropy-coef must be 0 or more, got -1.0"),
+        (lambda: PPOConfig(lr=float("nan")), "ppo.lr must be positive, got nan"),
+        (lambda: Config(sharing="lorsa"), "sharing must be one of ps | ps_id | "),
+        (
+            lambda: Config(time_limit="Bootstrap"),
+            "time-limit must be one of bootstrap | terminal, got 'Bootstrap' (did you mean 'bootstrap'?)",
+        ),
+        (
+            lambda: PPOConfig(ratio="per-dim"),
+            "ppo.ratio must be one of joint | per_dim, got 'per-dim' (did you mean 'per_dim'?)",
+        ),
+        (lambda: Config(reset_on_death="False"), "reset-on-death must be True or False, got 'False'"),
+        (lambda: Config(reset_on_death=0), "reset-on-death must be True or False, got 0"),
+        (lambda: Config(seed="3"), "seed must be a whole number, got '3'"),
+        (lambda: Config(seed=True), "seed must be a whole number, got True"),
+        (lambda: Config(rank=2.5), "rank must be a whole number, got 2.5"),
+        (lambda: Config(switch_step="Auto"), "switch-step must be a whole number or auto, got 'Auto' (did you mean "),
+        (lambda: Config(placement="all"), "placement must be a list of entries that are each a word, got 'all'"),
+        (lambda: Config(ranks=(1.5,)), "ranks must be a list of entries that are each a whole number or left out"),
+        (lambda: PPOConfig(lr=True), "ppo.lr must be a number, got True"),
+        (lambda: PPOConfig(lr="3e-4"), "ppo.lr must be a number, got '3e-4'"),
+        (lambda: Config(ppo={"lr": 1e-3}), "ppo must be a PPOConfig, got {'lr': 0.001}"),
+        (lambda: Config(critic=NetworkConfig()), "critic must be a CriticConfig, got NetworkConfig("),
+        (lambda: Config(actor=CriticConfig()), "actor must be a NetworkConfig; "),
+        (lambda: SmaxConfig(attack_mode="Random"), "smax.attack-mode must be one of closest | random, got 'Random'"),
+        (lambda: MabraxConfig(obsk=-1), "mabrax.obsk must be 0 or more, got -1"),
+        (lambda: Config(seed=2**32), "seed must be at most 4,294,967,295, got 4294967296"),
+        (lambda: Config(seed=2**32 - 1, seeds=2), "seed must be at most 4,294,967,295, got 4294967295; the last of 2"),
+        (lambda: Config(n_envs=10**20), "n-envs must be at most 2,147,483,647 in size"),
+        (lambda: Config(ranks=(10**20,)), "ranks must be at most 2,147,483,647 in size"),
+        (lambda: Config(n_envs=2**20, rollout_length=10_240), "one iteration can have 2,147,483,647 steps at most"),
+        (lambda: Config(total_steps=10**20), "total-steps must be at most 9,007,199,254,740,992 and 2,147,483,647"),
+        (lambda: PPOConfig(lr=1e300), "ppo.lr must be a finite number that float32 can hold, got 1e+300"),
+        (lambda: PPOConfig(adam_eps=1e-60), "ppo.adam-eps must be a finite number that float32 can hold, got 1e-60"),
+        (lambda: PPOConfig(entropy_coef=math.inf), "ppo.entropy-coef must be a finite number that float32 can hold"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(make, message):
@@ -55,6 +104,27 @@ def test_what_cannot_work_is_refused_in_one_line(make, message):
         make()
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
+
+
+def test_values_that_mean_the_same_are_converted():
+    config = Config(
+        seed=np.int64(3), total_steps=256_000.0, n_envs=np.int32(16), groups=[0, 1], placement=["head"],
+        reset_on_death=np.True_, alpha=4,
+        ppo=PPOConfig(lr=np.float32(0.5), chunk_length=jnp.int32(8), huber_delta=math.inf),
+    )  # fmt: skip
+    kinds = {name: type(getattr(config, name)) for name in ("seed", "total_steps", "n_envs", "reset_on_death", "alpha")}
+    assert kinds == {"seed": int, "total_steps": int, "n_envs": int, "reset_on_death": bool, "alpha": float}
+    assert (config.groups, config.placement, config.ppo.lr) == ((0, 1), ("head",), 0.5)
+    assert json.loads(json.dumps(asdict(config)))["total_steps"] == 256_000
+    assert config == replace(config, seed=3, groups=(0, 1))
+
+
+@pytest.mark.parametrize("seed", [0, 2**31 - 1, 2**31, 2**32 - 1])
+def test_every_seed_that_is_taken_has_a_key_of_its_own(seed):
+    def bits(seed: int) -> list[int]:
+        return jax.random.key_data(jax.random.key(Config(seed=seed).seed)).tolist()
+
+    assert bits(seed) != bits((seed + 1) % 2**32)
 
 
 def test_tasks_have_defaults():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lorasa_jax.losses import masked_mean, normalise_advantages, policy_loss, value_loss
+from lorasa_jax.losses import approximate_kl, masked_mean, normalise_advantages, policy_loss, value_loss
 
 SHAPE = (4, 3, 2)  # steps, environments, agents
 EPS, COEF = 0.2, 0.05
@@ -83,12 +83,22 @@ def test_what_agents_before_did_counts_up_to_half_the_clip():
 def test_what_is_reported_are_means_over_the_mask():
     x = samples()
     info, kept = evaluate(x)[1], {name: leaf[x["mask"]] for name, leaf in x.items()}
-    log_ratio = kept["log_prob"] - kept["old_log_prob"]
-    joint = np.exp(log_ratio) * np.clip(kept["preceding"], 1 - EPS / 2, 1 + EPS / 2)
+    joint = np.exp(kept["log_prob"] - kept["old_log_prob"]) * np.clip(kept["preceding"], 1 - EPS / 2, 1 + EPS / 2)
     assert info["entropy"] == pytest.approx(kept["entropy"].mean(), rel=1e-5)
-    assert info["kl"] == pytest.approx((np.exp(log_ratio) - 1 - log_ratio).mean(), rel=1e-4)
     assert info["clip_fraction"] == pytest.approx((np.abs(joint - 1) > EPS).mean(), rel=1e-5)
     assert info["policy_loss"] == pytest.approx(-(objective(x) - COEF * x["entropy"])[x["mask"]].mean(), rel=1e-4)
+
+
+def test_the_estimate_of_the_divergence_has_the_right_mean_and_counts_only_parts_that_exist():
+    old, new = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.5, 0.3])
+    sample = jnp.log(jnp.array([old, new]))[..., None]  # of each action once, weighed by how often it is taken
+    estimate = approximate_kl(sample[1], sample[0], jnp.ones((3, 1), bool))
+    assert np.sum(old * estimate) == pytest.approx(np.sum(old * np.log(old / new)), rel=1e-5)
+    assert (np.asarray(estimate) >= 0).all()
+    parts = jnp.array([[True, False], [True, True]])
+    by_dim = jnp.log(jnp.array([[2.0, 5.0], [2.0, 2.0]]))
+    one = 2.0 - 1 - np.log(2.0)
+    np.testing.assert_allclose(approximate_kl(by_dim, jnp.zeros((2, 2)), parts), [one, 2 * one], rtol=1e-5)
 
 
 def huber(error, delta):

@@ -500,6 +500,42 @@ def test_chunks_with_stored_carries_measure_what_the_whole_rollout_does(replayed
     assert in_chunks["actor_grad_norm"] != pytest.approx(at_once["actor_grad_norm"].item(), rel=1e-4)
 
 
+def change_of(system: System, learner: Learner, t: Trajectory, steps: np.ndarray) -> np.ndarray:
+    """The mean divergence of each agent over some steps, of a policy without memory."""
+    _, logits = system.actor.unroll(learner.actor, t.actor_carry[0], t.obs, t.first, None)
+    log_ratio = np.asarray(system.dist.log_prob(system.dist.mask(logits, t.avail), t.action) - t.log_prob)[..., 0]
+    kl, mask = (np.exp(log_ratio) - 1 - log_ratio)[steps], np.asarray(t.alive)[steps]
+    return np.where(mask, kl, 0).sum((0, 1)), mask.sum((0, 1))
+
+
+@pytest.mark.parametrize(
+    ("algo", "sharing", "steps"),
+    [
+        ("mappo", "lorasa", np.arange(0, 16, 4)),  # without memory a chunk is one step
+        ("mappo", "ps", np.arange(0, 16, 4)),
+        ("a2po", "nps", np.arange(16)),
+    ],
+)
+def test_the_divergence_that_is_told_is_that_at_the_end_of_the_update(algo, sharing, steps):
+    config = small_config(algo=algo, sharing=sharing, rollout_length=16, ppo={"epochs": 3, "lr": 0.02})
+    system = make_system(config, make_diary(), adapting=sharing == "lorasa")
+    learner, t = make_learner(system), random_trajectory(system)
+    replay = t._replace(log_prob=update._log_prob_now(system, learner.actor, t, None))
+    after, info = jax.jit(partial(update.run_schedule, system))(learner, replay, rates_of(config), KEY)
+    sums, counts = change_of(system, after, replay, steps)
+    assert info["kl"] == pytest.approx(sums.sum() / counts.sum(), rel=1e-3)
+    owners = sums / counts if sharing != "ps" else sums.sum() / counts.sum()  # agents, or the one trunk
+    assert info["kl_max"] == pytest.approx(np.max(owners), rel=1e-3)
+    assert info["kl"] > 1e-4
+
+
+def test_where_chunks_are_few_the_divergence_is_that_of_the_first_quarter_of_each():
+    system = make_system(small_config(rollout_length=16, ppo={"chunk_length": 0}, recurrent=True), make_diary())
+    t = random_trajectory(system)
+    part = update._a_quarter(system, t)
+    assert_same((part.obs, part.actor_carry), (t.obs[:4], t.actor_carry))
+
+
 # ---------------------------------------------------------------- continuous actions, unequal agents
 
 WIDTHS, ACTIONS = (5, 3), (3, 2)

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from lorasa_jax.checks import conform, require
+
 EnvState = Any
 Action = Int[Array, " N"] | Float[Array, "N A"]
 
@@ -55,6 +57,34 @@ class EnvSpec:
     n_roles: int = 0
     role_names: tuple[str, ...] = ()
     winnable: bool = True
+
+    def __post_init__(self) -> None:
+        conform(self, "EnvSpec.", as_flags=False)
+        for name in ("n_agents", "obs_dim", "state_dim", "n_actions", "episode_limit"):
+            value = getattr(self, name)
+            require(value > 0, f"EnvSpec.{name} of {self.name} must be positive, got {value}")
+        n = self.n_agents
+        require(
+            self.obs_widths is None
+            or (len(self.obs_widths) == n and all(0 < width <= self.obs_dim for width in self.obs_widths)),
+            f"EnvSpec.obs_widths of {self.name} must be {n} numbers between 1 and obs_dim {self.obs_dim}, one per "
+            f"agent; got {self.obs_widths}",
+        )
+        require(
+            self.roles is None or (len(self.roles) == n and set(self.roles) == set(range(max(self.roles) + 1))),
+            f"EnvSpec.roles of {self.name} must number the roles 0, 1, ... without a gap, one number per agent; "
+            f"got {self.roles}",
+        )
+        require(
+            self.n_roles >= 0 and (self.roles is None or not self.n_roles),
+            f"EnvSpec.n_roles of {self.name} is for roles that change, and roles for those that do not; "
+            f"got n_roles {self.n_roles} with roles {self.roles}",
+        )
+        known = max(self.roles) + 1 if self.roles else self.n_roles
+        require(
+            len(self.role_names) in (0, known),
+            f"EnvSpec.role_names of {self.name} must be {known} names, or be left out; got {self.role_names}",
+        )
 
 
 class TimeStep(NamedTuple):
