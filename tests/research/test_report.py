@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from contextlib import closing
@@ -10,18 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from lorasa_jax import stats
 from lorasa_jax.config import ConfigError
+from lorasa_jax.envs import make_env
 
-import across
-import figures
-import keep
-import records
-import report
-import tables
 from cli import RunConfig, parse
+from research import figures, records, report, tables
+from research.records import Experiment, by
 from run_dir import RunDir, write_json
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +56,7 @@ def a_job(directory: Path, job: str, point: dict[str, Any], in_sweep: bool = Tru
     play = {"return": values, "win_rate": [value / 2 for value in values], "length": [1.0] * 3}
     summary = {
         "env_steps": 256, "switch_steps": [128 if forked else None] * 3, "wall_seconds": 9.0, "compile_seconds": 1.0,
-        "steps_per_second": 256 * 3 / 2, "eval_episodes": 16, "random_return": [0.25] * 3,
+        "train_seconds": 2.0, "eval_episodes": 16, "random_return": [0.25] * 3,
         "final": {"greedy": play, "sampled": play, "best": {**play, "return": [value + 0.01 for value in values]}},
     }  # fmt: skip
     write_json(directory / job / "summary.json", summary)
@@ -96,13 +95,34 @@ def a_target(**what: Any) -> dict[str, Any]:
     )
 
 
-def read(root: Path) -> records.Experiment:
+ADAPTERS, CONTROL = "lorasa, switch_step 128, rank 2", "ps_restart, switch_step 128"
+
+
+def read(root: Path) -> Experiment:
     return records.read_experiments(root / "results")["four"]
 
 
-def unknown(e: records.Experiment) -> records.Experiment:
+def unknown(e: Experiment) -> Experiment:
     """As if nobody knew what the game pays at most."""
-    return replace(e, points=[replace(point, ceiling=None) for point in e.points])
+    return e._replace(runs=e.runs.assign(ceiling_greedy=np.nan, ceiling_sampled=np.nan))
+
+
+def schemes_of(e: Experiment) -> dict[str, pd.DataFrame]:
+    return by("scheme", e.runs)
+
+
+def again(runs: pd.DataFrame, scheme: str, **changes: Any) -> pd.DataFrame:
+    """The same runs as those of another scheme."""
+    return runs.assign(scheme=scheme, **changes)
+
+
+def with_runs(e: Experiment, *runs: pd.DataFrame) -> Experiment:
+    return e._replace(runs=pd.concat(runs, ignore_index=True))
+
+
+def cells(block: str) -> list[list[str]]:
+    """The cells of a table, without its heads."""
+    return [line.strip("| ").split(" | ") for line in block.splitlines()[2:]]
 
 
 def test_the_committed_documents_are_what_the_records_give() -> None:
@@ -112,27 +132,26 @@ def test_the_committed_documents_are_what_the_records_give() -> None:
 def test_committed_files_are_small() -> None:
     kept = {path for folder in ("docs/figures", "results") for path in (ROOT / folder).rglob("*") if path.is_file()}
     assert all(path.stat().st_size < 300_000 for path in kept)
-    drawn = {path for _, path, _ in report.Reporter(ROOT).figures()}
+    drawn = {ROOT / report.FIGURES_IN / f"{name}.png" for name in report.Reporter(ROOT).figures}
     by_benchmarks = {ROOT / "docs/figures/resources.png"}
     assert set((ROOT / "docs/figures").iterdir()) == drawn | by_benchmarks
 
 
 def test_a_record_holds_what_a_sweep_left(kept: Path) -> None:
-    points = {point.name: point for point in read(kept).points}
-    assert list(points) == ["ps_id", "lorasa, switch_step 128, rank 2", "ps_restart, switch_step 128", "nps"]
-    lorasa, ps_id = points["lorasa, switch_step 128, rank 2"], points["ps_id"]
-    assert lorasa.adapts and not ps_id.adapts and not points["ps_restart, switch_step 128"].adapts
-    run = lorasa.runs[4]
-    assert (run.origin, run.switch_step, run.env_steps, run.episodes) == (("0/1-ps_id", 4), 128, 256, 16)
-    assert run.final["greedy"] == {"return": 0.9, "win_rate": 0.45, "length": 1}
-    assert run.final["best"]["return"] == 0.91
+    points = schemes_of(read(kept))
+    assert list(points) == ["ps_id", ADAPTERS, CONTROL, "nps"]
+    assert [point["adapts"].all() for point in points.values()] == [False, True, False, False]
+    assert [point["separate"].all() for point in points.values()] == [False, False, False, True]
+    run = points[ADAPTERS].iloc[1]
+    assert (run["seed"], run["origin"], run["switch_step"]) == (4, "0/1-ps_id/4", 128)
+    assert (run["env_steps"], run["episodes"], run["point"]["rank"]) == (256, 16, 2)
+    assert [run[f"greedy_{name}"] for name in records.MEASURES] == [0.45, 0.9, 1]
+    assert run["best_return"] == 0.91 and run["score"] == 0.9
     # What the shared policy did before the switch, and not what it did after.
-    assert [row[2] for row in run.curve] == [0.25, 0.5, 1.0, 1.0]
-    assert [row[0] for row in run.curve] == [64, 128, 192, 256]
-    assert lorasa.steps_per_second == 2 * 3 * 64 / 2  # without the steps of the shared policy
-    assert ps_id.steps_per_second == 4 * 3 * 64 / 2
-    assert points["nps"].params["actors"] == points["nps"].params["nps_actors"]
-    assert {point.ceiling["greedy"] for point in points.values() if point.ceiling} == {1.0}
+    assert run["curve"] == [[64, 0.25], [128, 0.5], [192, 1.0], [256, 1.0]]
+    assert (run["steps"], run["train_seconds"]) == (2 * 3 * 64, 2)  # without the steps of the shared policy
+    assert points["ps_id"].iloc[0]["steps"] == 4 * 3 * 64
+    assert set(read(kept).runs["ceiling_greedy"].dropna()) == {1.0}
 
 
 def test_a_record_says_every_command_and_commit_that_its_jobs_come_from(sweep: Path, tmp_path: Path) -> None:
@@ -143,7 +162,7 @@ def test_a_record_says_every_command_and_commit_that_its_jobs_come_from(sweep: P
     for job, commit in (("1-ps_id", "a" * 40), ("2-lorasa", "b" * 40), ("3-ps_restart", "b" * 40), ("4-nps", "a" * 40)):
         said = {**known, "commit": commit, "command": [*command, "--out", "elsewhere", "--only", job]}
         write_json(directory / job / "versions.json", said)
-    record = keep.make_record([directory])
+    record = records.make_record([directory])
     assert [(source["command"], source["commit"][0]) for source in record["sources"]] == [
         (command, "a"),
         (command, "b"),
@@ -155,13 +174,16 @@ def test_commands_and_commits_are_said_once(kept: Path) -> None:
     e = read(kept)
     source = e.record["sources"][0]
     sources = [{**source, "commit": letter * 40} for letter in "aba"] + [{**source, "commit": "c" * 40, "python": "9"}]
-    again = replace(e, record={**e.record, "sources": sources})
-    lines = [line for line in tables.setting(again) if line.startswith(("* `python", "* commit"))]
+    repeated = e._replace(record={**e.record, "sources": sources})
+    (text,) = tables.setting(repeated)
+    lines = [line for line in text.splitlines() if line.startswith(("* `python", "* commit"))]
     assert len(lines) == 3
     assert lines[1].startswith("* commits `aaaaaaaaaa`, `bbbbbbbbbb`; jax ")
     assert lines[2].startswith("* commit `cccccccccc`; jax ") and "Python 9;" in lines[2]
-    (row,) = (line for line in across.cost([again]) if line.startswith("| four "))
-    assert row.count(tables.command_of(source)) == 1 and "`aaaaaaaaaa`<br>`bbbbbbbbbb`<br>`cccccccccc`" in row
+    (table,) = tables.cost([repeated])
+    ((_, commands, commits, *_),) = cells(table)
+    assert [f"* {commands}"] == lines[:1]
+    assert commits == "`aaaaaaaaaa`<br>`bbbbbbbbbb`<br>`cccccccccc`"
 
 
 def test_runs_that_come_later_stand_beside_the_others_and_are_paired_with_none_of_them(
@@ -179,23 +201,23 @@ def test_runs_that_come_later_stand_beside_the_others_and_are_paired_with_none_o
     a_job(later, "2-lorasa", {"sharing": "lorasa", "switch_step": 128, "rank": 4})
     report.main(["--add", str(later), "--more", "True", "--root", str(root)])
     assert "beside what was there" in capsys.readouterr().out
-    points = {point.name: point for point in read(root).points}
-    assert list(points) == [*(point.name for point in before.points), "lorasa, switch_step 128, rank 4"]
+    points = schemes_of(read(root))
+    assert list(points) == [*schemes_of(before), "lorasa, switch_step 128, rank 4"]
     assert read(root).record["jobs"][:-1] == before.record["jobs"]
-    assert points["lorasa, switch_step 128, rank 4"].runs[3].origin == ("1/2-lorasa", 3)
+    assert points["lorasa, switch_step 128, rank 4"]["origin"].iloc[0] == "1/2-lorasa/3"
 
 
-def test_runs_of_one_name_that_were_set_otherwise_are_refused(kept: Path, tmp_path: Path) -> None:
+def test_runs_of_one_name_that_were_set_otherwise_are_refused(kept: Path) -> None:
     record = records.read_record(kept / "results" / "four" / "record.json")
-    again = json.loads(json.dumps(record["jobs"][3]).replace('"seed": ', '"seed": 10'))
-    found = records.points_of({**record, "jobs": [*record["jobs"], again]}, tmp_path)[3]
-    assert list(found.runs) == [3, 4, 5, 103, 104, 105]
+    later = json.loads(json.dumps(record["jobs"][3]).replace('"seed": ', '"seed": 10'))
+    found = by("scheme", records.table_of("four", {**record, "jobs": [*record["jobs"], later]}))["nps"]
+    assert list(found["seed"]) == [3, 4, 5, 103, 104, 105]
     with pytest.raises(ConfigError, match=r"holds runs of nps in own_number with ppo\.lr None, and others with 0\.1"):
-        records.points_of({**record, "jobs": [*record["jobs"], {**again, "changes": {"ppo.lr": 0.1}}]}, tmp_path)
+        records.table_of("four", {**record, "jobs": [*record["jobs"], {**later, "changes": {"ppo.lr": 0.1}}]})
 
 
 def test_a_forks_size_is_that_of_its_own_rank(kept: Path) -> None:
-    sizes = {point.name: point.params["per_agent"] for point in read(kept).points}
+    sizes = {scheme: runs["per_agent"].iloc[0] for scheme, runs in schemes_of(read(kept)).items()}
     widths = [(16, 16)] * 1 + [(2 + 1, 16)]  # hidden layers, and the first, which sees a symbol and its own id
     head = min(2 * (16 + 4), 16 * 4)
     assert sizes["lorasa, switch_step 128, rank 2"] == sum(2 * (i + o) for i, o in widths) + head
@@ -203,99 +225,85 @@ def test_a_forks_size_is_that_of_its_own_rank(kept: Path) -> None:
 
 def test_differences_are_those_of_pairs_with_one_origin(kept: Path) -> None:
     assert not list(tables.comparisons(read(kept)))  # where the best is known, that says it all
-    lines = list(tables.comparisons(unknown(read(kept))))
-    found = {line.split(" | ")[2]: line for line in lines if "| `lorasa" in line}
-    assert "3 pairs | +0.250 [+0.250, +0.250] | 0.25 |" in found["`ps_id`"]  # 2 of 2^3 flips
-    assert "3 pairs | +0.200 [+0.200, +0.200] | 0.25 |" in found["`ps_restart, switch_step 128`"]
+    title, table = tables.comparisons(unknown(read(kept)))
+    assert "Differences** in return" in title
+    found = {other: row for _, _, other, *row in cells(table)}
+    assert found["`ps_id`"][:3] == ["3 pairs", "+0.250 [+0.250, +0.250]", "0.25"]  # 2 of 2^3 flips
+    assert found[f"`{CONTROL}`"][:3] == ["3 pairs", "+0.200 [+0.200, +0.200]", "0.25"]
     same = np.array([[1.0], [0.9], [0.8]])
     low, high = stats.interval(lambda x, y: stats.mean(x) - stats.mean(y), same, same)
-    assert f"3 and 3 | +0.000 [{low:+.3f}, {high:+.3f}] |  |" in found["`nps`"]
+    assert found["`nps`"][:3] == ["3 and 3", f"+0.000 [{low:+.3f}, {high:+.3f}]", ""]
 
 
 def test_a_control_that_switched_elsewhere_is_no_pair(kept: Path) -> None:
-    lorasa, restart = (point for point in read(kept).points if "switch_step" in point.name)
-    later = {seed: replace(run, switch_step=192) for seed, run in restart.runs.items()}
-    assert len(list(tables._compare(lorasa, restart))) == 1
-    assert not list(tables._compare(lorasa, replace(restart, runs=later)))
+    points = schemes_of(read(kept))
+    assert len(list(tables.compare(points[ADAPTERS], points[CONTROL]))) == 1
+    assert not list(tables.compare(points[ADAPTERS], points[CONTROL].assign(switch_step=192)))
 
 
 def test_a_level_that_was_not_reached_counts_as_late(kept: Path) -> None:
-    points = {point.name: point for point in read(kept).points}
-    cell = tables.columns_of(list(points.values()))["steps to 0.9"]
-    assert cell(points["lorasa, switch_step 128, rank 2"]) == "192 (3 of 3)"
-    assert cell(points["nps"]) == "not reached (0 of 3)"
-    nps = points["nps"]
-    early = replace(nps.runs[3], curve=[(64, 0.0, 0.95)])
-    one = replace(nps, runs={**nps.runs, 3: early})
-    assert cell(one) == "not reached (1 of 3)"
-    two = replace(one, runs={**one.runs, 4: replace(early, curve=[(64, 0.0, 0.5), (128, 0.0, 0.95)])})
-    assert cell(two) == "128 (2 of 3)"
+    rows = {row["scheme"]: row for row in tables.scheme_rows(read(kept).runs)}
+    assert rows[f"`{ADAPTERS}`"]["steps to 0.9"] == "192 (3 of 3)"
+    assert rows["`nps`"]["steps to 0.9"] == "not reached (0 of 3)"
+    never, first, second = [[64, 0.5]], [[64, 0.95]], [[64, 0.5], [128, 0.95]]
+    assert tables.steps_to(pd.DataFrame({"curve": [first, never, never]})) == "not reached (1 of 3)"
+    assert tables.steps_to(pd.DataFrame({"curve": [first, second, never]})) == "128 (2 of 3)"
 
 
 def test_a_fall_is_what_came_after_the_switch(kept: Path) -> None:
-    lorasa = read(kept).points[1]
-    run = replace(
-        lorasa.runs[3], switch_step=128, curve=[(64, 0.1, 0.1), (128, 0.2, 0.3), (192, 0.4, 0.6), (256, 0.5, 0.5)]
-    )
-    assert tables.lowest(run, "win_rate", 128) == 0.4
-    assert tables.lowest(run, "return", 128) == 0.5
-    assert tables.lowest(run, "return", 256) is tables.lowest(run, "return", None) is None
+    runs = pd.DataFrame({"curve": [[[64, 0.1], [128, 0.3], [192, 0.6], [256, 0.5]]], "metric": "return"})
+    fall = {since: tables.lowest(runs.assign(since=since)) for since in (64, 128, 256, np.nan)}
+    assert list(fall.values()) == ["0.300", "0.500", "", ""]
 
-    points = unknown(read(kept)).points
-    cell = tables.columns_of(points)["lowest after the switch, mean"]
+    runs = unknown(read(kept)).runs
+    found = [row["lowest after the switch, mean"] for row in tables.scheme_rows(runs)]
     # Of the shared policy from where the others go on from it; separate ones have nothing to do with that.
-    assert [cell(point) for point in points] == ["0.500", "1.000", "0.500", ""]
-    assert "lowest after the switch, mean" not in tables.columns_of([points[0], points[3]])
+    assert found == ["0.500", "1.000", "0.500", ""]
+    alone = tables.scheme_rows(runs[runs["scheme"].isin(["ps_id", "nps"])])
+    assert "lowest after the switch, mean" not in alone[0]
 
 
 def test_adapters_are_compared_with_the_first_ones_from_the_same_states(kept: Path) -> None:
     whole = unknown(read(kept))
-    first = next(point for point in whole.points if point.adapts)
-    worse = {
-        seed: replace(run, final={**run.final, "greedy": {**run.final["greedy"], "return": 0.5}})
-        for seed, run in first.runs.items()
-    }
-    second = replace(first, name="lorasa, rank 1", runs=worse)
-    elsewhere = {seed: replace(run, switch_step=64) for seed, run in worse.items()}
-    points = [*whole.points, second, replace(second, name="lorasa, rank 3"), replace(second, name="x", runs=elsewhere)]
-    rows = [line.strip("| ").split(" | ")[1:5] for line in tables.comparisons(replace(whole, points=points))]
-    found = [row for row in rows if len(row) == 4 and "lorasa" in row[1]]
+    worse = again(schemes_of(whole)[ADAPTERS], "lorasa, rank 1", score=0.5)
+    elsewhere = again(worse, "x", switch_step=64)
+    _, table = tables.comparisons(with_runs(whole, whole.runs, worse, again(worse, "lorasa, rank 3"), elsewhere))
+    found = [row[1:5] for row in cells(table) if "lorasa" in row[2]]
     assert found == [
-        [f"`lorasa, rank {rank}`", f"`{first.name}`", "3 pairs", "-0.400 [-0.500, -0.300]"] for rank in (1, 3)
+        [f"`lorasa, rank {rank}`", f"`{ADAPTERS}`", "3 pairs", "-0.400 [-0.500, -0.300]"] for rank in (1, 3)
     ]
 
 
 def test_a_single_run_has_no_interval(kept: Path) -> None:
-    points = {point.name: point for point in read(kept).points}
-    one = {name: replace(point, runs={3: point.runs[3]}) for name, point in points.items()}
-    assert not any("[" in cell(one["nps"]) for cell in tables.columns_of([one["nps"]]).values())
-    single = replace(unknown(read(kept)), points=[replace(point, ceiling=None) for point in one.values()])
-    assert not list(tables.comparisons(single))
-    ((*_, runs, difference, _, above),) = tables._compare(points["lorasa, switch_step 128, rank 2"], points["nps"])
-    assert runs == "3 and 3"
-    assert "[" in difference and "[" in above
+    whole = unknown(read(kept))
+    points, one = schemes_of(whole), whole._replace(runs=whole.runs[whole.runs["seed"] == 3])
+    assert not any("[" in cell for row in tables.scheme_rows(one.runs) for cell in row.values())
+    assert not list(tables.comparisons(one))
+    (row,) = tables.compare(points[ADAPTERS], points["nps"])
+    assert row["runs"] == "3 and 3"
+    assert "[" in row["difference"] and "[" in row["P(above)"]
 
 
 def test_adapters_stand_beside_shared_and_separate_policies(kept: Path) -> None:
     whole = read(kept)
-    assert not list(across.beside([whole]))  # a game whose best result is known says nothing of which is better
-    unknown = replace(whole, points=[replace(point, ceiling=None) for point in whole.points])
-    later = [replace(p, name="lorasa, rank 1", runs={}) for p in unknown.points if p.scheme == "lorasa"]
-    row = list(across.beside([replace(unknown, points=[*unknown.points, *later])]))[2]
-    task, steps, switch, seeds, ps_id, ps_restart, nps, lorasa, size = row.strip("| ").split(" | ")
+    assert not list(tables.beside(whole.runs))  # a game whose best result is known says nothing of which is better
+    runs = unknown(whole).runs
+    later = again(runs[runs["sharing"] == "lorasa"], "lorasa, rank 1", score=0.0)
+    (table,) = tables.beside(pd.concat([runs, later]))
+    ((task, steps, switch, seeds, ps_id, ps_restart, nps, lorasa, size),) = cells(table)
     assert (task, steps, switch, seeds) == ("own_number, return", "256", "128", "3")
     means = [cell.split(" [")[0] for cell in (ps_id, ps_restart, nps, lorasa)]
     assert means == ["0.650", "0.700", "0.900", "0.900"]
-    sizes = {point.scheme: point.params["actors"] for point in whole.points}
+    sizes = runs.groupby("sharing")["actors"].first()
     assert size == f"{sizes['lorasa'] / sizes['nps']:.2f}"
-    assert list(figures.beside([unknown])["own_number"]) == ["ps_id", "ps_restart", "nps", "lorasa"]
-    without = replace(unknown, points=[point for point in unknown.points if point.scheme != "nps"])
-    assert not list(across.beside([without]))
+    drawn = {name: data for name, _, data in figures.figures_of(runs)}
+    assert list(drawn["beside"]["own_number"]) == ["ps_id", "ps_restart", "nps", "lorasa"]
+    assert not list(tables.beside(runs[runs["sharing"] != "nps"]))
 
 
 def test_others_numbers_stand_beside_plain_schemes_and_the_first_adapters(kept: Path) -> None:
     """Only in the environment and task they are of; who measured them how is said once."""
-    e = read(kept)
+    runs = read(kept).runs
     entry = {
         "source": "Them", "env": "toy", "quantity": "return", "setting": "Long.", "caveat": "Otherwise.",
         "values": {"own_number": {"MAPPO": 0.5, "best": "0.9 soon"}, "specialisation": {"MAPPO": 0.1}},
@@ -304,39 +312,35 @@ def test_others_numbers_stand_beside_plain_schemes_and_the_first_adapters(kept: 
         "sources": {"Them": "A paper."},
         "anchors": [entry, {**entry, "env": "smax"}, {**entry, "values": {"probe_value": {"MAPPO": 1.0}}}],
     }
-    again = replace(e, name="again", points=e.points[:1])
-    a2po = replace(e, name="a2po", points=[replace(e.points[0], algo="a2po")])
-    _, _, first, second, _, *cited, _ = across.anchors([e, again, a2po], known)
+    shared = runs[runs["scheme"] == "ps_id"]
+    a2po = shared.assign(experiment="a2po", algo="a2po", title="own_number, a2po")
+    table, cited = tables.anchors(pd.concat([runs, shared.assign(experiment="again"), a2po]), known)
+    first, second = table.splitlines()[2:]
     assert first == (
         "| own_number | Them | return | MAPPO 0.500; best 0.9 soon | `ps_id` 0.650; "
         "`lorasa, switch_step 128, rank 2` 0.900; `nps` 0.900, greedy, at 256 steps |"
     )
     assert second.startswith("| own_number, a2po | Them |") and "| `ps_id` 0.650, greedy, at 256 steps |" in second
-    assert cited == ["* Them, return in `toy`: A paper. Long. Otherwise."]
+    assert cited == "* Them, return in `toy`: A paper. Long. Otherwise."
 
 
 def test_a_plan_follows_from_spread_and_speed(kept: Path) -> None:
-    whole = read(kept)
-    points = {point.scheme: replace(point, ceiling=None) for point in whole.points}
-    first, second, third = points["lorasa"].runs.values()
-    less = replace(second, final={"greedy": {"return": 0.7, "win_rate": 0.35}})
-    points["lorasa"] = replace(points["lorasa"], runs={3: first, 4: less, 5: third})
-    controls = points["ps_restart"].runs
-    points["ps_restart"] = replace(points["ps_restart"], runs={seed: controls[seed] for seed in (5, 3, 4)})
-    task, difference, pairs, runs, hours, in_all = (
-        list(across.plan([replace(whole, points=list(points.values()))]))[2].strip("| ").split(" | ")
-    )
+    points = schemes_of(unknown(read(kept)))
+    points[ADAPTERS] = points[ADAPTERS].assign(score=[1.0, 0.7, 0.8])
+    points[CONTROL] = points[CONTROL].iloc[[2, 0, 1]]
+    (table,) = tables.plan(pd.concat(points.values()))
+    ((task, difference, pairs, runs, hours, in_all),) = cells(table)
     assert (task, difference) == ("own_number", "0.090")  # a tenth of what separate policies earn
     # Above the restarted optimiser by .2, 0, .2: a variance of 4/300. Unpaired, 7/300 and 1/100.
     assert int(pairs) == stats.runs_needed(4 / 300, 0.09)
     assert int(runs) == stats.runs_needed(7 / 300 + 1 / 100, 0.09)
     # Two whole runs, and two halves that go on from one of them, at the median speed.
-    speed = (points["nps"].steps_per_second + points["lorasa"].steps_per_second) / 2
-    seconds = across.DECISIVE_STEPS * (2 + 2 * 0.5) / speed
+    speed = (4 * 3 * 64 / 2 + 2 * 3 * 64 / 2) / 2
+    seconds = tables.DECISIVE_STEPS * (2 + 2 * 0.5) / speed
     assert hours == f"{seconds / 3600:.1f}"
     assert in_all == f"{int(runs) * seconds / 3600:,.0f}"
-    points["ps_restart"] = replace(points["ps_restart"], runs={3: controls[3]})
-    assert not list(across.plan([replace(whole, points=list(points.values()))]))  # a single pair has no spread
+    points[CONTROL] = points[CONTROL].iloc[:1]
+    assert not list(tables.plan(pd.concat(points.values())))  # a single pair has no spread
 
 
 def test_a_diagnosis_is_shown_as_it_was_said(kept: Path, tmp_path: Path) -> None:
@@ -344,7 +348,8 @@ def test_a_diagnosis_is_shown_as_it_was_said(kept: Path, tmp_path: Path) -> None
     shutil.copytree(kept, root)
     folder = root / "results/four/diagnosis"
     folder.mkdir()
-    versions = {"command": ["python", "experiments/diagnose.py", "runs/a run"], "commit": "0123456789abcdef"}
+    said_by = {"command": ["python", "experiments/diagnose.py", "runs/a run"], "commit": "0123456789abcdef"}
+    versions = {**read(kept).record["sources"][0], **said_by}
     trained = {**versions, "command": ["python", "experiments/run.py", "--env", "toy"]}
     said = ["own_number, seed 3", "  distance  0.5"]
     write_json(folder / "diagnosis.json", {"versions": versions, "trained_with": trained, "said": said})
@@ -364,20 +369,21 @@ def test_a_diagnosis_is_shown_as_it_was_said(kept: Path, tmp_path: Path) -> None
 
 def test_controls_are_those_of_the_same_learning_rate(kept: Path) -> None:
     whole = unknown(read(kept))
-    lowered = [replace(point, name=f"{point.name}, lower", adapter_lr=1e-3) for point in whole.points if point.switches]
-    assert len(lowered) == 2
-    lines = tables.comparisons(replace(whole, points=[*whole.points, *lowered]))
-    compared = {tuple(line.split("` | `")) for line in (line.partition("`")[2].rpartition("` |")[0] for line in lines)}
-    adapters, control = "lorasa, switch_step 128, rank 2", "ps_restart, switch_step 128"
-    others = {(name, other) for name in (adapters, f"{adapters}, lower") for other in ("ps_id", "nps")}
-    same = {(adapters, control), (f"{adapters}, lower", f"{control}, lower"), (f"{adapters}, lower", adapters)}
-    assert compared - {("",)} == others | same
+    slow = [{**point, "ppo.adapter_lr": 1e-3} for point in whole.runs["point"]]
+    lowered = whole.runs.assign(point=slow, scheme=whole.runs["scheme"] + ", lower")[whole.runs["switches"]]
+    _, table = tables.comparisons(with_runs(whole, whole.runs, lowered))
+    compared = {(scheme.strip("`"), other.strip("`")) for _, scheme, other, *_ in cells(table)}
+    others = {(name, other) for name in (ADAPTERS, f"{ADAPTERS}, lower") for other in ("ps_id", "nps")}
+    same = {(ADAPTERS, CONTROL), (f"{ADAPTERS}, lower", f"{CONTROL}, lower"), (f"{ADAPTERS}, lower", ADAPTERS)}
+    assert compared == others | same
 
 
 def test_targets_are_shown_met_or_missed(kept: Path) -> None:
-    lines = list(tables.targets(read(kept)))
-    assert any("+0.200 | +0.200 | met |" in line for line in lines)
-    assert any("0.950 | 0.900 | **missed** |" in line for line in lines)
+    _, table = tables.targets(read(kept))
+    assert [row[1:] for row in cells(table)] == [["+0.200", "+0.200", "met"], ["0.950", "0.900", "**missed**"]]
+    wrong = read(kept)._replace(notes={"targets": [a_target(scheme="lorasa", at_least=1)]})
+    with pytest.raises(ConfigError, match="a target of four names 'lorasa' in 'own_number', which its record does not"):
+        list(tables.targets(wrong))
 
 
 def test_a_document_keeps_its_prose_and_is_current_once_written(kept: Path) -> None:
@@ -387,7 +393,7 @@ def test_a_document_keeps_its_prose_and_is_current_once_written(kept: Path) -> N
         assert len(text) > 300
     assert "seed 99" in (kept / "docs/results.md").read_text()
     before = {path: path.read_bytes() for path in kept.rglob("*.md")}
-    assert not list(report.write(report.Reporter(kept)))
+    assert not list(report.Reporter(kept).outdated())
     report.main(["--check", "True", "--root", str(kept)])
     assert before == {path: path.read_bytes() for path in kept.rglob("*.md")}
 
@@ -409,7 +415,7 @@ def test_what_differs_from_the_records_is_one_line(
         report.main(["--check", "True", "--root", str(root)])
     assert stop.value.code == 1
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "run python experiments/report.py" in said
+    assert said.count("\n") == 1 and "run python research/report.py" in said
     assert ("four-curves.png" if what == "a figure" else ".md is not what the records give in") in said
     report.main(["--root", str(root)])
     report.main(["--check", "True", "--root", str(root)])
@@ -440,23 +446,49 @@ def test_a_block_that_cannot_be_filled_is_one_line(
 def test_what_has_not_finished_is_not_kept(sweep: Path, tmp_path: Path) -> None:
     shutil.copytree(sweep, tmp_path / "four")
     (tmp_path / "four/3-ps_restart/summary.json").unlink()
-    with pytest.raises(ConfigError, match="3-ps_restart has not finished; go on with it"):
-        keep.make_record([tmp_path / "four"])
+    with pytest.raises(ConfigError, match="3-ps_restart has not finished; resume it"):
+        records.make_record([tmp_path / "four"])
     with pytest.raises(ConfigError, match="neither a run nor a sweep"):
-        keep.make_record([tmp_path])
+        records.make_record([tmp_path])
 
 
 def test_single_runs_together_are_one_experiment(tmp_path: Path) -> None:
     for job in ("1-ps_id", "4-nps"):
         a_job(tmp_path, job, {}, in_sweep=False)
     path = tmp_path / "results/both/record.json"
-    record = keep.make_record([tmp_path / "1-ps_id", tmp_path / "4-nps"])
-    keep.write_record(record, path)
+    record = records.make_record([tmp_path / "1-ps_id", tmp_path / "4-nps"])
+    records.write_record(record, path)
     found = records.read_experiments(tmp_path / "results")["both"]
-    assert [(point.name, len(point.runs)) for point in found.points] == [("ps_id", 3), ("nps", 3)]
-    keep.write_record({**record, "jobs": record["jobs"] + record["jobs"][1:]}, path)
+    assert [(scheme, len(runs)) for scheme, runs in schemes_of(found).items()] == [("ps_id", 3), ("nps", 3)]
+    records.write_record({**record, "jobs": record["jobs"] + record["jobs"][1:]}, path)
     with pytest.raises(ConfigError, match="holds two runs of nps in own_number"):
         records.read_experiments(tmp_path / "results")
+
+
+def test_a_preset_that_is_gone_is_replaced_by_the_default_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a_job(tmp_path, "4-nps", {}, in_sweep=False)
+    path = tmp_path / "4-nps" / "config.json"
+    before = records.make_record([path.parent])
+    assert before["preset"]["name"] == "fast" and before["preset"]["changes"]["total-steps"] == 256
+    assert not capsys.readouterr().err
+    write_json(path, json.loads(path.read_text()) | {"preset": "gone.yaml"})
+    assert records.make_record([path.parent])["preset"] == before["preset"]
+    assert capsys.readouterr().err == (
+        f"note: {path}: there is no preset file gone.yaml; the record compares the settings with preset fast instead\n"
+    )
+
+
+def test_a_repository_without_records_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        report.main(["--root", str(tmp_path)])
+    said = capsys.readouterr().err
+    assert "there is no record.json in any folder of" in said and said.count("\n") == 1
+
+
+def test_the_command_is_found_where_it_was() -> None:
+    assert importlib.import_module("report").main is report.main
 
 
 def test_clusters_earn_what_their_number_allows() -> None:
@@ -464,7 +496,7 @@ def test_clusters_earn_what_their_number_allows() -> None:
     for groups, reached in expected.items():
         words = ["--sharing", "seps", "--groups", *map(str, groups)]
         config = parse(RunConfig, [*SMALL, *words])
-        assert keep._ceiling(config, keep.env_of(config)) == {"greedy": reached, "sampled": reached}
+        assert records.ceiling(config, make_env(config).spec) == {"greedy": reached, "sampled": reached}
 
 
 def test_where_kinds_are_drawn_only_adapters_of_kinds_earn_everything() -> None:
@@ -474,11 +506,11 @@ def test_where_kinds_are_drawn_only_adapters_of_kinds_earn_everything() -> None:
         "--adapter-key unit_type": best, "--adapter-key unit_type,agent": best,
     }.items():  # fmt: skip
         config = parse(RunConfig, ["--env", "toy", "--task", "drawn_kinds", *words.split()])
-        assert keep._ceiling(config, keep.env_of(config)) == expected
+        assert records.ceiling(config, make_env(config).spec) == expected
 
 
 def test_figures_are_known_by_their_data(kept: Path) -> None:
-    data = figures.curves(read(kept))
+    _, _, data = next(figures.figures_of(read(kept).runs))
     path = kept / "docs/figures/four-curves.png"
     assert path.read_bytes().startswith(b"\x89PNG") and len(path.read_bytes()) < 300_000
     assert figures.is_current(path, data)
@@ -504,7 +536,8 @@ def test_a_scheme_has_one_colour_in_all_panels(tmp_path: Path, monkeypatch: pyte
 def test_numbers_are_printed_the_same_everywhere() -> None:
     assert tables.number(0.1 + 0.2, "win_rate") == "30.0 %"
     assert tables.number(-1e-12) == "0.000"
-    assert tables.signed(-0.5, "return") == "-0.500"
+    assert (tables.number(-0.5, sign="+"), tables.number(0.0, sign="+")) == ("-0.500", "+0.000")
     assert (tables.number(12.34), tables.number(1234.5)) == ("12.3", "1,234")
-    assert list(tables.table(["task", "n"], [["humanoid_9|8", "+1"]]))[1:3] == ["|---|---:|", "| humanoid_9\\|8 | +1 |"]
-    assert tables.numbers_of([4, 0, 1, 2, 7]) == "0-2, 4, 7"
+    (table,) = tables.markdown([{"task": "humanoid_9|8", "n": "+1"}])
+    assert table.splitlines() == ["| task | n |", "|---|---:|", "| humanoid_9\\|8 | +1 |"]
+    assert tables.ranges([4, 0, 1, 2, 7]) == "0-2, 4, 7"

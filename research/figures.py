@@ -1,0 +1,115 @@
+"""Figures of the table of runs.
+
+A figure is drawn from plain data, and its file holds the digest of these data. So it can be checked without drawing it
+again, which would give other bytes on another machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from lorasa_jax import stats
+
+from research.records import by
+from research.tables import everywhere, metric_of, overview, scores, spaced
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Data = dict[str, Any]
+
+
+def figures_of(runs: pd.DataFrame) -> Iterator[tuple[str, str, Data]]:
+    """Yields name, kind and data of every figure."""
+    for experiment, mine in by("experiment", runs).items():
+        panels = {task: _curves(by("scheme", found)) for task, found in by("task", mine).items()}
+        yield f"{experiment}-curves", "curves", panels
+        if whole := everywhere(mine):
+            yield f"{experiment}-profile", "profile", {name: scores(found).tolist() for name, found in whole.items()}
+    if panels := {title: _curves(points) for title, points in overview(runs).items()}:
+        yield "beside", "curves", panels
+
+
+def _curves(schemes: dict[str, pd.DataFrame]) -> Data:
+    """Returns steps and value of every evaluation, for each seed, and where seeds switched."""
+    return {
+        scheme: {
+            "metric": metric_of(runs),
+            "switches": sorted({step for step in runs["switch_step"].dropna().tolist() if step}),
+            "seeds": runs["curve"].tolist(),
+        }
+        for scheme, runs in schemes.items()
+    }
+
+
+def digest(data: Data) -> str:
+    """Returns the digest that identifies the data of a figure."""
+    return f"sha256:{hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()}"
+
+
+def is_current(path: Path, data: Data) -> bool:
+    """Returns whether a figure was drawn from these data."""
+    return path.exists() and digest(data).encode() in path.read_bytes()
+
+
+def draw(kind: str, data: Data, path: Path) -> None:
+    """Draws a figure into a PNG file. A scheme has the same colour in all panels."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = data if kind == "curves" else {"": data}
+    names = list(dict.fromkeys(name for schemes in panels.values() for name in schemes))
+    styles = {
+        name: {"color": f"C{i % 10}", "ls": "-" if i < 10 else "--", "lw": 1.4, "label": name}
+        for i, name in enumerate(names)
+    }
+    columns = 2 if len(panels) == 4 else min(len(panels), 3)
+    lines = -(-len(panels) // columns)
+    legend = 0.6 + 0.065 * max(map(len, names))  # its width in inches
+    size = (4.2 * columns + legend, 3.1 * lines)
+    figure, axes = plt.subplots(lines, columns, figsize=size, constrained_layout=True, squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (title, schemes) in zip(axes.flat, panels.items(), strict=False):
+        (_draw_curves if kind == "curves" else _draw_profile)(axis, title, schemes, styles)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    labelled = {line.get_label(): line for axis in axes.flat for line in axis.get_legend_handles_labels()[0]}
+    figure.legend(labelled.values(), labelled.keys(), frameon=False, fontsize=8, loc="outside right upper")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=90, metadata={"Comment": digest(data)})
+    plt.close(figure)
+
+
+def _draw_curves(axis: Axes, title: str, schemes: Data, styles: dict[str, Data]) -> None:
+    """Draws means over seeds with 95 % bootstrap intervals, at steps where all seeds were evaluated, and switches."""
+    from matplotlib.ticker import EngFormatter
+
+    for name, found in schemes.items():
+        rows = pd.DataFrame((row for seed in found["seeds"] for row in seed), columns=["step", "value"])
+        values = rows.groupby("step")["value"].apply(list)
+        values = values[values.map(len) == len(found["seeds"])]
+        low, high = np.array([stats.bootstrap_interval(each) for each in values]).reshape(-1, 2).T
+        axis.plot(values.index, values.map(np.mean), **styles[name])
+        axis.fill_between(values.index, low, high, color=styles[name]["color"], alpha=0.15, lw=0)
+        for step in found["switches"]:
+            axis.axvline(step, color="0.5", lw=0.7, ls=":")
+        axis.set_ylabel(f"greedy {spaced(found['metric'])}")
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.set(title=title, xlabel="environment steps")
+
+
+def _draw_profile(axis: Axes, title: str, schemes: Data, styles: dict[str, Data]) -> None:
+    thresholds = np.linspace(0, 1, 201)
+    for name, found in schemes.items():
+        axis.plot(thresholds, stats.performance_profile(np.array(found), thresholds), **styles[name])
+    axis.set(title=title, xlabel="greedy result", ylabel="share of runs above", ylim=(-0.03, 1.03))
