@@ -376,7 +376,7 @@ def plan(runs: pd.DataFrame) -> Blocks:
         difference = RESOLVED[measure] * (1 if measure == "win_rate" else abs(separate.mean()))
         paired = stats.runs_needed((pairs["score"] - pairs["score_other"]).var(), difference)
         unpaired = stats.runs_needed(points["lorasa"]["score"].var() + separate.var(), difference)
-        first = pd.DataFrame([point.iloc[0] for point in points.values()])
+        first = pd.concat([point.head(1) for point in points.values()])
         # The steps of a shared policy count once, for itself.
         shared = first["origin"].isin(points["ps_id"]["origin"]) * first["switch_step"].fillna(0) / first["env_steps"]
         speed = (first["steps"] / first["train_seconds"]).median()
