@@ -19,7 +19,7 @@ from lorasa_jax.config import ConfigError
 from lorasa_jax.envs import make_env
 
 from cli import RunConfig, parse
-from research import figures, records, report, tables
+from research import documents, figures, records, report, tables
 from research.records import Experiment, by
 from run_dir import RunDir, write_json
 
@@ -83,8 +83,8 @@ def kept(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     notes = {"tuned_on": "seed 99", "targets": [a_target(minus="ps_restart", at_least=0.2), a_target(at_least=0.95)]}
     (root / "results" / "four").mkdir(parents=True)
     (root / "results" / "four" / "notes.yaml").write_text(json.dumps(notes))
-    for name, asked in zip(report.DOCUMENTS, ("seeds four", "all four", "cost"), strict=True):
-        (root / name).write_text(f"By hand.\n{report.BEGIN}{asked} -->\n{report.END}\nMore.\n")
+    for name, asked in zip(documents.DOCUMENTS, ("seeds four", "all four", "cost"), strict=True):
+        (root / name).write_text(f"By hand.\n{documents.BEGIN}{asked} -->\n{documents.END}\nMore.\n")
     report.main(["--add", str(sweep), "--root", str(root)])
     return root
 
@@ -132,7 +132,7 @@ def test_the_committed_documents_are_what_the_records_give() -> None:
 def test_committed_files_are_small() -> None:
     kept = {path for folder in ("docs/figures", "results") for path in (ROOT / folder).rglob("*") if path.is_file()}
     assert all(path.stat().st_size < 300_000 for path in kept)
-    drawn = {ROOT / report.FIGURES_IN / f"{name}.png" for name in report.Reporter(ROOT).figures}
+    drawn = {ROOT / documents.FIGURES_IN / f"{name}.png" for name in documents.Reporter(ROOT).figures}
     by_benchmarks = {ROOT / "docs/figures/resources.png"}
     assert set((ROOT / "docs/figures").iterdir()) == drawn | by_benchmarks
 
@@ -387,13 +387,13 @@ def test_targets_are_shown_met_or_missed(kept: Path) -> None:
 
 
 def test_a_document_keeps_its_prose_and_is_current_once_written(kept: Path) -> None:
-    for name in report.DOCUMENTS:
+    for name in documents.DOCUMENTS:
         text = (kept / name).read_text()
         assert text.startswith("By hand.\n") and text.endswith("\nMore.\n")
         assert len(text) > 300
     assert "seed 99" in (kept / "docs/results.md").read_text()
     before = {path: path.read_bytes() for path in kept.rglob("*.md")}
-    assert not list(report.Reporter(kept).outdated())
+    assert not list(documents.Reporter(kept).outdated())
     report.main(["--check", "True", "--root", str(kept)])
     assert before == {path: path.read_bytes() for path in kept.rglob("*.md")}
 
@@ -424,10 +424,10 @@ def test_what_differs_from_the_records_is_one_line(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (f"{report.BEGIN}all fuor -->\n{report.END}\n", "names no experiment in results/ (did you mean 'four'?)"),
-        (f"{report.BEGIN}curvs four -->\n{report.END}\n", "there is no part 'curvs' (did you mean 'curves'"),
-        (f"{report.BEGIN}all four -->\n", "needs an `<!-- results: end -->` of its own"),
-        (f"{report.END}\n{report.BEGIN}all four -->\n", "needs an `<!-- results: end -->` of its own"),
+        (f"{documents.BEGIN}all fuor -->\n{documents.END}\n", "names no experiment in results/ (did you mean 'four'?)"),
+        (f"{documents.BEGIN}curvs four -->\n{documents.END}\n", "there is no part 'curvs' (did you mean 'curves'"),
+        (f"{documents.BEGIN}all four -->\n", "needs an `<!-- results: end -->` of its own"),
+        (f"{documents.END}\n{documents.BEGIN}all four -->\n", "needs an `<!-- results: end -->` of its own"),
         ("nothing\n", "does not show the experiment four"),
     ],
 )
