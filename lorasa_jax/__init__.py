@@ -10,6 +10,7 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lorasa_jax import deltas as deltas
     from lorasa_jax.adapters import NOTHING as NOTHING
     from lorasa_jax.adapters import Adapter as Adapter
     from lorasa_jax.adapters import low_rank as low_rank
@@ -65,12 +66,16 @@ _HOMES = {
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = sorted(_HOME)
+_MODULES = ("deltas",)
+
+__all__ = sorted((*_HOME, *_MODULES))
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return importlib.metadata.version("lorasa-jax")
+    if name in _MODULES:
+        return importlib.import_module(f"lorasa_jax.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'lorasa_jax' has no attribute {name!r}")
     return getattr(importlib.import_module(f"lorasa_jax.{_HOME[name]}"), name)

@@ -12,10 +12,15 @@ import numpy as np
 from lorasa_jax.types import PyTree
 
 
+def path_name(path: Any) -> str:
+    """Returns the path of a leaf, as `jax.tree_util` gives it, in the form `fc1/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
 def by_path(tree: PyTree) -> dict[str, Any]:
     """Returns the leaves of a tree by their paths, such as `fc1/kernel`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    return {path_name(path): leaf for path, leaf in leaves}
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:

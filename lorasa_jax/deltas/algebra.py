@@ -1,0 +1,238 @@
+"""Deltas as arrays: how they start, and how they change a parameter tree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PRNGKeyArray
+
+from lorasa_jax.config import require
+from lorasa_jax.deltas.spec import Leaf, Spec, Target, matching, no_such_path
+from lorasa_jax.trees import by_path, path_name
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["spec"])
+@dataclass(frozen=True, eq=False)
+class Deltas:
+    """The deltas of all owners, with leaves [N, ...], or of one owner, without that axis.
+
+    A pytree: `jax.vmap` over it gives each owner's deltas, `jax.grad` with respect to it gives their gradients, and
+    optax updates it. `deltas[i]` is owner i's.
+
+    Attributes:
+        arrays: by the path of the parameter, `left` [*batch, in, r] and `right` [*batch, r, out], or `full` in the
+            shape of the parameter.
+        spec: what they are; static under `jax.jit`.
+    """
+
+    arrays: Any
+    spec: Spec
+
+    @property
+    def n_owners(self) -> int:
+        """N; raises `ConfigError` where the arrays have no owner axis."""
+        return require_shapes(self, owners=True)
+
+    def __getitem__(self, owner: int | Int[Array, ""]) -> Deltas:
+        n = self.n_owners
+        if isinstance(owner, int) and not -n <= owner < n:  # jax would take the nearest one
+            raise IndexError(f"there is no owner {owner}; these are the deltas of {n}")
+        return jax.tree.map(lambda leaf: leaf[owner], self)
+
+    def select(self, patterns: str | Iterable[str]) -> Deltas:
+        """Returns the deltas of the parameters that some pattern matches.
+
+        Raises:
+            ConfigError: a pattern matches none.
+        """
+        return self.only(matching("select", patterns, self.spec.by_path))
+
+    def only(self, paths: Iterable[str]) -> Deltas:
+        """Returns the deltas of these parameters; there may be none."""
+        kept = set(paths)
+        spec = Spec(tuple(target for target in self.spec.targets if target.path in kept))
+        return Deltas({target.path: self.arrays[target.path] for target in spec.targets}, spec)
+
+
+def init(key: PRNGKeyArray, spec: Spec, n: int) -> Deltas:
+    """Returns fresh deltas for n owners, leaves [N, ...]; merged, they change nothing.
+
+    With K (in, out) a kernel, owner i's is
+
+        K + (alpha / r) L_i R_i,   L_i (in, r) = 0,   R_i (r, out) ~ U(-1/sqrt(r), 1/sqrt(r))
+
+    and where r >= min(in, out), or where the parameter is no matrix, K + D_i with D_i = 0. At the start only L (or D)
+    has a gradient.
+
+    Raises:
+        ConfigError: n is below 1.
+
+    Source: LoRA (Hu et al. 2021), mirrored, with the factor on the input side starting at zero; LoRASA
+    (arXiv 2502.05573).
+    """
+    require(n >= 1, f"the number of owners must be at least 1, got {n}")
+
+    def init_target(key: PRNGKeyArray, target: Target) -> dict[str, Array]:
+        arrays = {name: jnp.zeros(shape, target.dtype) for name, shape in target.shapes.items()}
+        if not target.full:
+            bound = 1 / math.sqrt(target.rank)
+            arrays["right"] = jax.random.uniform(key, target.shapes["right"], target.dtype, -bound, bound)
+        return arrays
+
+    def init_owner(key: PRNGKeyArray) -> dict[str, dict[str, Array]]:
+        keys = jax.random.split(key, len(spec.targets))
+        return {target.path: init_target(k, target) for k, target in zip(keys, spec.targets, strict=True)}
+
+    return Deltas(jax.vmap(init_owner)(jax.random.split(key, n)), spec)
+
+
+def merge(tree: Any, own: Deltas, *, frozen: bool = False) -> Any:
+    """Returns the full parameters of one owner: K + (alpha / r) L R for every target, the rest as they are.
+
+    Args:
+        tree: the parameters that the spec was made of; any pytree.
+        own: of one owner, such as `deltas[0]`; map this function over owners, or take `merge_all`.
+        frozen: let no gradient into `tree`.
+
+    Raises:
+        ConfigError: the deltas do not fit the tree.
+
+    Example:
+        With `flax.nnx`, the tree is the state of a model as a dictionary:
+
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from lorasa_jax import deltas
+        >>> graphdef, state = nnx.split(nnx.Linear(8, 16, rngs=nnx.Rngs(0)))
+        >>> tree = nnx.to_pure_dict(state)
+        >>> team = deltas.init(jax.random.key(0), deltas.make_spec(tree, rank=2), n=3)
+        >>> nnx.replace_by_pure_dict(state, deltas.merge(tree, team[0]))
+        >>> nnx.merge(graphdef, state)(jnp.ones(8)).shape
+        (16,)
+    """
+    require_fit(tree, own)
+    return _map_targets(tree, own, lambda leaf, target, arrays: _add(leaf, target, arrays), frozen)
+
+
+def merge_all(tree: Any, deltas: Deltas, *, frozen: bool = False) -> tuple[Any, Any]:
+    """Returns the full parameters of all owners, and the axes to map them over.
+
+    Only parameters with a delta get an owner axis, [N, ...]; the others are not copied.
+
+    Args:
+        tree: the parameters that the spec was made of.
+        deltas: of all owners, leaves [N, ...].
+        frozen: let no gradient into `tree`.
+
+    Returns:
+        The tree, and a tree of the same structure with 0 where there is an owner axis and None elsewhere.
+
+    Raises:
+        ConfigError: the deltas do not fit the tree.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp
+        >>> from lorasa_jax import deltas
+        >>> layer, x = nn.Dense(16), jnp.ones((3, 8))  # an input for each of three owners
+        >>> variables = layer.init(jax.random.key(0), x[0])
+        >>> team = deltas.init(jax.random.key(1), deltas.make_spec(variables, rank=2), n=3)
+        >>> full, axes = deltas.merge_all(variables, team)
+        >>> axes
+        {'params': {'bias': None, 'kernel': 0}}
+        >>> jax.vmap(layer.apply, in_axes=(axes, 0))(full, x).shape
+        (3, 16)
+    """
+    require_fit(tree, deltas, owners=True)
+
+    def add_all(leaf: Leaf, target: Target, arrays: dict[str, Leaf]) -> Array:
+        return jax.vmap(lambda own: _add(leaf, target, own))(arrays)
+
+    axes = jax.tree_util.tree_map_with_path(lambda path, _: 0 if path_name(path) in deltas.arrays else None, tree)
+    return _map_targets(tree, deltas, add_all, frozen), axes
+
+
+def difference(tree_a: Any, tree_b: Any, spec: Spec) -> Deltas:
+    """Returns the deltas of one owner that lead from one tree to another: merged into `tree_a` they give `tree_b`.
+
+    That is exact, up to rounding, for full-rank deltas. A low-rank one is the nearest matrix of its rank, by a
+    truncated singular value decomposition (Eckart & Young 1936), with the singular values shared by both factors.
+
+    Raises:
+        ConfigError: a tree does not fit the spec.
+    """
+    require_targets(tree_a, spec)
+    require_targets(tree_b, spec)
+    a, b = by_path(tree_a), by_path(tree_b)
+
+    def of_target(target: Target) -> dict[str, Array]:
+        change = jnp.asarray(b[target.path]) - a[target.path]
+        if target.full:
+            return {"full": change}
+        u, s, v = jnp.linalg.svd(target.to_matrix(change), full_matrices=False)
+        root, r = jnp.sqrt(s[..., : target.rank]), target.rank
+        return {"left": u[..., :r] * root[..., None, :], "right": root[..., None] * v[..., :r, :] / target.scale}
+
+    return Deltas({target.path: of_target(target) for target in spec.targets}, spec)
+
+
+def _add(leaf: Leaf, target: Target, arrays: Mapping[str, Leaf]) -> Array:
+    """A parameter with one owner's delta."""
+    delta = arrays["full"] if target.full else target.from_matrix(target.scale * arrays["left"] @ arrays["right"])
+    return (jnp.asarray(leaf) + delta).astype(leaf.dtype)
+
+
+def _map_targets(tree: Any, deltas: Deltas, function: Callable[..., Array], frozen: bool) -> Any:
+    """The tree with `function(leaf, target, arrays)` in the place of every leaf that has a delta."""
+    targets = deltas.spec.by_path
+
+    def change(path: Any, leaf: Any) -> Any:
+        name = path_name(path)
+        leaf = jax.lax.stop_gradient(leaf) if frozen else leaf
+        return function(leaf, targets[name], deltas.arrays[name]) if name in targets else leaf
+
+    return jax.tree_util.tree_map_with_path(change, tree)
+
+
+def require_targets(tree: Any, spec: Spec) -> None:
+    """Refuses a tree that lacks a target, or has it in another shape; raises `ConfigError`."""
+    leaves = by_path(tree)
+    for target in spec.targets:
+        if target.path not in leaves:
+            raise no_such_path(target.path, leaves)
+        shape = list(jnp.shape(leaves[target.path]))
+        require(
+            shape == list(target.shape),
+            f"{target.path} is {shape} in these parameters, but its delta was made for {list(target.shape)}",
+        )
+
+
+def require_fit(tree: Any, deltas: Deltas, owners: bool = False) -> None:
+    """Refuses deltas that do not fit a tree, or have an owner axis where they should not; raises `ConfigError`."""
+    require_targets(tree, deltas.spec)
+    require_shapes(deltas, owners)
+
+
+def require_shapes(deltas: Deltas, owners: bool) -> int:
+    """Returns the number of owners; refuses arrays of shapes that are not those of the spec.
+
+    Raises:
+        ConfigError: a shape is another one, or owners are not equally many everywhere.
+    """
+    n = 0
+    for target in deltas.spec.targets:
+        for name, expected in target.shapes.items():
+            shape = tuple(jnp.shape(deltas.arrays[target.path][name]))
+            n = n or (shape[0] if owners and shape else 1)
+            wanted = (n, *expected) if owners else expected
+            advice = "give the deltas of all owners" if owners else "give those of one owner, or map over owners"
+            require(
+                shape == wanted,
+                f"{name} of the delta of {target.path} is {list(shape)}, but must be {list(wanted)}; {advice}",
+            )
+    return n

@@ -1,0 +1,167 @@
+"""Factored application: the products (x L) R are added inside of unchanged Flax layers.
+
+The factors ride in `params`, beside the kernels that they correct. So lifted transformations (`nn.scan`, `nn.vmap`,
+`nn.remat`, `nn.RNN`) slice and broadcast them as they do the kernels, and an interceptor of `nn.Dense` and
+`nn.DenseGeneral` finds them where it is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import flax.linen as nn
+import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array
+
+from lorasa_jax.config import ConfigError
+from lorasa_jax.deltas.algebra import Deltas, merge, require_fit
+from lorasa_jax.deltas.spec import Spec, Target
+from lorasa_jax.trees import by_path
+
+_LAYERS = (nn.Dense, nn.DenseGeneral)
+_REWEIGHTED = (nn.WeightNorm, nn.SpectralNorm)
+_LEFT, _RIGHT = "kernel.left", "kernel.right"
+
+
+def factored(module: nn.Module, own: Deltas, *, frozen: bool = False) -> Callable[..., Any]:
+    """Returns `module.apply` with the deltas of one owner: `factored(module, own)(variables, *args, **kwargs)`.
+
+    It equals `module.apply(merge(variables, own), *args, **kwargs)` up to rounding. But `nn.Dense` and
+    `nn.DenseGeneral`, also within attention and the cells of GRUs, compute
+
+        x K + (alpha / r) (x L) R + b
+
+    which forms no (in, out) matrix per owner, nor its gradient. What is not such a layer is merged: convolutions,
+    embeddings, biases, normalisations, full-rank deltas, subclasses of these layers, views that are not the layer's
+    own, layers stacked along another axis than the first, and layers inside `nn.WeightNorm` or `nn.SpectralNorm`.
+
+    It works under `jax.jit`, `jax.grad` and `jax.vmap`, over owners too. The module is traced twice, once to see
+    which layers it calls; so call it under `jax.jit`.
+
+    A kernel that is also read outside of its layer (tied weights) has to be merged by the caller.
+
+    Args:
+        module: any `flax.linen` module, unchanged.
+        own: of one owner; the spec was made of the variables, so paths begin with `params/`.
+        frozen: let no gradient into the variables.
+
+    Raises:
+        ConfigError: the deltas do not fit the variables, or the call reads a parameter with a delta nowhere.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp
+        >>> from lorasa_jax import deltas
+        >>> net, x = nn.Dense(16), jnp.ones((3, 8))  # an input for each of three owners
+        >>> variables = net.init(jax.random.key(0), x[0])
+        >>> team = deltas.init(jax.random.key(1), deltas.make_spec(variables, rank=2), n=3)
+        >>> jax.vmap(lambda own, x: deltas.factored(net, own)(variables, x))(team, x).shape
+        (3, 16)
+    """
+
+    def apply(variables: Any, *args: Any, **kwargs: Any) -> Any:
+        require_fit(variables, own)
+        places = _factorable(own.spec, module, variables, args, kwargs)
+        merged = merge(variables, own.only(own.spec.by_path.keys() - places), frozen=frozen)
+        with nn.intercept_methods(_add_product):
+            return module.apply(_beside_kernels(merged, own.only(places)), *args, **kwargs)
+
+    return apply
+
+
+def _beside_kernels(variables: Any, own: Deltas) -> Any:
+    """The variables with the factors beside the kernels; the scale is in `right`."""
+    params = flatten_dict(variables["params"], keep_empty_nodes=True) if own.arrays else {}
+    for path, target in own.spec.by_path.items():
+        layer = tuple(path.split("/")[1:-1])
+        params[*layer, _LEFT] = own.arrays[path]["left"]
+        params[*layer, _RIGHT] = target.scale * own.arrays[path]["right"]
+    return {**variables, "params": unflatten_dict(params)} if own.arrays else variables
+
+
+def _axes(layer: nn.Dense | nn.DenseGeneral, x: Array) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """The batch axes of the input, its contracted axes, and the sizes of the new ones."""
+
+    def as_tuple(value: Any) -> tuple[int, ...]:
+        return tuple(value) if isinstance(value, Iterable) else (value,)
+
+    batch, contracted = as_tuple(getattr(layer, "batch_dims", ())), as_tuple(getattr(layer, "axis", -1))
+    return batch, tuple(sorted(axis % x.ndim for axis in contracted)), as_tuple(layer.features)
+
+
+def _add_product(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    """Interceptor: y + (x left) right where a layer has factors beside its kernel."""
+    y, layer = next_fun(*args, **kwargs), context.module
+    if not (_is_layer_call(context) and layer.has_variable("params", _LEFT)):
+        return y
+    factors = (layer.get_variable("params", name) for name in (_LEFT, _RIGHT))
+    x, left, right = layer.promote_dtype(_input(args, kwargs), *factors, dtype=layer.dtype)
+    batch, contracted, features = _axes(layer, x)
+    sizes, n_batch = tuple(x.shape[axis] for axis in batch), len(batch)
+    left = left.reshape(*sizes, *(x.shape[axis] for axis in contracted), left.shape[-1])
+    right = right.reshape(*sizes, right.shape[-2], *features)
+    leading = tuple(range(n_batch))
+    inner = tuple(range(n_batch, n_batch + len(contracted)))
+    z = jax.lax.dot_general(x, left, ((contracted, inner), (batch, leading)), precision=layer.precision)
+    z = jax.lax.dot_general(z, right, (((z.ndim - 1,), (n_batch,)), (leading, leading)), precision=layer.precision)
+    return y + z.astype(y.dtype)
+
+
+def _is_layer_call(context: Any) -> bool:
+    return context.method_name == "__call__" and type(context.module) in _LAYERS
+
+
+def _input(args: Any, kwargs: Any) -> Array:
+    return args[0] if args else kwargs["inputs"]
+
+
+def _factorable(spec: Spec, module: nn.Module, variables: Any, args: Any, kwargs: Any) -> set[str]:
+    """The targets whose products can be added inside of a layer; refuses deltas of parameters that nothing reads."""
+    fits: dict[str, bool] = {}
+    reweighted = [0]
+
+    def look(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        layer = context.module
+        path = "/".join(("params", *layer.path, "kernel"))
+        if path in spec.by_path and _is_layer_call(context):
+            fit = not reweighted[0] and _fits(spec.by_path[path], layer, _input(args, kwargs))
+            fits[path] = fits.get(path, True) and fit
+        inside = isinstance(layer, _REWEIGHTED)
+        reweighted[0] += inside
+        try:
+            return next_fun(*args, **kwargs)
+        finally:
+            reweighted[0] -= inside
+
+    with nn.intercept_methods(look):
+        jaxpr = jax.make_jaxpr(lambda variables: module.apply(variables, *args, **kwargs))(variables)
+    read = _read_inputs(jaxpr.jaxpr)
+    for position, path in enumerate(by_path(variables)):
+        if path in spec.by_path and position not in read:
+            raise ConfigError(
+                f"this call of {type(module).__name__} reads {path} nowhere, so its delta would have no effect; "
+                "exclude it from the spec, or select the deltas that the call uses (`Deltas.select`)"
+            )
+    return {path for path, fit in fits.items() if fit}
+
+
+def _fits(target: Target, layer: nn.Dense | nn.DenseGeneral, x: Array) -> bool:
+    """Says whether a delta is one of this layer's kernel, or of a stack of them along the first axes."""
+    batch, contracted, features = _axes(layer, x)
+    letters = "b" * len(batch) + "i" * len(contracted) + "o" * len(features)
+    stacked = len(target.view) - len(letters)
+    kernel: Any = layer.get_variable("params", "kernel")
+    return not target.full and target.view == "b" * stacked + letters and target.shape[stacked:] == kernel.shape
+
+
+def _read_inputs(jaxpr: Any) -> set[int]:
+    """The positions of the inputs that an operation reads, within calls and loops too."""
+    read = set(map(id, jaxpr.outvars))
+    for equation in jaxpr.eqns:
+        bodies = [getattr(value, "jaxpr", value) for value in equation.params.values()]
+        bodies = [body for body in bodies if hasattr(body, "eqns")]
+        aligned = len(bodies) == 1 and len(bodies[0].invars) == len(equation.invars)
+        positions = _read_inputs(bodies[0]) if aligned else range(len(equation.invars))
+        read |= {id(equation.invars[position]) for position in positions}
+    return {position for position, variable in enumerate(jaxpr.invars) if id(variable) in read}
