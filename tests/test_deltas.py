@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -38,6 +40,8 @@ class Stack(nn.Module):
         if self.lift == "vmap":
             block = nn.vmap(Block, in_axes=0, axis_size=3, **options)
             return block()(jnp.stack([x, 2 * x, 3 * x]))[0].sum(0)
+        if self.lift == "jit":
+            return nn.jit(Block)()(x)[0]
         inner = nn.remat(Block) if self.lift == "remat" else Block
         return nn.scan(inner, length=3, **options)()(x, None)[0]
 
@@ -53,6 +57,16 @@ class WeightNormed(nn.Module):
     @nn.compact
     def __call__(self, x):
         return nn.WeightNorm(nn.Dense(4))(x)
+
+
+class Tied(nn.Module):
+    """The kernel of a layer is read again by the module."""
+
+    @nn.compact
+    def __call__(self, x):
+        layer = nn.Dense(4)
+        hidden = nn.tanh(layer(x))
+        return hidden @ layer.variables["params"]["kernel"].T
 
 
 class Twice(nn.Module):
@@ -75,6 +89,7 @@ CASES = {
     "named_input": (nn.Sequential([nn.Dense(9), lambda x: nn.Dense(4)(inputs=x)]), X),
     "bfloat16": (nn.Dense(9, param_dtype=jnp.bfloat16), X.astype(jnp.bfloat16)),
     "dense_general": (nn.DenseGeneral((4, 5)), X),
+    "another_view": (nn.DenseGeneral((4, 5)), X),
     "dense_general_axes": (nn.DenseGeneral((4, 3), axis=(1, -1)), jax.random.normal(KEY, (2, 6, 3, 5))),
     "dense_general_batch": (
         nn.DenseGeneral((6, 4), axis=(2, 3), batch_dims=(0,)),
@@ -84,18 +99,34 @@ CASES = {
     "embed": (nn.Embed(7, 6), jnp.array([0, 3, 6])),
     "gru": (nn.GRUCell(8), jnp.zeros((5, 8)), X),
     "rnn": (nn.RNN(nn.GRUCell(6)), SEQUENCE),
-    "lstm": (nn.RNN(nn.OptimizedLSTMCell(6)), SEQUENCE),
+    "lstm": (nn.RNN(nn.LSTMCell(6)), SEQUENCE),
+    "optimized_lstm": (nn.RNN(nn.OptimizedLSTMCell(6)), SEQUENCE),
     "attention": (nn.MultiHeadDotProductAttention(num_heads=2), SEQUENCE),
     "scan": (Stack("scan"), SEQUENCE),
     "scan_of_remat": (Stack("remat"), SEQUENCE),
     "vmap": (Stack("vmap"), SEQUENCE),
+    "jit": (Stack("jit"), SEQUENCE),
     "scan_along_another_axis": (Stack("scan", axis=1), SEQUENCE),
     "subclass": (Doubled(4), X),
     "weight_norm": (WeightNormed(), X),
+    "tied": (Tied(), X),
     "twice": (Twice(), X),
 }
-MERGED = {"conv", "embed", "lstm", "scan_along_another_axis", "subclass", "weight_norm"}
-VIEWS = {"dense_general_batch": {"*kernel": "biioo"}, "scan_along_another_axis": {"*kernel": "ibo"}}
+MERGED = {
+    "another_view",
+    "conv",
+    "embed",
+    "optimized_lstm",
+    "scan_along_another_axis",
+    "subclass",
+    "tied",
+    "weight_norm",
+}
+VIEWS = {
+    "another_view": {"*kernel": "ibo"},
+    "dense_general_batch": {"*kernel": "biioo"},
+    "scan_along_another_axis": {"*kernel": "ibo"},
+}
 
 
 def noisy(tree, seed=0):
@@ -212,7 +243,9 @@ def test_a_kernel_is_corrected_as_the_equation_says():
     assert_close(deltas.merge(variables, own)["params"]["kernel"], variables["params"]["kernel"] + 1.5 * left @ right)
 
 
-@pytest.mark.parametrize("name", ["attention", "conv", "scan", "scan_along_another_axis", "dense_general_batch"])
+@pytest.mark.parametrize(
+    "name", ["attention", "another_view", "conv", "scan", "scan_along_another_axis", "dense_general_batch"]
+)
 def test_views_are_matrices_of_the_layer(name):
     _, _, variables, team = made(name, "*kernel")
     own, leaves = team[0], deltas.spec.by_path(variables)
@@ -363,7 +396,7 @@ def test_a_view_that_is_empty_makes_a_delta_full():
 def test_an_owner_that_does_not_move_keeps_its_parameters_and_moments_to_the_bit():
     optimizer = deltas.per_owner(optax.chain(optax.clip_by_global_norm(0.5), optax.adam(0.1)))
     _, _, _, team = made("twice", n=3)
-    params = jax.tree.map(lambda leaf: -leaf, team)  # many are -0.0
+    params = jax.tree.map(lambda leaf: np.where(leaf > 0, leaf, np.float32(-0.0)), team)
     state = optimizer.init(params)
     moved = jnp.array([True, False, True])
 
@@ -523,3 +556,13 @@ def test_deltas_import_no_environment():
     )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_the_example_in_the_documentation_runs_and_is_short(capsys):
+    text = (Path(__file__).parents[1] / "docs" / "deltas.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict = {}
+    exec(snippet, names)
+    assert names["team"].n_owners == 3
+    assert capsys.readouterr().out.strip() == str(names["spec"])
+    assert len(text.split()) < 700

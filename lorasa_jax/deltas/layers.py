@@ -7,6 +7,7 @@ The factors ride in `params`, beside the kernels that they correct. So lifted tr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,13 +16,12 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
-from lorasa_jax.config import ConfigError
+from lorasa_jax.config import require
 from lorasa_jax.deltas.algebra import Deltas, merge, require_fit
 from lorasa_jax.deltas.spec import Spec, Target
 from lorasa_jax.trees import by_path
 
 _LAYERS = (nn.Dense, nn.DenseGeneral)
-_REWEIGHTED = (nn.WeightNorm, nn.SpectralNorm)
 _LEFT, _RIGHT = "kernel.left", "kernel.right"
 
 
@@ -35,12 +35,13 @@ def factored(module: nn.Module, own: Deltas, *, frozen: bool = False) -> Callabl
 
     which forms no (in, out) matrix per owner, nor its gradient. What is not such a layer is merged: convolutions,
     embeddings, biases, normalisations, full-rank deltas, subclasses of these layers, views that are not the layer's
-    own, layers stacked along another axis than the first, and layers inside `nn.WeightNorm` or `nn.SpectralNorm`.
+    own, layers stacked along another axis than the first, and kernels that something else reads as well, such as tied
+    weights and `nn.WeightNorm`.
 
     It works under `jax.jit`, `jax.grad` and `jax.vmap`, over owners too. The module is traced twice, once to see
     which layers it calls; so call it under `jax.jit`.
 
-    A kernel that is also read outside of its layer (tied weights) has to be merged by the caller.
+    What `nn.map_variables` makes of a kernel before its layer sees it is not known here; merge such kernels yourself.
 
     Args:
         module: any `flax.linen` module, unchanged.
@@ -118,50 +119,54 @@ def _input(args: Any, kwargs: Any) -> Array:
 
 def _factorable(spec: Spec, module: nn.Module, variables: Any, args: Any, kwargs: Any) -> set[str]:
     """The targets whose products can be added inside of a layer; refuses deltas of parameters that nothing reads."""
-    fits: dict[str, bool] = {}
-    reweighted = [0]
+    calls: dict[str, list[Array]] = {}  # the kernels that layers were called with, one for each call
+    unfit: set[str] = set()
 
     def look(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
         layer = context.module
         path = "/".join(("params", *layer.path, "kernel"))
         if path in spec.by_path and _is_layer_call(context):
-            fit = not reweighted[0] and _fits(spec.by_path[path], layer, _input(args, kwargs))
-            fits[path] = fits.get(path, True) and fit
-        inside = isinstance(layer, _REWEIGHTED)
-        reweighted[0] += inside
-        try:
-            return next_fun(*args, **kwargs)
-        finally:
-            reweighted[0] -= inside
+            kernel: Any = layer.get_variable("params", "kernel")
+            calls.setdefault(path, []).append(kernel)
+            if not _fits(spec.by_path[path], layer, kernel, _input(args, kwargs)):
+                unfit.add(path)
+        return next_fun(*args, **kwargs)
 
     with nn.intercept_methods(look):
         jaxpr = jax.make_jaxpr(lambda variables: module.apply(variables, *args, **kwargs))(variables)
-    read = _read_inputs(jaxpr.jaxpr)
-    for position, path in enumerate(by_path(variables)):
-        if path in spec.by_path and position not in read:
-            raise ConfigError(
-                f"this call of {type(module).__name__} reads {path} nowhere, so its delta would have no effect; "
-                "exclude it from the spec, or select the deltas that the call uses (`Deltas.select`)"
-            )
-    return {path for path, fit in fits.items() if fit}
+    counts = _count_reads(jaxpr.jaxpr)
+    reads = {path: counts[position] for position, path in enumerate(by_path(variables))}
+    unread = next((path for path in spec.by_path if not reads[path]), None)
+    require(
+        unread is None,
+        f"this call of {type(module).__name__} reads {unread} nowhere, so its delta would have no effect; "
+        "exclude it from the spec, or select the deltas that the call uses (`Deltas.select`)",
+    )
+    # A loop may trace its body more than once, each time with another tracer. What else reads the kernel, tied weights
+    # or a normalisation of it, would miss a delta that is not merged.
+    return {
+        path
+        for path, kernels in calls.items()
+        if path not in unfit and reads[path] <= max(Counter(map(id, kernels)).values())
+    }
 
 
-def _fits(target: Target, layer: nn.Dense | nn.DenseGeneral, x: Array) -> bool:
+def _fits(target: Target, layer: nn.Dense | nn.DenseGeneral, kernel: Array, x: Array) -> bool:
     """Says whether a delta is one of this layer's kernel, or of a stack of them along the first axes."""
     batch, contracted, features = _axes(layer, x)
     letters = "b" * len(batch) + "i" * len(contracted) + "o" * len(features)
     stacked = len(target.view) - len(letters)
-    kernel: Any = layer.get_variable("params", "kernel")
     return not target.full and target.view == "b" * stacked + letters and target.shape[stacked:] == kernel.shape
 
 
-def _read_inputs(jaxpr: Any) -> set[int]:
-    """The positions of the inputs that an operation reads, within calls and loops too."""
-    read = set(map(id, jaxpr.outvars))
+def _count_reads(jaxpr: Any) -> Counter[int]:
+    """How many operations read each input, by its position; those within calls and loops count, too."""
+    reads = Counter(map(id, jaxpr.outvars))
     for equation in jaxpr.eqns:
         bodies = [getattr(value, "jaxpr", value) for value in equation.params.values()]
         bodies = [body for body in bodies if hasattr(body, "eqns")]
         aligned = len(bodies) == 1 and len(bodies[0].invars) == len(equation.invars)
-        positions = _read_inputs(bodies[0]) if aligned else range(len(equation.invars))
-        read |= {id(equation.invars[position]) for position in positions}
-    return {position for position, variable in enumerate(jaxpr.invars) if id(variable) in read}
+        within = _count_reads(bodies[0]) if aligned else Counter(range(len(equation.invars)))
+        for position, variable in enumerate(equation.invars):
+            reads[id(variable)] += within[position]
+    return Counter({position: reads[id(variable)] for position, variable in enumerate(jaxpr.invars)})
