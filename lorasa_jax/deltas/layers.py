@@ -14,11 +14,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array
 
 from lorasa_jax.config import require
 from lorasa_jax.deltas.algebra import Deltas, merge, require_fit
-from lorasa_jax.deltas.spec import Spec, Target
+from lorasa_jax.deltas.spec import Leaf, Spec, Target
 from lorasa_jax.trees import by_path
 
 _LAYERS = (nn.Dense, nn.DenseGeneral)
@@ -81,7 +80,7 @@ def _beside_kernels(variables: Any, own: Deltas) -> Any:
     return {**variables, "params": unflatten_dict(params)} if own.arrays else variables
 
 
-def _axes(layer: nn.Dense | nn.DenseGeneral, x: Array) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+def _axes(layer: nn.Dense | nn.DenseGeneral, x: Leaf) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """The batch axes of the input, its contracted axes, and the sizes of the new ones."""
 
     def as_tuple(value: Any) -> tuple[int, ...]:
@@ -113,13 +112,13 @@ def _is_layer_call(context: Any) -> bool:
     return context.method_name == "__call__" and type(context.module) in _LAYERS
 
 
-def _input(args: Any, kwargs: Any) -> Array:
+def _input(args: Any, kwargs: Any) -> Leaf:
     return args[0] if args else kwargs["inputs"]
 
 
 def _factorable(spec: Spec, module: nn.Module, variables: Any, args: Any, kwargs: Any) -> set[str]:
     """The targets whose products can be added inside of a layer; refuses deltas of parameters that nothing reads."""
-    calls: dict[str, list[Array]] = {}  # the kernels that layers were called with, one for each call
+    calls: dict[str, list[Leaf]] = {}  # the kernels that layers were called with, one for each call
     unfit: set[str] = set()
 
     def look(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -151,7 +150,7 @@ def _factorable(spec: Spec, module: nn.Module, variables: Any, args: Any, kwargs
     }
 
 
-def _fits(target: Target, layer: nn.Dense | nn.DenseGeneral, kernel: Array, x: Array) -> bool:
+def _fits(target: Target, layer: nn.Dense | nn.DenseGeneral, kernel: Leaf, x: Leaf) -> bool:
     """Says whether a delta is one of this layer's kernel, or of a stack of them along the first axes."""
     batch, contracted, features = _axes(layer, x)
     letters = "b" * len(batch) + "i" * len(contracted) + "o" * len(features)
