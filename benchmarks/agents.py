@@ -24,9 +24,9 @@ import jax
 from crowd import make_crowd
 
 from lorasa_jax import Config, CriticConfig, NetworkConfig, PPOConfig
-from lorasa_jax.programs import compiler_options
-from lorasa_jax.system import is_two_phase
-from lorasa_jax.trainer import Trainer, make_trainer
+from lorasa_jax.learning.system import is_two_phase
+from lorasa_jax.learning.trainer import Trainer, make_trainer
+from lorasa_jax.running.programs import compiler_options
 
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "results" / "agents.json"

@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lorasa_jax.distributions import squashed_normal
-from lorasa_jax.networks import affine, gru, gru_step
-from lorasa_jax.programs import compiler_options
+from lorasa_jax.core.distributions import squashed_normal
+from lorasa_jax.core.networks import affine, gru, gru_step
+from lorasa_jax.running.programs import compiler_options
 
 
 def plain_gru(weights: Any, gates: Any, h: Any, first: Any) -> Any:

@@ -26,8 +26,8 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
 from lorasa_jax import Config, CriticConfig, NetworkConfig, PPOConfig, make_env, make_trainer  # noqa: E402
-from lorasa_jax.devices import choose_layout  # noqa: E402
-from lorasa_jax.programs import compiler_options, over_seeds  # noqa: E402
+from lorasa_jax.running.devices import choose_layout  # noqa: E402
+from lorasa_jax.running.programs import compiler_options, over_seeds  # noqa: E402
 
 
 def main() -> None:

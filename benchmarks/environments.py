@@ -28,8 +28,8 @@ from lorasa_jax import Config, make_env, make_trainer
 from lorasa_jax.envs._jaxmarl import load_smax
 from lorasa_jax.envs.mabrax import load_robot
 from lorasa_jax.envs.mabrax_maps import ROBOTS, robot_name
-from lorasa_jax.programs import compiler_options
-from lorasa_jax.rollout import select, start_pool
+from lorasa_jax.learning.rollout import select, start_pool
+from lorasa_jax.running.programs import compiler_options
 
 from cli import RunConfig, parse
 
@@ -83,7 +83,7 @@ def their_battles(task: str) -> Callable:
 
 
 def our_battles(env: Any) -> Callable:
-    """Ours, as `lorasa_jax.rollout.collect` steps them."""
+    """Ours, as `lorasa_jax.learning.rollout.collect` steps them."""
 
     def play(key: Any, noise: Any) -> Any:
         pool, everyone = start_pool(env, key, N_ENVS, STEPS), jnp.arange(N_ENVS)

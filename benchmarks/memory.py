@@ -14,10 +14,10 @@ import jax
 
 from lorasa_jax import Config, CriticConfig, NetworkConfig, PPOConfig, count_params, graft, make_env, make_trainer
 from lorasa_jax.envs import Env
-from lorasa_jax.programs import compiler_options
-from lorasa_jax.run_state import Best
-from lorasa_jax.system import is_two_phase
-from lorasa_jax.trainer import Trainer
+from lorasa_jax.learning.system import is_two_phase
+from lorasa_jax.learning.trainer import Trainer
+from lorasa_jax.running.programs import compiler_options
+from lorasa_jax.running.state import Best
 
 FLOAT, INT, BOOL = 4, 4, 1
 

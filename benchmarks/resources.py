@@ -21,8 +21,8 @@ from agents import AGENTS, SCHEMES, fits, flags, measured_in, setting, shapes_of
 from crowd import make_crowd
 from update import live, operations
 
-from lorasa_jax.system import is_two_phase
-from lorasa_jax.trainer import count_params, make_trainer, optimizer_bytes
+from lorasa_jax.learning.system import is_two_phase
+from lorasa_jax.learning.trainer import count_params, make_trainer, optimizer_bytes
 
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "results" / "resources.json"

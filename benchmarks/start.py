@@ -46,10 +46,10 @@ def parts(arguments: list[str]) -> dict[str, float]:
 
     mark("jax")
     run.prepare(config)
-    from lorasa_jax import loop
     from lorasa_jax.envs import make_env
-    from lorasa_jax.programs import Programs
-    from lorasa_jax.run_state import Silent
+    from lorasa_jax.running import loop
+    from lorasa_jax.running.programs import Programs
+    from lorasa_jax.running.state import Silent
 
     mark("library")
     env = make_env(config)

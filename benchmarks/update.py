@@ -26,9 +26,9 @@ import numpy as np
 from jax.interpreters import partial_eval
 
 from lorasa_jax import Config, CriticConfig, NetworkConfig, PPOConfig, make_env
-from lorasa_jax.programs import compiler_options
-from lorasa_jax.system import is_two_phase
-from lorasa_jax.trainer import make_trainer
+from lorasa_jax.learning.system import is_two_phase
+from lorasa_jax.learning.trainer import make_trainer
+from lorasa_jax.running.programs import compiler_options
 
 # What is compared, and to which of them: sharing, algorithm, scope of the critic.
 GROUPS = {

@@ -20,7 +20,7 @@ from cli import polite, read_flags, run_of
 from saved import find_row, labels_of, load_run, measures, words
 
 if TYPE_CHECKING:
-    from lorasa_jax.diagnosis import Diagnosis
+    from lorasa_jax.analysis.diagnosis import Diagnosis
 
 
 SAID_IN = "diagnosis.json"
@@ -87,8 +87,8 @@ def report(found: Diagnosis, steps: int) -> Iterator[str]:
     """Yields what was found, as a short table; a rollout has so many environment steps."""
     import numpy as np
 
-    from lorasa_jax.diagnosis import DROPPED
-    from lorasa_jax.diversity import mean_over_pairs
+    from lorasa_jax.analysis.diagnosis import DROPPED
+    from lorasa_jax.analysis.diversity import mean_over_pairs
 
     if found.distance is not None:
         yield f"distance of agents ({found.measure}; mean over pairs)"
@@ -139,7 +139,7 @@ def _about(number: float) -> str:
 
 
 def _by_role(found: Diagnosis, matrix: Any, form: str = ".3f") -> str:
-    from lorasa_jax.diversity import within_and_between
+    from lorasa_jax.analysis.diversity import within_and_between
 
     if found.roles is None or len(set(found.roles)) == 1:
         return ""
@@ -163,9 +163,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         require(not out.exists() or out.is_dir(), f"--out names a folder, and {out} is a file")
         import jax
 
-        from lorasa_jax.diagnosis import DROPPED, diagnose
-        from lorasa_jax.figures import pictures
-        from lorasa_jax.types import Learner
+        from lorasa_jax.analysis.diagnosis import DROPPED, diagnose
+        from lorasa_jax.analysis.plots import pictures
+        from lorasa_jax.core.types import Learner
 
         from evaluate import keys
         from run_dir import versions, write_json

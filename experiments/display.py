@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from lorasa_jax.config import Config, ConfigError
-from lorasa_jax.run_state import Report
+from lorasa_jax.running.state import Report
 
 BAR = 16
 WINDOW = 20

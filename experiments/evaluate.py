@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import jax
     import numpy as np
 
-    from lorasa_jax.checkpoint import SavedTeam
+    from lorasa_jax.storage.checkpoints import SavedTeam
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def keys(labels: list[Label], draw: int) -> jax.Array:
     import jax
     import jax.numpy as jnp
 
-    from lorasa_jax.trainer import REPLAY
+    from lorasa_jax.learning.trainer import REPLAY
 
     seeds = [jax.random.key(label["seed"]) for label in labels]
     return jnp.stack([jax.random.fold_in(jax.random.fold_in(key, REPLAY), draw) for key in seeds])
@@ -62,8 +62,8 @@ def play(team: SavedTeam, keys: jax.Array, greedy: bool) -> dict[str, np.ndarray
     import jax
     import numpy as np
 
-    from lorasa_jax.programs import over_seeds
-    from lorasa_jax.rollout import play_episodes
+    from lorasa_jax.learning.rollout import play_episodes
+    from lorasa_jax.running.programs import over_seeds
 
     episodes = over_seeds(lambda weights, key: play_episodes(team.system, weights, key, greedy), len(keys))
     return {name: np.asarray(values) for name, values in jax.jit(episodes)(team.weights, keys).items()}
@@ -71,7 +71,7 @@ def play(team: SavedTeam, keys: jax.Array, greedy: bool) -> dict[str, np.ndarray
 
 def report(played: dict[str, np.ndarray], wins: bool) -> list[str]:
     """Returns the means with their 95 % intervals: over seeds, or over the episodes of a single one."""
-    from lorasa_jax.stats import bootstrap_interval
+    from lorasa_jax.analysis.statistics import bootstrap_interval
 
     n_seeds, n_episodes = played["return"].shape
     lines = []
@@ -89,7 +89,7 @@ def draw_episode(team: SavedTeam, key: jax.Array, greedy: bool, path: Path) -> N
     import jax
 
     from lorasa_jax.envs.drawing import save_gif
-    from lorasa_jax.rollout import record_episode
+    from lorasa_jax.learning.rollout import record_episode
 
     env = team.system.env
     assert env.draw is not None

@@ -18,7 +18,7 @@ from saved import find_checkpoint, find_row, labels_of, load_run, row_config
 if TYPE_CHECKING:
     from jax.export import Exported
 
-    from lorasa_jax.checkpoint import SavedTeam
+    from lorasa_jax.storage.checkpoints import SavedTeam
 
 PLATFORMS = ("cpu", "cuda")
 
@@ -80,8 +80,8 @@ def save_adapters(team: SavedTeam, row: int, config: ExportConfig) -> None:
     import jax
 
     from lorasa_jax import adapters
-    from lorasa_jax.forks import own_adapters
-    from lorasa_jax.system import make_system
+    from lorasa_jax.learning.system import make_system
+    from lorasa_jax.running.forks import own_adapters
 
     assert config.adapters is not None
     system, params = team.system, jax.tree.map(lambda leaf: leaf[row], team.params)

@@ -45,7 +45,7 @@ class Row:
     @property
     def own(self) -> dict[str, Any]:
         """What may differ from the configuration of the program that it shares, whatever its label names."""
-        from lorasa_jax.forks import OWN
+        from lorasa_jax.running.forks import OWN
 
         return {name: getattr(self.config, name) for name in OWN} | {"ppo.adapter_lr": self.config.ppo.adapter_lr}
 
@@ -130,9 +130,9 @@ def make_jobs(env_of: Callable[[RunConfig], Env], configs: Iterable[tuple[Point,
         env_of: the environment of a configuration.
         configs: points, with their configurations.
     """
-    from lorasa_jax.forks import backbone_config
-    from lorasa_jax.sharing import make_sharing
-    from lorasa_jax.system import is_two_phase
+    from lorasa_jax.learning.system import is_two_phase
+    from lorasa_jax.running.forks import backbone_config
+    from lorasa_jax.sharing.schemes import make_sharing
 
     points: dict[RunConfig, Point] = {}
     forks: dict[RunConfig, list[tuple[Point, RunConfig]]] = {}
@@ -157,7 +157,7 @@ def make_jobs(env_of: Callable[[RunConfig], Env], configs: Iterable[tuple[Point,
 
 
 def _fork_jobs(env: Env, origin: Job, forked: list[tuple[Point, RunConfig]]) -> Iterator[Job]:
-    from lorasa_jax.forks import common_config, share_programs
+    from lorasa_jax.running.forks import common_config, share_programs
 
     first = int(origin.name.split("-")[0])
     for n, group in enumerate(share_programs([config for _, config in forked], env), first + 1):
@@ -172,7 +172,7 @@ def _fork_jobs(env: Env, origin: Job, forked: list[tuple[Point, RunConfig]]) -> 
 
 def switch_iterations(config: RunConfig) -> list[int]:
     """Returns the iterations after which a point may switch: one, or with `auto` the evaluations that may say so."""
-    from lorasa_jax.switching import EARLIEST, LATEST
+    from lorasa_jax.learning.switching import EARLIEST, LATEST
 
     if config.switch_iteration is not None:
         return [config.switch_iteration]

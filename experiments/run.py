@@ -22,8 +22,8 @@ from saved import measures
 
 if TYPE_CHECKING:
     from lorasa_jax.envs import Env
-    from lorasa_jax.run_state import Diverged, Report, Result, RunState
-    from lorasa_jax.saver import Saver
+    from lorasa_jax.running.state import Diverged, Report, Result, RunState
+    from lorasa_jax.storage.saver import Saver
 
     from display import Display
     from run_dir import RunDir
@@ -91,7 +91,7 @@ class Keeper:
 
     def __call__(self, state: RunState) -> None:
         """Takes a state between two iterations."""
-        from lorasa_jax.devices import anywhere
+        from lorasa_jax.running.devices import anywhere
 
         self.also(state)
         self.saver(state)
@@ -101,8 +101,8 @@ class Keeper:
 
     def run(self, config: RunConfig, env: Env, *args: Any, **kwargs: Any) -> Result:
         """Returns the result of a run; keeps the state before an iteration that diverged."""
-        from lorasa_jax.loop import run
-        from lorasa_jax.run_state import Diverged
+        from lorasa_jax.running.loop import run
+        from lorasa_jax.running.state import Diverged
 
         try:
             return run(config, env, *args, save=self, **kwargs)
@@ -115,8 +115,8 @@ def summarise(
     config: RunConfig, result: Result, wall_seconds: float, labels: Sequence[dict[str, Any]], rows: int
 ) -> dict[str, Any]:
     """Returns the summary of a finished run with so many rows: forks did not do the steps of their backbones."""
-    from lorasa_jax.stats import bootstrap_interval
-    from lorasa_jax.trainer import count_params
+    from lorasa_jax.analysis.statistics import bootstrap_interval
+    from lorasa_jax.learning.trainer import count_params
 
     env_steps = config.iterations * config.steps_per_iteration
     alike = len(labels) > 1 and all({**label, "seed": 0} == {**labels[0], "seed": 0} for label in labels)
@@ -155,10 +155,10 @@ def draw_episode(result: Result, path: Path) -> None:
     """Draws one greedy episode of the first seed, where the environment can be drawn."""
     import jax
 
-    from lorasa_jax.devices import row
     from lorasa_jax.envs.drawing import save_gif
-    from lorasa_jax.rollout import record_episode
-    from lorasa_jax.trainer import EPISODE
+    from lorasa_jax.learning.rollout import record_episode
+    from lorasa_jax.learning.trainer import EPISODE
+    from lorasa_jax.running.devices import row
 
     system = result.trainer.system
     if system.env.draw is None:
@@ -173,7 +173,7 @@ def prepare(config: RunConfig) -> None:
     """Puts all cores to work, and keeps compiled programs from one run to the next, as the configuration asks for."""
     import jax
 
-    from lorasa_jax.devices import use_cores
+    from lorasa_jax.running.devices import use_cores
 
     if config.shard != "off" and not config.distributed:
         use_cores()
@@ -184,10 +184,10 @@ def prepare(config: RunConfig) -> None:
 
 def train(config: RunConfig, began: float) -> None:
     """Runs the configuration, from its beginning or from a checkpoint, and fills its run directory."""
-    from lorasa_jax.devices import is_leader
     from lorasa_jax.envs import make_env
-    from lorasa_jax.grouping import with_groups
-    from lorasa_jax.trainer import make_trainer
+    from lorasa_jax.learning.clustering import with_groups
+    from lorasa_jax.learning.trainer import make_trainer
+    from lorasa_jax.running.devices import is_leader
 
     from display import tracker
     from run_dir import RunDir
@@ -213,7 +213,7 @@ def train(config: RunConfig, began: float) -> None:
 
 def find_checkpoint(config: RunConfig) -> Path | None:
     """Returns the checkpoint that a run goes on from, if it does."""
-    from lorasa_jax.storage import complete
+    from lorasa_jax.storage.arrays import complete
 
     if config.resume is None or config.resume != config.directory:
         return config.resume
@@ -227,10 +227,10 @@ def find_checkpoint(config: RunConfig) -> Path | None:
 
 def follow(config: RunConfig, env: Env) -> None:
     """Takes part in a run whose first process prints and writes; does all that the processes must do together."""
-    from lorasa_jax.checkpoint import load
-    from lorasa_jax.devices import row
-    from lorasa_jax.run_state import Diverged
-    from lorasa_jax.saver import Saver
+    from lorasa_jax.running.devices import row
+    from lorasa_jax.running.state import Diverged
+    from lorasa_jax.storage.checkpoints import load
+    from lorasa_jax.storage.saver import Saver
 
     path = find_checkpoint(config)
     start = load(path, config, env) if path else None
@@ -252,8 +252,8 @@ def find_start(
 
     A run that was stopped before its first checkpoint begins anew, with what `begin` gives.
     """
-    from lorasa_jax.checkpoint import load
-    from lorasa_jax.storage import drop_after
+    from lorasa_jax.storage.arrays import drop_after
+    from lorasa_jax.storage.checkpoints import load
 
     path = find_checkpoint(config)
     if config.resume is not None:
@@ -294,8 +294,8 @@ def fill(
         go_on: the command that goes on with it if it is stopped.
         also: is offered every state before the checkpoints are.
     """
-    from lorasa_jax.run_state import Diverged
-    from lorasa_jax.saver import Saver
+    from lorasa_jax.running.state import Diverged
+    from lorasa_jax.storage.saver import Saver
 
     from display import Display
     from run_dir import write_json
@@ -383,7 +383,7 @@ def is_taken(config: RunConfig) -> bool:
     taken = config.resume is None and config.directory.exists()
     if not config.distributed:
         return taken
-    from lorasa_jax.devices import anywhere, join_processes
+    from lorasa_jax.running.devices import anywhere, join_processes
 
     join_processes()
     return anywhere(taken)  # all have looked before the first one makes it

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from lorasa_jax.config import Config, ConfigError, changed_settings, require
-from lorasa_jax.run_state import Report
+from lorasa_jax.running.state import Report
 
 from saved import rows_of, words
 

@@ -13,7 +13,7 @@ from lorasa_jax.config import require
 from cli import CHECKPOINTS, ROWS, RunConfig, from_settings, read_config, run_of
 
 if TYPE_CHECKING:
-    from lorasa_jax.checkpoint import SavedTeam
+    from lorasa_jax.storage.checkpoints import SavedTeam
 
 Label = dict[str, Any]
 """What a row of a run is known by: its seed, and in a sweep the settings that make its point."""
@@ -100,7 +100,7 @@ def row_config(config: RunConfig, path: Path, k: int) -> RunConfig:
 
 def find_checkpoint(path: Path) -> tuple[RunConfig, Path]:
     """Returns a run's settings and a checkpoint: the one that the path names, or the newest of the run it names."""
-    from lorasa_jax.storage import complete
+    from lorasa_jax.storage.arrays import complete
 
     directory = run_of(path)
     settings = directory / "config.json"
@@ -117,8 +117,8 @@ def find_checkpoint(path: Path) -> tuple[RunConfig, Path]:
 
 def load_run(path: Path, valued: bool = False, best: bool = False, **changes: Any) -> tuple[SavedTeam, Path]:
     """Returns the last or the best teams of a run (with their critics), its settings changed, and the checkpoint."""
-    from lorasa_jax.checkpoint import load_team
     from lorasa_jax.envs import make_env
+    from lorasa_jax.storage.checkpoints import load_team
 
     config, checkpoint = find_checkpoint(path)
     config = dataclasses.replace(config, **changes)

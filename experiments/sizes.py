@@ -28,7 +28,7 @@ class SizesConfig(Config):
 
 def as_scheme(config: Config, name: Any) -> Config | None:
     """Returns the configuration under another scheme; None where that needs groups that are not given."""
-    from lorasa_jax.sharing import is_clustered
+    from lorasa_jax.sharing.schemes import is_clustered
 
     groups, config = config.groups, replace(config, sharing=name, groups=None)
     if not is_clustered(config):
@@ -38,9 +38,9 @@ def as_scheme(config: Config, name: Any) -> Config | None:
 
 def rows(config: Config, env: Env) -> Iterator[list[str]]:
     """Yields the table: its head, and a row per scheme."""
-    from lorasa_jax.sharing import SCHEMES
-    from lorasa_jax.system import is_two_phase
-    from lorasa_jax.trainer import count_params, make_trainer, optimizer_bytes
+    from lorasa_jax.learning.system import is_two_phase
+    from lorasa_jax.learning.trainer import count_params, make_trainer, optimizer_bytes
+    from lorasa_jax.sharing.schemes import SCHEMES
 
     yield ["scheme", "shared", "per agent", "actors", "of nps", "optimiser", "optimiser, phase 2"]
     for name in SCHEMES:
@@ -64,8 +64,8 @@ def nps_width(config: Config, env: Env) -> tuple[int, int, int]:
     """
     import jax
 
-    from lorasa_jax.sharing import count
-    from lorasa_jax.system import is_two_phase, make_system
+    from lorasa_jax.learning.system import is_two_phase, make_system
+    from lorasa_jax.sharing.schemes import count
 
     def actors(config: Config) -> int:
         system = make_system(config, env, adapting=is_two_phase(config, env))
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     config = parse(SizesConfig, sys.argv[1:] if argv is None else argv)
     from lorasa_jax.envs import make_env
-    from lorasa_jax.sharing import SCHEMES
+    from lorasa_jax.sharing.schemes import SCHEMES
 
     try:
         if config.match is None:

@@ -26,7 +26,7 @@ from saved import measures, rows_of, word
 
 if TYPE_CHECKING:
     from lorasa_jax.envs import Env
-    from lorasa_jax.run_state import RunState
+    from lorasa_jax.running.state import RunState
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ def env_of(config: Config) -> Env:
 
 def make_plan(config: SweepConfig) -> list[Job]:
     """Returns the jobs of a sweep."""
-    from lorasa_jax.grouping import with_groups
-    from lorasa_jax.system import is_two_phase
-    from lorasa_jax.trainer import make_trainer
+    from lorasa_jax.learning.clustering import with_groups
+    from lorasa_jax.learning.system import is_two_phase
+    from lorasa_jax.learning.trainer import make_trainer
 
     base, points = plan.read(config.file)
     configured = []
@@ -135,8 +135,8 @@ def ignore(row: dict[str, Any]) -> None:
 
 def keeper(job: Job, directory: Path) -> Any:
     """Returns what keeps the states that others go on from."""
-    from lorasa_jax.checkpoint import take_snapshot
-    from lorasa_jax.storage import write
+    from lorasa_jax.storage.arrays import write
+    from lorasa_jax.storage.checkpoints import take_snapshot
 
     def keep(state: RunState) -> None:
         if int(state.iterations.max()) in job.keep and not (directory / BACKBONES / str(state.rows)).exists():
@@ -147,9 +147,9 @@ def keeper(job: Job, directory: Path) -> Any:
 
 def find_origins(job: Job, out: Path, env: Env) -> RunState | None:
     """Returns the state that a job of forks begins in; None where a job begins from the start."""
-    from lorasa_jax.checkpoint import load
-    from lorasa_jax.forks import fork
-    from lorasa_jax.switching import first_switch
+    from lorasa_jax.learning.switching import first_switch
+    from lorasa_jax.running.forks import fork
+    from lorasa_jax.storage.checkpoints import load
 
     if job.origin is None:
         return None
@@ -192,7 +192,7 @@ def require_unchanged(jobs: list[Job], out: Path) -> None:
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
-    from lorasa_jax.checkpoint import settings
+    from lorasa_jax.storage.checkpoints import settings
 
     return settings(config)
 
@@ -284,8 +284,8 @@ def _options(words: Sequence[str]) -> dict[str, Any]:
 
 def write_table(jobs: list[Job], out: Path) -> Path:
     """Writes one row per point and seed that has been run, and returns where."""
-    from lorasa_jax.system import is_two_phase
-    from lorasa_jax.trainer import count_params, make_trainer
+    from lorasa_jax.learning.system import is_two_phase
+    from lorasa_jax.learning.trainer import count_params, make_trainer
 
     @cache
     def sizes(config: RunConfig) -> dict[str, int]:

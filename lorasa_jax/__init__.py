@@ -11,9 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lorasa_jax import deltas as deltas
-    from lorasa_jax.adapters import NOTHING as NOTHING
-    from lorasa_jax.adapters import Adapter as Adapter
-    from lorasa_jax.adapters import low_rank as low_rank
     from lorasa_jax.config import Config as Config
     from lorasa_jax.config import ConfigError as ConfigError
     from lorasa_jax.config import CriticConfig as CriticConfig
@@ -21,48 +18,51 @@ if TYPE_CHECKING:
     from lorasa_jax.config import NetworkConfig as NetworkConfig
     from lorasa_jax.config import PPOConfig as PPOConfig
     from lorasa_jax.config import SmaxConfig as SmaxConfig
+    from lorasa_jax.core.types import PolicyParams as PolicyParams
+    from lorasa_jax.core.types import Schedule as Schedule
+    from lorasa_jax.core.types import TrainState as TrainState
+    from lorasa_jax.core.types import Trajectory as Trajectory
     from lorasa_jax.envs import ENVS as ENVS
     from lorasa_jax.envs import Env as Env
     from lorasa_jax.envs import EnvSpec as EnvSpec
     from lorasa_jax.envs import TimeStep as TimeStep
     from lorasa_jax.envs import make_env as make_env
-    from lorasa_jax.forks import common_config as common_config
-    from lorasa_jax.forks import fork as fork
-    from lorasa_jax.forks import share_programs as share_programs
-    from lorasa_jax.grouping import find_groups as find_groups
-    from lorasa_jax.grouping import with_groups as with_groups
-    from lorasa_jax.loop import run as run
-    from lorasa_jax.policy import Policy as Policy
-    from lorasa_jax.policy import make_policy as make_policy
-    from lorasa_jax.rollout import record_episode as record_episode
-    from lorasa_jax.run_state import Report as Report
-    from lorasa_jax.run_state import Result as Result
-    from lorasa_jax.schedules import SCHEDULES as SCHEDULES
-    from lorasa_jax.sharing import SCHEMES as SCHEMES
-    from lorasa_jax.sharing import Sharing as Sharing
-    from lorasa_jax.trainer import Trainer as Trainer
-    from lorasa_jax.trainer import count_params as count_params
-    from lorasa_jax.trainer import graft as graft
-    from lorasa_jax.trainer import make_trainer as make_trainer
-    from lorasa_jax.trainer import train as train
-    from lorasa_jax.types import PolicyParams as PolicyParams
-    from lorasa_jax.types import Schedule as Schedule
-    from lorasa_jax.types import TrainState as TrainState
-    from lorasa_jax.types import Trajectory as Trajectory
+    from lorasa_jax.learning.clustering import find_groups as find_groups
+    from lorasa_jax.learning.clustering import with_groups as with_groups
+    from lorasa_jax.learning.rollout import record_episode as record_episode
+    from lorasa_jax.learning.trainer import Trainer as Trainer
+    from lorasa_jax.learning.trainer import count_params as count_params
+    from lorasa_jax.learning.trainer import graft as graft
+    from lorasa_jax.learning.trainer import make_trainer as make_trainer
+    from lorasa_jax.learning.trainer import train as train
+    from lorasa_jax.learning.update_order import SCHEDULES as SCHEDULES
+    from lorasa_jax.running.forks import common_config as common_config
+    from lorasa_jax.running.forks import fork as fork
+    from lorasa_jax.running.forks import share_programs as share_programs
+    from lorasa_jax.running.loop import run as run
+    from lorasa_jax.running.state import Report as Report
+    from lorasa_jax.running.state import Result as Result
+    from lorasa_jax.sharing.policy import Policy as Policy
+    from lorasa_jax.sharing.policy import make_policy as make_policy
+    from lorasa_jax.sharing.schemes import SCHEMES as SCHEMES
+    from lorasa_jax.sharing.schemes import Sharing as Sharing
+    from lorasa_jax.sharing.variants import NOTHING as NOTHING
+    from lorasa_jax.sharing.variants import Adapter as Adapter
+    from lorasa_jax.sharing.variants import low_rank as low_rank
 
 _HOMES = {
-    "adapters": ("NOTHING", "Adapter", "low_rank"),
+    "sharing.variants": ("NOTHING", "Adapter", "low_rank"),
     "config": ("Config", "ConfigError", "CriticConfig", "MabraxConfig", "NetworkConfig", "PPOConfig", "SmaxConfig"),
     "envs": ("ENVS", "Env", "EnvSpec", "TimeStep", "make_env"),
-    "forks": ("common_config", "fork", "share_programs"),
-    "grouping": ("find_groups", "with_groups"),
-    "loop": ("Report", "Result", "run"),
-    "policy": ("Policy", "make_policy"),
-    "rollout": ("record_episode",),
-    "schedules": ("SCHEDULES",),
-    "sharing": ("SCHEMES", "Sharing"),
-    "trainer": ("Trainer", "count_params", "graft", "make_trainer", "train"),
-    "types": ("PolicyParams", "Schedule", "TrainState", "Trajectory"),
+    "running.forks": ("common_config", "fork", "share_programs"),
+    "learning.clustering": ("find_groups", "with_groups"),
+    "running.loop": ("Report", "Result", "run"),
+    "sharing.policy": ("Policy", "make_policy"),
+    "learning.rollout": ("record_episode",),
+    "learning.update_order": ("SCHEDULES",),
+    "sharing.schemes": ("SCHEMES", "Sharing"),
+    "learning.trainer": ("Trainer", "count_params", "graft", "make_trainer", "train"),
+    "core.types": ("PolicyParams", "Schedule", "TrainState", "Trajectory"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -31,10 +31,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from lorasa_jax import Config, ConfigError, CriticConfig, NetworkConfig, PPOConfig, adapters, make_env, run
-from lorasa_jax.networks import Network
-from lorasa_jax.rollout import evaluate
-from lorasa_jax.system import make_system
-from lorasa_jax.types import Weights
+from lorasa_jax.core.networks import Network
+from lorasa_jax.core.types import Weights
+from lorasa_jax.learning.rollout import evaluate
+from lorasa_jax.learning.system import make_system
 
 # %% [markdown]
 # ## A team of two hidden kinds

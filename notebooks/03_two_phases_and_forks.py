@@ -40,7 +40,7 @@ from lorasa_jax import (
     run,
     share_programs,
 )
-from lorasa_jax.run_state import RunState
+from lorasa_jax.running.state import RunState
 
 # Set this to look at everything in a minute or two, with policies that are not trained to the end.
 SMALL = bool(os.environ.get("LORASA_NOTEBOOK_SMALL"))

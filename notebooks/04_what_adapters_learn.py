@@ -27,10 +27,10 @@ import jax
 from IPython.display import display
 
 from lorasa_jax import Config, CriticConfig, NetworkConfig, PPOConfig, make_env, run
-from lorasa_jax.diagnosis import diagnose
-from lorasa_jax.diversity import mean_over_pairs, within_and_between
-from lorasa_jax.figures import draw_distance, draw_gradient, draw_layers, draw_sparsity, draw_swap
-from lorasa_jax.run_state import RunState
+from lorasa_jax.analysis.diagnosis import diagnose
+from lorasa_jax.analysis.diversity import mean_over_pairs, within_and_between
+from lorasa_jax.analysis.plots import draw_distance, draw_gradient, draw_layers, draw_sparsity, draw_swap
+from lorasa_jax.running.state import RunState
 
 # Set this to look at everything quickly, with adapters that are not trained to the end.
 SMALL = bool(os.environ.get("LORASA_NOTEBOOK_SMALL"))

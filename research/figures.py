@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from lorasa_jax import stats
+from lorasa_jax.analysis import statistics as stats
 
 from research.records import by
 from research.tables import everywhere, metric_of, overview, scores, spaced

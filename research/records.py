@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 RECORD, NOTES = "record.json", "notes.yaml"
 PLAYS = ("greedy", "sampled", "best")
-"""How teams play at the end: the last team in two ways, and the best team greedily (`lorasa_jax.run_state.Best`)."""
+"""How teams play at the end: the last team in two ways, and the best team greedily (`Best` in `running/state.py`)."""
 MEASURES = ("win_rate", "return", "length")
 WHERE = ("env", "task", "n_agents")
 """Settings of a point that say what it played, not how it learnt."""
@@ -269,7 +269,7 @@ def _job(job: Path, configs: dict[Path, cli.RunConfig], base: dict[str, Any]) ->
 def _backbone(job: Path, configs: dict[Path, cli.RunConfig]) -> str | None:
     """Returns the job whose states the rows of this one started from."""
     from lorasa_jax.envs import make_env
-    from lorasa_jax.forks import backbone_config
+    from lorasa_jax.running.forks import backbone_config
 
     config = saved.row_config(configs[job], job, 0)
     wanted = _settings(backbone_config(config, make_env(config)))
@@ -280,8 +280,8 @@ def _backbone(job: Path, configs: dict[Path, cli.RunConfig]) -> str | None:
 def _sizes(config: cli.RunConfig) -> dict[str, Any]:
     """Returns numbers of parameters, optimiser bytes of each phase, and for a toy game what it can pay."""
     from lorasa_jax.envs import make_env
-    from lorasa_jax.system import is_two_phase
-    from lorasa_jax.trainer import count_params, make_trainer, optimizer_bytes
+    from lorasa_jax.learning.system import is_two_phase
+    from lorasa_jax.learning.trainer import count_params, make_trainer, optimizer_bytes
 
     env = make_env(config)
     phases = [make_trainer(config, env, adapting=i > 0) for i in range(1 + is_two_phase(config, env))]
@@ -292,7 +292,7 @@ def _sizes(config: cli.RunConfig) -> dict[str, Any]:
 def ceiling(config: cli.RunConfig, spec: EnvSpec) -> dict[str, float] | None:
     """Returns what a scheme can earn in a toy game, greedy and sampled; None: not known."""
     from lorasa_jax.envs.toy import ceilings
-    from lorasa_jax.sharing import make_sharing
+    from lorasa_jax.sharing.schemes import make_sharing
 
     known, sharing, n = ceilings(config.task, config.n_agents), make_sharing(spec, config), spec.n_agents
     trunks = len(set(config.groups)) if config.groups else 1

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lorasa_jax import stats
+from lorasa_jax.analysis import statistics as stats
 from lorasa_jax.config import require
 
 from research.records import PLAYS, Experiment, by

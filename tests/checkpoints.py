@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from helpers import KEY, two_phases
 
-from lorasa_jax.checkpoint import load, take_snapshot
 from lorasa_jax.config import ConfigError
-from lorasa_jax.run_state import ADAPTERS, SHARED, Best, RunState
-from lorasa_jax.storage import write
-from lorasa_jax.switching import Evaluation
-from lorasa_jax.types import TrainState
+from lorasa_jax.core.types import TrainState
+from lorasa_jax.learning.switching import Evaluation
+from lorasa_jax.running.state import ADAPTERS, SHARED, Best, RunState
+from lorasa_jax.storage.arrays import write
+from lorasa_jax.storage.checkpoints import load, take_snapshot
 
 
 def run_state(train: TrainState, phase: str) -> RunState:

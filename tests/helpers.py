@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 from jaxtyping import Array
 
-from lorasa_jax.batches import Batch, make_batch
 from lorasa_jax.config import Config, CriticConfig, NetworkConfig, PPOConfig
+from lorasa_jax.core.types import Rates, TrainState, Trajectory
 from lorasa_jax.envs.base import Env, EnvSpec, TimeStep
 from lorasa_jax.envs.toy import make_toy
-from lorasa_jax.policy import Policy
-from lorasa_jax.sharing import SCHEMES, is_clustered
-from lorasa_jax.system import System
-from lorasa_jax.trainer import Trainer, graft, make_trainer
-from lorasa_jax.types import Rates, TrainState, Trajectory
+from lorasa_jax.learning.minibatches import Batch, make_batch
+from lorasa_jax.learning.system import System
+from lorasa_jax.learning.trainer import Trainer, graft, make_trainer
+from lorasa_jax.sharing.policy import Policy
+from lorasa_jax.sharing.schemes import SCHEMES, is_clustered
 
 KEY = jax.random.key(0)
 TRIO = (0, 1, 0)

@@ -12,13 +12,13 @@ import pytest
 from helpers import KEY, groups_for
 
 from lorasa_jax.config import Config, CriticConfig, NetworkConfig, PPOConfig
+from lorasa_jax.core.types import PolicyParams
 from lorasa_jax.envs import make_env
 from lorasa_jax.envs.toy import ceilings
-from lorasa_jax.loop import run
-from lorasa_jax.sharing import SCHEMES
-from lorasa_jax.system import is_two_phase
-from lorasa_jax.trainer import make_trainer, train
-from lorasa_jax.types import PolicyParams
+from lorasa_jax.learning.system import is_two_phase
+from lorasa_jax.learning.trainer import make_trainer, train
+from lorasa_jax.running.loop import run
+from lorasa_jax.sharing.schemes import SCHEMES
 
 GAMMA = 0.9
 GAMES = {"own_number": 3, "specialisation": 2, "synchronisation": 2}

@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 from helpers import make_bits
 
-from lorasa_jax import programs
 from lorasa_jax.config import Config, ConfigError, CriticConfig, NetworkConfig, PPOConfig
 from lorasa_jax.envs import make_env
 from lorasa_jax.envs.base import Env, TimeStep
 from lorasa_jax.envs.toy import GAMES
-from lorasa_jax.loop import MUST_BE_FINITE, run
-from lorasa_jax.run_state import Diverged, Report
-from lorasa_jax.sharing import SCHEMES
+from lorasa_jax.running import programs
+from lorasa_jax.running.loop import MUST_BE_FINITE, run
+from lorasa_jax.running.state import Diverged, Report
+from lorasa_jax.sharing.schemes import SCHEMES
 
 NETWORK: dict[str, tuple] = {
     "hidden": (2, 4), "layers": (0, 1, 1, 2), "layers_after": (0, 1), "recurrent": (True, False),

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from lorasa_jax.config import require
+from lorasa_jax.core.trees import by_path, path_name
 from lorasa_jax.deltas.spec import Leaf, Spec, Target, matching, no_such_path
-from lorasa_jax.trees import by_path, path_name
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["spec"])

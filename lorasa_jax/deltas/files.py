@@ -26,9 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lorasa_jax.config import ConfigError, require
+from lorasa_jax.core.trees import not_finite
 from lorasa_jax.deltas.algebra import Deltas, require_shapes
 from lorasa_jax.deltas.spec import Spec, Target
-from lorasa_jax.trees import not_finite
 
 FORMAT = 1
 """Changes where what is written changes."""

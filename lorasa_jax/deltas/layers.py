@@ -16,9 +16,9 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lorasa_jax.config import require
+from lorasa_jax.core.trees import by_path
 from lorasa_jax.deltas.algebra import Deltas, merge, require_fit
 from lorasa_jax.deltas.spec import Leaf, Spec, Target
-from lorasa_jax.trees import by_path
 
 _LAYERS = (nn.Dense, nn.DenseGeneral)
 _LEFT, _RIGHT = "kernel.left", "kernel.right"

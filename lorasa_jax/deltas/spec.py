@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lorasa_jax.config import ConfigError, require
+from lorasa_jax.core.trees import by_path
 from lorasa_jax.deltas.views import Shape, check_view, infer_view
-from lorasa_jax.trees import by_path
 
 Leaf = Array | np.ndarray
 

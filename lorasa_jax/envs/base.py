@@ -2,7 +2,7 @@
 
 An environment is a record of two functions. Agents are an axis, never keys of a
 dictionary; the end of an episode comes in two kinds; nothing resets by itself, so
-there is one reset policy, in `lorasa_jax.rollout`.
+there is one reset policy, in `lorasa_jax.learning.rollout`.
 """
 
 from __future__ import annotations

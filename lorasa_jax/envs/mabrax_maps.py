@@ -3,7 +3,7 @@
 In the manner of multi-agent MuJoCo (Peng et al., "FACMAC", 2021): two joints are neighbours where they
 hold the same body, and an agent sees its own joints and those up to `obsk` steps away.
 
-Axes, beside those of `lorasa_jax.types`: F degrees of freedom of the robot, the trunk's
+Axes, beside those of `lorasa_jax.core.types`: F degrees of freedom of the robot, the trunk's
 first; L links, the trunk first; Q positions; J motors; S columns of brax's observation.
 """
 

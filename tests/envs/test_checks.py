@@ -13,9 +13,9 @@ from helpers import KEY, check_shapes, make_bits, small_config
 from lorasa_jax.config import ConfigError
 from lorasa_jax.envs.base import EnvSpec, TimeStep
 from lorasa_jax.envs.checks import FAULTS, checked, describe_faults, find_faults, first_not_finite, require_fits
-from lorasa_jax.loop import run
-from lorasa_jax.run_state import Diverged
-from lorasa_jax.trainer import make_trainer
+from lorasa_jax.learning.trainer import make_trainer
+from lorasa_jax.running.loop import run
+from lorasa_jax.running.state import Diverged
 
 N = 2
 SPEC = make_bits().spec

@@ -23,7 +23,7 @@ from lorasa_jax.envs import drawing
 from lorasa_jax.envs._jaxmarl import load_smax
 from lorasa_jax.envs.base import Env, TimeStep
 from lorasa_jax.envs.smax import make_smax, observe, scenario_names
-from lorasa_jax.loop import run
+from lorasa_jax.running.loop import run
 
 PACKAGE = Path(lorasa_jax.envs.base.__file__).parents[1]
 STOP, FIRST_ATTACK = 4, 5

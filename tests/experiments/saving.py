@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lorasa_jax import checkpoint, storage
 from lorasa_jax.envs import make_env
-from lorasa_jax.run_state import ADAPTERS, Best, RunState
-from lorasa_jax.trainer import make_trainer
+from lorasa_jax.learning.trainer import make_trainer
+from lorasa_jax.running.state import ADAPTERS, Best, RunState
+from lorasa_jax.storage import arrays as storage
+from lorasa_jax.storage import checkpoints as checkpoint
 
 from cli import RunConfig, parse
 from run_dir import RunDir

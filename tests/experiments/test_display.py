@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from lorasa_jax.run_state import ADAPTERS, SHARED, Report
+from lorasa_jax.running.state import ADAPTERS, SHARED, Report
 
 import display
 from cli import RunConfig, parse

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from saving import save_run
 
-from lorasa_jax import trainer
-from lorasa_jax.stats import bootstrap_interval
+from lorasa_jax.analysis.statistics import bootstrap_interval
+from lorasa_jax.learning import trainer
 
 import evaluate
 import run

@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorasa_jax import grouping, loop, storage
 from lorasa_jax.config import Config
-from lorasa_jax.run_state import Report, RunState
+from lorasa_jax.learning import clustering as grouping
+from lorasa_jax.running import loop
+from lorasa_jax.running.state import Report, RunState
+from lorasa_jax.storage import arrays as storage
 
 import cli
 import run

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lorasa_jax import stats
+from lorasa_jax.analysis import statistics as stats
 from lorasa_jax.config import ConfigError
 from lorasa_jax.envs import make_env
 

@@ -1,0 +1,1 @@
+"""What trained teams do, and what differs between their agents."""

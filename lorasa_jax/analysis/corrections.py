@@ -1,0 +1,137 @@
+"""What adapters add to their trunks, as plain matrices: how large, of what rank, and how sparse."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lorasa_jax.config import require
+from lorasa_jax.core.types import PolicyParams
+from lorasa_jax.learning.system import System
+
+QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
+SMALL = (1e-3, 1e-2, 1e-1)
+"""Shares of the root mean square of a trunk's entries that a correction's are compared with."""
+
+
+class Correction(NamedTuple):
+    """One layer, for K owners.
+
+    Attributes:
+        kernel: the trunk's, [K, in, out], or [K, n], a vector.
+        delta: what is added to it.
+        used: the entries that an owner's correction has; those of the ids of other agents, [K, in, out] too, are zero
+            because there are none. None: all.
+    """
+
+    kernel: np.ndarray
+    delta: np.ndarray
+    used: np.ndarray | None = None
+
+
+def corrections(system: System, params: PolicyParams) -> dict[str, Correction]:
+    """Returns by layer what is added to the trunk for every agent: scale L R, or the full-rank D, of all levels.
+
+    Where owners change, for every owner instead. Empty where nothing is added to trunks that are frozen.
+
+    Raises:
+        ConfigError: owners change, and there are several levels of them, or several trunks that they might stand on.
+    """
+    sharing = system.actor.sharing
+    if not (sharing.levels and sharing.two_phase):
+        return {}
+    # What an adapter makes of a trunk of zeros is what it adds.
+    nothing = jax.tree.map(jnp.zeros_like, params.shared)
+    if sharing.changing:
+        require(
+            len(sharing.levels) == 1 and sharing.n_trunks == 1,
+            "where owners change, corrections are of one owner and one trunk only if there is one level and one trunk",
+        )
+        homes = (0,) * sharing.levels[0].n_owners
+        trunk = jax.tree.map(lambda leaf: leaf[0], nothing)
+        added = jax.vmap(lambda own: sharing.levels[0].adapter.merge(trunk, own))(params.agents)
+    else:
+        homes = sharing.groups
+        trunks = jax.tree.map(lambda leaf: leaf[jnp.array(homes)], nothing)
+        added = jax.vmap(sharing.adapter.merge)(trunks, system.actor.whole(params))
+    adapted = {layer for name in sharing.stacks for layer in sharing.split(params)[name]}
+    in_order = [name for name in (*system.config.actor.layer_names, "log_std") if name in adapted]
+    kernels = {name: np.asarray(params.shared[name]["kernel"])[list(homes)] for name in in_order}
+    found = {name: Correction(kernels[name], np.asarray(added[name]["kernel"])) for name in in_order}
+    first, n_agents = system.config.actor.layer_names[0], sharing.n_agents
+    if sharing.agent_id and first in found and all(level.owner == tuple(range(n_agents)) for level in sharing.levels):
+        used = np.ones(found[first].kernel.shape, bool)
+        used[:, -n_agents:] = np.eye(n_agents, dtype=bool)[:, :, None]
+        found[first] = found[first]._replace(used=used)
+    return found
+
+
+def relative_norm(layer: Correction) -> np.ndarray:
+    """Returns |delta|_F / |K|_F of every owner, [K]; NaN where the trunk is zero."""
+    delta, kernel = (np.linalg.norm(x.reshape(len(x), -1), axis=1) for x in (layer.delta, layer.kernel))
+    return np.where(kernel > 0, delta / np.where(kernel > 0, kernel, 1.0), np.nan)
+
+
+def effective_rank(delta: np.ndarray) -> np.ndarray:
+    """Returns the effective rank of every owner's correction, [K]; 0 for one of zeros.
+
+        exp(-sum_i p_i log p_i),   p_i = s_i / sum_j s_j
+
+    with the singular values s. It is r where r of them are equal and the others 0.
+
+    Source: Roy & Vetterli 2007, "The effective rank: a measure of effective dimensionality".
+    """
+    matrices = delta.astype(float) if delta.ndim == 3 else delta.astype(float)[:, None]
+    sizes = np.linalg.svd(matrices, compute_uv=False)
+    total = sizes.sum(axis=1, keepdims=True)
+    p = sizes / np.where(total > 0, total, 1.0)
+    entropy = -np.sum(p * np.log(np.where(p > 0, p, 1.0)), axis=1)
+    return np.where(total[:, 0] > 0, np.exp(entropy), 0.0)
+
+
+def entry_sizes(layer: Correction) -> dict[str, dict[str, float]]:
+    """Returns how the sizes of a layer's entries are distributed, over all owners.
+
+    Returns:
+        Quantiles of |delta|, of |K|, and of |delta| / |K| entry by entry, by their probability; and, as
+        `below`, the shares of entries of delta that are smaller than 1e-3, 1e-2 and 1e-1 times the root mean square
+        of the owner's K.
+    """
+    delta, kernel = np.abs(layer.delta), np.abs(layer.kernel)
+    used = np.ones(kernel.shape, bool) if layer.used is None else layer.used
+    ratio = delta / np.maximum(kernel, np.finfo(np.float32).tiny)
+    columns = {"delta": delta[used], "kernel": kernel[used], "ratio": ratio[used]}
+    found = {
+        name: dict(zip(map(str, QUANTILES), np.quantile(x, QUANTILES), strict=True)) for name, x in columns.items()
+    }
+    inner = tuple(range(1, kernel.ndim))
+    unit = np.sqrt(np.mean(kernel.astype(float) ** 2, axis=inner, keepdims=True))
+    found["below"] = {str(share): float(np.mean((delta < share * unit)[used])) for share in SMALL}
+    return found
+
+
+def drop_smallest(delta: np.ndarray, share: float, used: np.ndarray | None = None) -> np.ndarray:
+    """Returns every owner's correction [K, ...] without the given share of its (used) entries, the smallest in size."""
+    flat = delta.reshape(len(delta), -1)
+    counts = np.ones(flat.shape, bool) if used is None else used.reshape(flat.shape)
+    place = np.argsort(np.argsort(np.where(counts, np.abs(flat), np.inf), axis=1, kind="stable"), axis=1)
+    dropped = np.round(share * counts.sum(axis=1, keepdims=True))
+    return np.where(place >= dropped, flat, 0).reshape(delta.shape)
+
+
+def thinned(actors: PolicyParams, layers: dict[str, Correction], share: float) -> PolicyParams:
+    """Returns every agent's full weights [N, ...] with its corrections thinned out, layer by layer.
+
+    A share of 0 leaves all there is, one of 1 the trunk alone.
+    """
+    changed = {
+        name: {
+            **actors.shared[name],
+            "kernel": jnp.asarray(layer.kernel + drop_smallest(layer.delta, share, layer.used)),
+        }
+        for name, layer in layers.items()
+    }
+    return actors._replace(shared={**actors.shared, **changed})

@@ -1,0 +1,355 @@
+"""What the adapters of a trained team did: how its agents act, what they exchange, what can be left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from lorasa_jax.analysis import diversity
+from lorasa_jax.analysis.corrections import Correction, corrections, effective_rank, entry_sizes, relative_norm, thinned
+from lorasa_jax.analysis.diversity import Noise
+from lorasa_jax.analysis.statistics import bootstrap_interval
+from lorasa_jax.config import Config, ConfigError, require
+from lorasa_jax.core.types import Learner, PolicyParams, RolloutState, Trajectory, Weights
+from lorasa_jax.envs.base import EnvSpec
+from lorasa_jax.learning.rollout import collect, initial_state, play_episodes
+from lorasa_jax.learning.system import System, alone, is_two_phase, own_weights
+
+DROPPED = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
+"""Shares of the entries of every correction that are left out, the smallest first."""
+PLAYED = ("return", "win_rate")
+
+Episodes = dict[str, np.ndarray]
+
+
+class Change(NamedTuple):
+    """By how much the mean over episodes changed, with its 95 % interval; one number each, or arrays of one shape."""
+
+    mean: Any
+    low: Any
+    high: Any
+
+
+class Layer(NamedTuple):
+    """What is added to one layer: of every owner [K] |delta|_F / |K|_F and the effective rank; sizes of entries."""
+
+    norm: np.ndarray
+    rank: np.ndarray
+    entries: dict[str, dict[str, float]]
+
+
+class Diagnosis(NamedTuple):
+    """What the adapters of a team did; what could not be measured is None, and `left_out` says why.
+
+    Attributes:
+        agents: what to call them, [N].
+        roles: the role of each, where agents have roles that stay.
+        kinds: what to call the roles.
+        owners: whom corrections belong to: the agents, or roles where those change.
+        measure: how distributions of actions are compared: total variation, or 2-Wasserstein.
+        samples: alive steps of each agent in the play that was watched, [N].
+        distance: between the agents' networks, each in the place (and with the id) of the agent that saw it, [N, N].
+        distance_with_ids: the same where every network sees its own agent's id; None where no ids are seen.
+        gradient: cosine between the agents' policy gradients, [N, N].
+        gradient_again: cosine between each agent's gradients on two halves of the play, [N]: what noise leaves of 1.
+        noise: signal and noise of the gradient that one rollout gives: of all agents' samples together, of those of
+            each role, where roles stay, and of one agent's, in the mean over agents.
+        played: means of whole episodes as trained, by `return` and, where games can be won, `win_rate`.
+        swap: by the same names, the change where agent i plays with agent j's weights, [N, N].
+        layers: what is added to the trunk, by layer.
+        dropped: by the same names, the change where only the largest entries stay, for each share in `DROPPED`.
+        left_out: one line for each part that is None.
+    """
+
+    agents: list[str]
+    roles: tuple[int, ...] | None
+    kinds: list[str]
+    owners: list[str]
+    measure: str
+    samples: np.ndarray | None = None
+    distance: np.ndarray | None = None
+    distance_with_ids: np.ndarray | None = None
+    gradient: np.ndarray | None = None
+    gradient_again: np.ndarray | None = None
+    noise: dict[str, Noise] | None = None
+    played: dict[str, Change] | None = None
+    swap: dict[str, Change] | None = None
+    layers: dict[str, Layer] | None = None
+    dropped: dict[str, Change] | None = None
+    left_out: tuple[str, ...] = ()
+
+
+def kinds_of(spec: EnvSpec) -> list[str]:
+    """Returns what to call the roles; empty where agents have none."""
+    n_roles = spec.n_roles if spec.roles is None else max(spec.roles) + 1
+    return list(spec.role_names) or [f"role {k}" for k in range(n_roles)]
+
+
+def names_of(spec: EnvSpec) -> list[str]:
+    """Returns what to call the agents: by their numbers, and by their roles where these stay."""
+    if spec.roles is None:
+        return [f"agent {i}" for i in range(spec.n_agents)]
+    if spec.role_names:
+        return [f"{spec.role_names[role]} {i}" for i, role in enumerate(spec.roles)]
+    return [f"agent {i} (role {role})" for i, role in enumerate(spec.roles)]
+
+
+def diagnose(
+    system: System,
+    learner: Learner,
+    key: PRNGKeyArray,
+    *,
+    episodes: int = 128,
+    rollouts: int | None = None,
+    greedy: bool = True,
+    status: Callable[[str], None] = lambda text: None,
+) -> Diagnosis:
+    """Returns what the adapters of one team did.
+
+    Args:
+        system: of the phase that the team is in.
+        learner: its actor, critic, value units and input statistics; optimisers are not looked at.
+        key: used for all play.
+        episodes: played in every evaluation, all from the same start states with the same chance.
+        rollouts: of the size of the run's own, over which gradients are taken; not given: 32, or four times as many as
+            an episode may take.
+        greedy: evaluations take the most probable actions; what is watched is always sampled, as in training.
+        status: is told what happens.
+    """
+    span = _span(system.config, system.env.spec)
+    rollouts, least = max(32, 4 * span) if rollouts is None else rollouts, max(8, 2 * span + 2)
+    require(rollouts >= least, f"rollouts must be {least} or more, as an episode may take {span}; got {rollouts}")
+    spec, sharing = system.env.spec, system.actor.sharing
+    names, kinds = names_of(spec), kinds_of(spec)
+    measure = "2-Wasserstein" if spec.continuous else "total variation"
+    left_out = []
+    try:
+        layers = corrections(system, learner.actor)
+        if not layers:
+            left_out.append(f"corrections: {_why_none(system)}")
+    except ConfigError as error:
+        layers = {}
+        left_out.append(f"corrections: {error}")
+    found = Diagnosis(names, spec.roles, kinds, kinds if sharing.changing else names, measure)
+    if layers:
+        found = found._replace(layers={name: describe(layer) for name, layer in layers.items()})
+    if system.acting.sharing.changing:
+        left_out.append("all that is played: adapters change hands with roles, and no agent has weights of its own")
+        return found._replace(left_out=tuple(left_out))
+    team = alone(system._replace(config=_watching(system.config, spec, episodes)))
+    learner = learner._replace(actor=own_weights(system, learner.actor), actor_opt={}, critic_opt={})
+    watch_key, play_key, gradient_key = jax.random.split(key, 3)
+    status("watching the team")
+    trajectory = watch(team, learner, watch_key)
+    same = diversity.comparable(spec, trajectory.avail)
+    if not same.all():
+        left_out.append("pairs of agents that see or do unequally much: they are nan in every matrix")
+    found = _how_they_act(found, team, learner, trajectory, same, status)
+    drawn = draw_gradients(alone(system), learner, gradient_key, rollouts, status)
+    found = _how_they_learn(found, *drawn, same, span)
+    if system.acting.sharing.n_trunks == 1:
+        left_out.append("swaps: all agents have the same weights")
+    status("compiling an evaluation")
+    play = make_player(team, learner, play_key, greedy)
+    known = play(learner.actor)
+    before = {name: known[name] for name in (PLAYED if spec.winnable else PLAYED[:1])}
+    found = found._replace(played={name: _change(values) for name, values in before.items()})
+    if system.acting.sharing.n_trunks > 1:
+        found = found._replace(swap=swap_changes(play, learner.actor, same, before, status))
+    if layers:
+        found = found._replace(dropped=drop_changes(play, learner.actor, layers, before, status))
+    return found._replace(left_out=tuple(left_out))
+
+
+def _why_none(system: System) -> str:
+    if system.actor.sharing.n_trunks == system.actor.sharing.n_agents > 1:
+        return f"under {system.config.sharing} every agent has a network of its own, without adapters"
+    if is_two_phase(system.config, system.env):
+        return f"there are none under {system.config.sharing} before its trunk is frozen"
+    return f"there are none under {system.config.sharing}"
+
+
+def _watching(config: Config, spec: EnvSpec, episodes: int) -> Config:
+    """The settings of a rollout in which every environment can play an episode to its end."""
+    length = config.rollout_length * _span(config, spec)
+    return replace(
+        config,
+        rollout_length=length,
+        total_steps=max(config.total_steps, config.n_envs * length),
+        switch_step="auto",
+        eval_episodes=episodes,
+        ppo=replace(config.ppo, minibatches=1),
+    )
+
+
+def watch(team: System, learner: Learner, key: PRNGKeyArray) -> Trajectory:
+    """Returns one rollout of sampled play from fresh starts, with the values that the critic gives it."""
+    start_key, play_key = jax.random.split(key)
+
+    @jax.jit
+    def play(learner: Learner) -> Trajectory:
+        weights = Weights(learner.actor, learner.inputs)
+        return collect(team, weights, learner.critic, initial_state(team, start_key), play_key)[1]
+
+    return play(learner)
+
+
+def _how_they_act(
+    found: Diagnosis,
+    team: System,
+    learner: Learner,
+    trajectory: Trajectory,
+    same: np.ndarray,
+    status: Callable[[str], None],
+) -> Diagnosis:
+    """Adds distances."""
+    samples = np.asarray(trajectory.alive.sum(axis=(0, 1)))
+
+    def distance(own_ids: bool) -> np.ndarray:
+        between = jax.jit(lambda actors: diversity.stream_distances(team, actors, trajectory, own_ids))
+        return diversity.behavioural_distance(np.asarray(between(learner.actor)), samples, same)
+
+    status("comparing what networks do")
+    in_place = distance(own_ids=False)
+    with_ids = distance(own_ids=True) if team.acting.sharing.agent_id else None
+    return found._replace(samples=samples, distance=in_place, distance_with_ids=with_ids)
+
+
+def _span(config: Config, spec: EnvSpec) -> int:
+    """How many rollouts the longest episode takes."""
+    return -(-spec.episode_limit // config.rollout_length)
+
+
+def draw_gradients(
+    team: System, learner: Learner, key: PRNGKeyArray, rollouts: int, status: Callable[[str], None] = lambda text: None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the agents' policy gradients, [K, N, P], and their samples, [K, N], of rollouts that follow each other.
+
+    Args:
+        team: of `alone`, with the rollouts of the run.
+        learner: of that system.
+        key: used for all play.
+        rollouts: how many, after those in which the first episodes are played.
+        status: is told how far this is.
+    """
+    start_key, play_key = jax.random.split(key)
+
+    @jax.jit
+    def next_one(now: RolloutState, learner: Learner, key: PRNGKeyArray) -> tuple[RolloutState, Array, Array]:
+        weights = Weights(learner.actor, learner.inputs)
+        later, trajectory, _ = collect(team, weights, learner.critic, now, key)
+        return later, diversity.gradients(team, learner, trajectory), trajectory.alive.sum(axis=(0, 1))
+
+    first = _span(team.config, team.env.spec)
+    now, found = initial_state(team, start_key), []
+    for k, rollout_key in enumerate(jax.random.split(play_key, first + rollouts)):
+        status(f"gradient {k - first + 1} of {rollouts}" if k >= first else "playing first episodes")
+        now, *drawn = next_one(now, learner, rollout_key)
+        if k >= first:
+            found.append([np.asarray(x) for x in drawn])
+    gradients, samples = (np.stack(x) for x in zip(*found, strict=True))
+    return gradients, samples
+
+
+def _how_they_learn(
+    found: Diagnosis, gradients: np.ndarray, samples: np.ndarray, same: np.ndarray, span: int
+) -> Diagnosis:
+    """Adds what gradients have in common, and how much of them is chance."""
+    one, other = (half.mean(axis=0) for half in np.array_split(gradients, 2))
+    mean = gradients.mean(axis=0)
+
+    def together(chosen: np.ndarray) -> Noise:
+        """Of the mean over all samples of some agents, which is what a network that they share would follow."""
+        share = samples * chosen
+        share = share / np.maximum(share.sum(axis=1, keepdims=True), 1)
+        return diversity.gradient_noise(np.einsum("kn,knp->kp", share, gradients), span)
+
+    noise = {"all agents": together(np.ones(len(found.agents), bool))}
+    if found.roles is not None and len(set(found.roles)) > 1:
+        noise |= {f"{kind}, all": together(np.equal(found.roles, k)) for k, kind in enumerate(found.kinds)}
+    noise["one agent"] = diversity.gradient_noise(gradients, span)
+    return found._replace(
+        gradient=np.where(same, diversity.cosines(mean, mean), np.nan),
+        gradient_again=np.diagonal(diversity.cosines(one, other)).copy(),
+        noise=noise,
+    )
+
+
+# Playing on
+
+
+def make_player(team: System, learner: Learner, key: PRNGKeyArray, greedy: bool) -> Callable[[PolicyParams], Episodes]:
+    """Returns a compiled function from full weights to the outcomes of episodes that start and go on alike."""
+
+    @jax.jit
+    def play(actors: PolicyParams) -> dict[str, Float[Array, " E"]]:
+        return play_episodes(team, Weights(actors, learner.inputs), key, greedy)
+
+    return lambda actors: {name: np.asarray(values) for name, values in play(actors).items()}
+
+
+def swap_changes(
+    play: Callable[[PolicyParams], Episodes],
+    actors: PolicyParams,
+    same: np.ndarray,
+    before: Episodes,
+    status: Callable[[str], None] = lambda text: None,
+) -> dict[str, Change]:
+    """Returns the change, [N, N], where agent i plays with agent j's weights, and everyone else with their own.
+
+    Ids stay where they are. NaN where the two cannot be compared.
+
+    Args:
+        play: from `make_player`.
+        actors: every agent's full weights.
+        same: whose weights can be exchanged, [N, N].
+        before: what `play` gives for the weights as they are.
+        status: is told how far this is.
+    """
+    n = len(same)
+    gather = jax.jit(lambda order: jax.tree.map(lambda leaf: leaf[order], actors))
+    pairs = [(i, j) for i in range(n) for j in range(n) if i != j and same[i, j]]
+    table = {name: np.full((3, n, n), np.nan) for name in before}
+    for matrix in table.values():
+        matrix[:, range(n), range(n)] = 0.0
+    for done, (i, j) in enumerate(pairs):
+        status(f"swap {done + 1} of {len(pairs)}")
+        after = play(gather(jnp.arange(n).at[i].set(j)))
+        for name, matrix in table.items():
+            matrix[:, i, j] = _change(after[name] - before[name])
+    return {name: Change(*matrix) for name, matrix in table.items()}
+
+
+def drop_changes(
+    play: Callable[[PolicyParams], Episodes],
+    actors: PolicyParams,
+    layers: dict[str, Correction],
+    before: Episodes,
+    status: Callable[[str], None] = lambda text: None,
+) -> dict[str, Change]:
+    """Returns the change for every share in `DROPPED` of the entries of all corrections, the smallest first.
+
+    The arguments are those of `swap_changes`, and `layers` from `corrections`.
+    """
+    table: dict[str, list[Change]] = {name: [] for name in before}
+    for share in DROPPED:
+        status(f"dropping {share:.0%} of all entries")
+        after = before if share == 0 else play(thinned(actors, layers, share))
+        for name, changes in table.items():
+            changes.append(_change(after[name] - before[name]))
+    return {name: Change(*(np.array(x) for x in zip(*changes, strict=True))) for name, changes in table.items()}
+
+
+def _change(episodes: np.ndarray) -> Change:
+    return Change(float(np.mean(episodes)), *bootstrap_interval(episodes))
+
+
+def describe(layer: Correction) -> Layer:
+    """Returns how large a layer's corrections are, of what rank, and how their entries are distributed."""
+    return Layer(relative_norm(layer), effective_rank(layer.delta), entry_sizes(layer))

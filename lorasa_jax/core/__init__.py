@@ -1,0 +1,1 @@
+"""The parts of one agent's learning: no agents, no environments' loops."""

@@ -1,0 +1,102 @@
+"""Losses: each returns (scalar, info)."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float
+
+from lorasa_jax.core.types import Metrics
+
+
+def masked_mean(x: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[Array, ""]:
+    """Returns the mean of `x` where the mask says yes, and 0 where it never does."""
+    return jnp.sum(jnp.where(mask, x, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
+
+
+def normalise_advantages(advantage: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[Array, "..."]:
+    """Returns advantages with mean 0 and deviation 1 over all masked entries, agents included.
+
+    Equal advantages become 0, up to rounding.
+    """
+    mean = masked_mean(advantage, mask)
+    variance = masked_mean((advantage - mean) ** 2, mask)
+    # The constant is well above what rounding leaves of equal advantages.
+    return (advantage - mean) / (jnp.sqrt(variance) + 1e-5)
+
+
+def approximate_kl(
+    log_prob: Float[Array, "... R"], old_log_prob: Float[Array, "... R"], parts: Bool[Array, "... R"]
+) -> Float[Array, "..."]:
+    """Returns an estimate of KL(old || new) from each sample: pi / pi_old - 1 - log(pi / pi_old) >= 0, in nats.
+
+    The parts of an action add up. Its mean over samples of the old policy has no bias. Source: Schulman 2020,
+    "Approximating KL divergence".
+    """
+    log_ratio = log_prob - old_log_prob
+    return jnp.sum(jnp.where(parts, jnp.exp(log_ratio) - 1 - log_ratio, 0.0), axis=-1)
+
+
+def policy_loss(
+    log_prob: Float[Array, "L B M R"],
+    old_log_prob: Float[Array, "L B M R"],
+    parts: Bool[Array, "L B M R"],
+    entropy: Float[Array, "L B M"],
+    advantage: Float[Array, "L B M"],
+    preceding: Float[Array, "L B M"],
+    mask: Bool[Array, "L B M"],
+    pool: Float[Array, " M"],
+    clip_eps: Float[Array, ""] | float,
+    entropy_coef: float,
+) -> tuple[Float[Array, ""], Metrics]:
+    """Returns the clipped surrogate with its entropy bonus, to be minimised.
+
+    With l = pi / pi_old clip(preceding, 1 - eps / 2, 1 + eps / 2),
+
+        loss = - sum_i 1 / pool_i  sum_{t, e} mask (min(l A, clip(l, 1 - eps, 1 + eps) A) + c entropy).
+
+    With `pool` the number of masked samples of all block members on agent i's trunk, the
+    trunk's gradient is that of their pooled mean. `preceding` is the probability ratio of the agents that moved
+    before; it is 1 where all move at once. Where an action is judged in several `parts`, by dimension, the minimum
+    above is taken for each and summed over those that exist.
+
+    Source: PPO (Schulman et al. 2017); MAPPO (Yu et al. 2022); A2PO (Wang et al. 2023) for the preceding factor.
+    """
+    ratio = jnp.exp(log_prob - old_log_prob)
+    joint = ratio * jnp.clip(preceding, 1 - clip_eps / 2, 1 + clip_eps / 2)[..., None]
+    clipped = jnp.clip(joint, 1 - clip_eps, 1 + clip_eps)
+    worse = jnp.minimum(joint * advantage[..., None], clipped * advantage[..., None])
+    surrogate = jnp.sum(jnp.where(parts, worse, 0.0), axis=-1)
+    # A reduction over time and environments: what remains is one number per agent.
+    per_agent = jnp.sum(jnp.where(mask, surrogate + entropy_coef * entropy, 0.0), axis=(0, 1))
+    counts = mask[..., None] & parts
+    info = {
+        "policy_loss": -masked_mean(surrogate, mask),
+        "entropy": masked_mean(entropy, mask),
+        "clip_fraction": masked_mean((jnp.abs(joint - 1) > clip_eps).astype(jnp.float32), counts),
+    }
+    return -jnp.sum(per_agent / pool), info
+
+
+def value_loss(
+    value: Float[Array, "L B V"],
+    old_value: Float[Array, "L B V"],
+    target: Float[Array, "L B V"],
+    value_clip: float,
+    huber_delta: float,
+) -> tuple[Float[Array, ""], Metrics]:
+    """Returns the clipped Huber loss of the values, all in the critic's units.
+
+    The worse of the losses of the new value and of the new value held within
+    `value_clip` of the old one; with `huber_delta` infinite, half the squared error. Dead agents count: the
+    team's return goes on.
+
+    Source: MAPPO (Yu et al. 2022).
+    """
+    held = old_value + jnp.clip(value - old_value, -value_clip, value_clip)
+    loss = jnp.mean(jnp.maximum(_huber(value - target, huber_delta), _huber(held - target, huber_delta)))
+    return loss, {"value_loss": loss}
+
+
+def _huber(error: Array, delta: float) -> Array:
+    return 0.5 * error**2 if delta == float("inf") else optax.huber_loss(error, delta=delta)

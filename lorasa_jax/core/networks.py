@@ -1,0 +1,304 @@
+"""The network of one agent: a sequence in, a sequence out.
+
+There is no agent axis here and no notion of sharing. A network is a stack of dense
+layers, a GRU with two stacked kernels, more dense layers and a head (each dense layer
+followed by its nonlinearity, then LayerNorm). The critic is the same network with one
+output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from lorasa_jax.config import NetworkConfig
+from lorasa_jax.core.axes import join, part
+from lorasa_jax.core.ids import EPSILON, NormBesideId, append_one
+
+ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh}
+
+
+def orthogonal(gain: float) -> Callable[[PRNGKeyArray, tuple[int, int]], Float[Array, "I O"]]:
+    """Returns an initialiser of matrices with orthogonal rows or columns (whichever are fewer) of length `gain`.
+
+    Uniform over all such matrices: normal columns, made orthogonal one after the other
+    (Gram-Schmidt, twice for accuracy). Source: Saxe et al. 2014.
+    """
+
+    # Not by a library's QR: mapped over seeds it becomes a batch of LAPACK calls, and a few of those at
+    # once wait for each other for ever where XLA has no more than two threads.
+    def init(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "I O"]:
+        fewer, more = sorted(shape)
+
+        def next_column(i: Array, q: Array) -> Array:
+            before = jnp.where(jnp.arange(fewer) < i, q, 0.0)
+            column = q[:, i]
+            for _ in range(2):
+                column = column - before @ (column @ before)
+            return q.at[:, i].set(column / jnp.linalg.norm(column))
+
+        q = gain * jax.lax.fori_loop(0, fewer, next_column, jax.random.normal(key, (more, fewer)))
+        return q if shape == (more, fewer) else q.T
+
+    return init
+
+
+def stacked(init: Callable, parts: int) -> Callable[[PRNGKeyArray, tuple[int, int]], Float[Array, "I O"]]:
+    """Returns an initialiser of matrices whose columns fall into parts, each drawn by itself."""
+
+    def init_parts(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "I O"]:
+        n_in, n_out = shape
+        return jnp.concatenate([init(k, (n_in, n_out // parts)) for k in jax.random.split(key, parts)], axis=1)
+
+    return init_parts
+
+
+@jax.custom_vjp
+def affine(x: Float[Array, "R I"], kernel: Float[Array, "I O"], bias: Float[Array, " O"]) -> Float[Array, "R O"]:
+    """Returns x K + b."""
+    return x @ kernel + bias
+
+
+# Its derivative is written out for weights that agents share: mapped over agents, what follows is a product for each
+# of them and a small sum. Automatic differentiation would sum over agents and rows at once, and for that XLA
+# transposes both operands first.
+
+
+def _affine_backward(kept: tuple[Array, Array], d_y: Float[Array, "R O"]) -> tuple[Array, Array, Array]:
+    x, kernel = kept
+    return d_y @ kernel.T, x.T @ d_y, jnp.ones(len(d_y), d_y.dtype) @ d_y
+
+
+affine.defvjp(lambda x, kernel, bias: (affine(x, kernel, bias), (x, kernel)), _affine_backward)
+
+
+class Linear(nn.Module):
+    """The weights of the map x -> x K + b, with an optional low-rank correction; `linear` applies them.
+
+    Where the variable collection `delta` holds `left` (in, r) and `right` (r, out) under
+    this layer's name, the map is x K + b + (x left) right: the correction is applied
+    without ever forming an (in, out) matrix, and neither does its gradient. Where it holds
+    `lefts` (K, in, r) and `rights` (K, r, out), sum_k owner_k (x lefts_k) rights_k is added,
+    with the one-hot rows `owner` (..., K) of the samples.
+
+    Attributes:
+        features: of the output.
+        kernel_init: of K.
+    """
+
+    features: int
+    kernel_init: Callable
+
+    @nn.compact
+    def __call__(self, width: int) -> dict[str, Any]:
+        """Returns the weights, those of the correction among them."""
+        kernel = self.param("kernel", self.kernel_init, (width, self.features))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        return {"kernel": kernel, "bias": bias, **self.variables.get("delta", {})}
+
+
+def linear(weights: dict[str, Any], x: Float[Array, "R I"], owner: Any) -> Float[Array, "R O"]:
+    """Returns y for the weights of a `Linear` layer; `owner`: one-hot rows, or None."""
+    y = affine(x, weights["kernel"], weights["bias"])
+    if "left" in weights:
+        y = y + (x @ weights["left"]) @ weights["right"]
+    if "lefts" in weights:
+        # Two products for all owners, and a mask: a gather would copy an owner's factors to every sample.
+        bottleneck = jnp.einsum("ri,kis->rks", x, weights["lefts"]) * owner[..., None]
+        y = y + jnp.einsum("rks,kso->ro", bottleneck, weights["rights"])
+    return y
+
+
+class Vector(nn.Module):
+    """A vector of parameters that no input passes through."""
+
+    features: int
+    start: float
+
+    @nn.compact
+    def __call__(self, owner: Any) -> Float[Array, "... F"]:
+        """Returns it; where there is a `delta`, with the owner's `rights` (K, F) added for every sample."""
+        # Named as in `Linear`, so that what agents own adds to it in the same way.
+        vector = self.param("kernel", nn.initializers.constant(self.start), (self.features,))
+        delta: Any = self.variables.get("delta", {})
+        return vector + owner @ delta["rights"] if "rights" in delta else vector
+
+
+def gru_step(
+    weights: dict[str, Any], h: Float[Array, "B H"], gates_x: Float[Array, "B G"], opens: Bool[Array, " B"], owner: Any
+) -> tuple[Float[Array, "B H"], tuple[Array, ...]]:
+    """Returns the next recurrent state of a GRU, and what its derivative needs: h, r, z, n, n_h.
+
+    h is taken as zero where an episode opens. With the parts (r_x, z_x, n_x) of W_i x + b_i, which are given, and
+    (r_h, z_h, n_h) of W_h h + b_h: r = s(r_x + r_h), z = s(z_x + z_h), n = tanh(n_x + r n_h), h' = (1 - z) n + z h
+    (Cho et al. 2014, with the reset gate behind the product).
+    """
+    h = jnp.where(opens[:, None], 0.0, h)
+    r_x, z_x, n_x = jnp.split(gates_x, 3, axis=-1)
+    r_h, z_h, n_h = jnp.split(linear(weights, h, owner), 3, axis=-1)
+    r, z = nn.sigmoid(r_x + r_h), nn.sigmoid(z_x + z_h)
+    n = jnp.tanh(n_x + r * n_h)
+    return (1 - z) * n + z * h, (h, r, z, n, n_h)
+
+
+@jax.custom_vjp
+def gru(
+    weights: dict[str, Any],
+    h: Float[Array, "B H"],
+    gates_x: Float[Array, "L B G"],
+    first: Bool[Array, "L B"],
+    owner: Float[Array, "L B K"] | None,
+) -> Float[Array, "L B H"]:
+    """Returns the recurrent states of a GRU after every step.
+
+    Args:
+        weights: of the layer that h passes through.
+        h: before the first step.
+        gates_x: what the layer gives that inputs pass through, for r, z and n side by side: G = 3 H.
+        first: steps that open an episode.
+        owner: one-hot rows, or None.
+    """
+    return _gru_forward(weights, h, gates_x, first, owner)[0]
+
+
+# Its derivative is written out. It keeps the gates and what they came from and no more: automatic differentiation
+# keeps parts of every sigmoid too, and reads them back in pieces that XLA cannot vectorise. And the gradient of the
+# weights is one product over all steps behind the loop, not one in each: devices that share the
+# environments then meet once for it, and not in every step.
+
+
+def _gru_forward(weights: dict[str, Any], h: Array, gates_x: Array, first: Array, owner: Any) -> tuple:
+    def step(h: Array, inputs: tuple) -> tuple[Array, tuple]:
+        h, kept = gru_step(weights, h, *inputs)
+        return h, (h, kept)
+
+    carries, kept = jax.lax.scan(step, h, (gates_x, first, owner))[1]
+    return carries, (weights, first, owner, kept)
+
+
+def _gru_backward(residuals: tuple, d_carries: Float[Array, "L B H"]) -> tuple:
+    weights, first, owner, kept = residuals
+
+    def step(d_next: Array, inputs: tuple) -> tuple[Array, tuple[Array, ...]]:
+        d_carry, opens, owner, (h, r, z, n, n_h) = inputs
+        d_next = d_next + d_carry
+        d_n = d_next * (1 - z) * (1 - n**2)
+        d_z = d_next * (h - n) * z * (1 - z)
+        d_r = d_n * n_h * r * (1 - r)
+        d_gates_h = jnp.concatenate([d_r, d_z, d_n * r], axis=-1)
+        (through,) = jax.vjp(lambda h: linear(weights, h, owner), h)[1](d_gates_h)
+        return jnp.where(opens[:, None], 0.0, d_next * z + through), (d_gates_h, d_n)
+
+    backwards = d_carries, first, owner, kept
+    d_start, (d_gates_h, d_n) = jax.lax.scan(step, jnp.zeros_like(d_carries[0]), backwards, reverse=True)
+    d_gates_x = jnp.concatenate([d_gates_h[..., : -d_n.shape[-1]], d_n], axis=-1)
+    h, owner, d_gates_h = jax.tree.map(join, (kept[0], owner, d_gates_h))
+    (d_weights,) = jax.vjp(lambda weights: linear(weights, h, owner), weights)[1](d_gates_h)
+    return d_weights, d_start, d_gates_x, None, None
+
+
+gru.defvjp(_gru_forward, _gru_backward)
+
+
+class Network(nn.Module):
+    """One agent's network.
+
+    Attributes:
+        config: widths, depths, nonlinearity, normalisation.
+        n_out: width of the output: logits, or a value.
+        head_gain: orthogonal gain of the last layer.
+        log_std: where given, the output is followed by as many numbers that do not depend
+            on the input and start here.
+    """
+
+    config: NetworkConfig
+    n_out: int
+    head_gain: float
+    log_std: float | None = None
+
+    @property
+    def carry_width(self) -> int:
+        """Width of the recurrent state; 0 without recurrence."""
+        return self.config.hidden if self.config.recurrent else 0
+
+    @nn.compact
+    def __call__(
+        self,
+        carry: Float[Array, "B H"],
+        x: Float[Array, "L B D"],
+        first: Bool[Array, "L B"],
+        valid: Bool[Array, " D"] | None = None,
+        owner: Float[Array, "L B K"] | None = None,
+        n_ids: int = 0,
+    ) -> tuple[Float[Array, "L B H"], Float[Array, "L B O"]]:
+        """Returns the recurrent state after every step, and the outputs.
+
+        Args:
+            carry: the recurrent state before the first step.
+            x: inputs; L steps of B sequences.
+            first: steps that open an episode: the state before them counts as zero.
+            valid: the columns of the input that mean something; the others are zero, and stay so.
+            owner: which of K owners' corrections in `delta` counts for each sample, as one-hot rows.
+            n_ids: length of the one-hot id that the input would end in, if it were not looked up (`core/ids.py`).
+        """
+        length = x.shape[0]
+        flat = None if owner is None else join(owner)
+        # All but the recurrence sees one flat batch: a single large product per layer.
+        x = join(x)
+        if self.config.input_norm and n_ids:
+            x = NormBesideId(n_ids, name="input_norm")(x, valid)
+        elif self.config.input_norm:
+            x = self._norm("input_norm")(x, mask=valid)
+            x = x if valid is None else jnp.where(valid, x, 0.0)
+        elif n_ids:
+            x = append_one(x)
+        for i in range(self.config.layers):
+            x = self._layer(f"fc{i + 1}", self.config.gain, x, flat)
+        if self.config.recurrent:
+            carries = self._recur(carry, x, first, owner)
+            x = join(carries)
+            if self.config.layer_norm:
+                x = self._norm("gru_norm")(x)
+        else:
+            carries = jnp.broadcast_to(carry, (length, *carry.shape))
+        for i in range(self.config.layers_after):
+            x = self._layer(f"after{i + 1}", self.config.gain_after, x, flat)
+        x = linear(Linear(self.n_out, orthogonal(self.head_gain), name="head")(x.shape[-1]), x, flat)
+        x = part(x, length)
+        if self.log_std is not None:
+            log_std = Vector(self.n_out, self.log_std, name="log_std")(owner)
+            x = jnp.concatenate([x, jnp.broadcast_to(log_std, x.shape)], axis=-1)
+        return carries, x
+
+    def _norm(self, name: str) -> nn.LayerNorm:
+        return nn.LayerNorm(epsilon=EPSILON, name=name)
+
+    def _layer(
+        self, name: str, gain: float, x: Float[Array, "R D"], owner: Float[Array, "R K"] | None
+    ) -> Float[Array, "R H"]:
+        x = linear(Linear(self.config.hidden, orthogonal(gain), name=name)(x.shape[-1]), x, owner)
+        x = ACTIVATIONS[self.config.activation](x)
+        return self._norm(f"{name}_norm")(x) if self.config.layer_norm else x
+
+    def _recur(
+        self,
+        carry: Float[Array, "B H"],
+        x: Float[Array, "R D"],
+        first: Bool[Array, "L B"],
+        owner: Float[Array, "L B K"] | None,
+    ) -> Float[Array, "L B H"]:
+        hidden, length = self.config.hidden, len(first)
+        init = orthogonal(1.0) if self.config.gru_init == "stacked" else stacked(orthogonal(1.0), 3)
+        inward = Linear(3 * hidden, init, name="gru_in")(x.shape[-1])
+        through = Linear(3 * hidden, init, name="gru_hidden")(hidden)
+        gates_x = linear(inward, x, None if owner is None else join(owner))
+
+        inputs = part(gates_x, length), first, owner
+        if length == 1:  # acting: no loop around a single step
+            return gru_step(through, carry, *jax.tree.map(lambda leaf: leaf[0], inputs))[0][None]
+        return gru(through, carry, *inputs)

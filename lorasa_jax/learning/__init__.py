@@ -1,0 +1,1 @@
+"""One iteration: rollouts, updates, and the two phases."""

@@ -1,0 +1,260 @@
+"""Who belongs with whom, for schemes with a trunk per cluster of agents: found once, before training.
+
+Selective parameter sharing (SePS; Christianos et al. 2021, arXiv 2102.07475). What agents live through under
+the untrained policy is predicted from a code of the agent: an encoder gives agent i the normal q_i(z), and a decoder
+predicts from z, the observation and the action what is seen next and what is earned. Only what the world does
+differently to different agents is worth a place in the code. Agents with similar codes form a cluster.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from lorasa_jax.config import Config
+from lorasa_jax.core.types import PyTree, RolloutState, Trajectory
+from lorasa_jax.envs.base import Env
+from lorasa_jax.learning.trainer import GROUPING, make_trainer
+from lorasa_jax.sharing.schemes import is_clustered
+
+C = TypeVar("C", bound=Config)
+
+STEPS = 4096
+"""Steps of every agent that are played, at least."""
+CODE, WIDTH = 10, 64
+"""Widths of the code and of the hidden layers."""
+KL_WEIGHT, LR, BATCH, EPOCHS = 1e-4, 3e-4, 128, 10
+"""Of the encoder's and decoder's training: by Adam, in passes over everything that was played."""
+APART = 2.0
+"""Deviations between two agents' codes from which on they are told apart."""
+STRUCTURE = 0.5
+"""Silhouette from which on clusters are preferred to agents that all stand alone."""
+
+
+def with_groups(config: C, env: Env, status: Callable[[str], None] = lambda text: None) -> C:
+    """Returns the configuration with groups, found where its scheme needs them and they are not given.
+
+    All seeds of a run share them: they depend on its first seed alone.
+
+    Args:
+        config: the run's configuration.
+        env: its environment.
+        status: told what happens, where it takes time.
+
+    Raises:
+        ConfigError: the configuration does not fit the environment.
+    """
+    if config.groups is not None or not is_clustered(config):
+        return config
+    status("grouping agents")
+    groups = find_groups(config, env, jax.random.fold_in(jax.random.key(config.seed), GROUPING))
+    status(f"groups of agents: {' '.join(map(str, groups))}")
+    return replace(config, groups=groups)
+
+
+def find_groups(config: Config, env: Env, key: PRNGKeyArray) -> tuple[int, ...]:
+    """Returns the cluster of each agent, numbered in the order of first appearance.
+
+    Args:
+        config: of a scheme that takes groups.
+        env: its environment.
+        key: used for play and training.
+    """
+    if env.spec.n_agents == 1:
+        return (0,)
+    play_key, encode_key = jax.random.split(key)
+    before, after, known, alive = jax.device_get(jax.jit(partial(play, config, env))(play_key))
+    rows = np.nonzero(alive)
+    experience = Experience(rows[-1], before[rows], after[rows], known[rows])
+    return choose_groups(*map(np.asarray, encode(experience, env.spec.n_agents, encode_key)))
+
+
+class Experience(NamedTuple):
+    """What agents lived through, a row per agent and step in which it was alive; all numbers lie in [0, 1].
+
+    Attributes:
+        agent: whose it was.
+        before: its observation and its action, side by side.
+        after: its next observation and its reward.
+        known: entries of `after` that were seen; at the end of an episode only the reward is.
+    """
+
+    agent: Int[np.ndarray, " B"] | Int[Array, " B"]
+    before: Float[np.ndarray, "B D"] | Float[Array, "B D"]
+    after: Float[np.ndarray, "B K"] | Float[Array, "B K"]
+    known: Bool[np.ndarray, "B K"] | Bool[Array, "B K"]
+
+
+def play(
+    config: Config, env: Env, key: PRNGKeyArray
+) -> tuple[Float[Array, "T E N D"], Float[Array, "T E N K"], Bool[Array, "T E N K"], Bool[Array, "T E N"]]:
+    """Returns what agents live through under one untrained policy, in `STEPS` steps of each or a few more.
+
+    These are `before`, `after` and `known` of `Experience`, and who was alive.
+    """
+    n, length = env.spec.n_agents, config.rollout_length
+    trainer = make_trainer(replace(config, groups=(0,) * n), env)
+    state = trainer.init(key)
+    weights, critic = trainer.weights(state), state.learner.critic
+    # The successor of the very last step is not in the record.
+    rollouts = math.ceil((math.ceil(STEPS / config.n_envs) + 1) / length)
+
+    def rollout(now: RolloutState, i: Array) -> tuple[RolloutState, Trajectory]:
+        now, trajectory, _ = trainer.collect(weights, critic, now, key, i)
+        return now, trajectory._replace(inputs=())
+
+    _, record = jax.lax.scan(rollout, state.rollout, jnp.arange(rollouts))
+    t: Trajectory = jax.tree.map(lambda leaf: jax.lax.collapse(leaf, 0, 2), record)
+    if env.spec.continuous:
+        action = jnp.where(t.avail, trainer.system.dist.to_env(t.action), 0.0)
+    else:
+        action = jax.nn.one_hot(t.action, env.spec.n_actions)
+    obs, reward = _to_unit(t.obs), _to_unit(t.reward[..., None])
+    before = jnp.concatenate([obs, action], axis=-1)
+    after = jnp.concatenate([obs[1:], reward[:-1]], axis=-1)
+    # Where an episode is over, the next observation is the next episode's.
+    over = (t.terminated | t.truncated)[:-1, :, None, None]
+    is_reward = jnp.arange(after.shape[-1]) == obs.shape[-1]
+    return before[:-1], after, is_reward | jnp.broadcast_to(~over, after.shape), t.alive[:-1]
+
+
+def _to_unit(x: Float[Array, "*rows K"]) -> Float[Array, "*rows K"]:
+    """Every column brought to [0, 1]; a constant one becomes 0."""
+    rows = tuple(range(x.ndim - 1))
+    low, high = x.min(axis=rows), x.max(axis=rows)
+    return (x - low) / jnp.where(high > low, high - low, 1.0)
+
+
+@partial(jax.jit, static_argnums=1)
+def encode(experience: Experience, n_agents: int, key: PRNGKeyArray) -> tuple[Float[Array, "N Z"], Float[Array, "N Z"]]:
+    """Returns the mean and the deviation of every agent's code.
+
+    With q_i = N(mu_i, sigma_i^2) from the encoder of agent i's one-hot id, f the decoder and z ~ q_i, minimised is the
+    mean over rows of
+
+        sum over known entries of (f(z, before) - after)^2  +  1e-4 KL(q_i || N(0, 1)).
+
+    Source: SePS (Christianos et al. 2021).
+    """
+    # The encoder's last layer starts at zero: codes start alike, and can differ only by what was learned.
+    zeros = nn.initializers.zeros_init()
+    encoder = nn.Sequential([nn.Dense(WIDTH), nn.relu, nn.Dense(2 * CODE, kernel_init=zeros)])
+    hidden = [layer for _ in range(2) for layer in (nn.Dense(WIDTH), nn.relu)]
+    decoder = nn.Sequential([*hidden, nn.Dense(experience.after.shape[-1])])
+    adam, ids, n_rows = optax.adam(LR), jnp.eye(n_agents), len(experience.agent)
+    size = min(BATCH, n_rows)
+    experience = jax.tree.map(jnp.asarray, experience)
+
+    def codes(params: PyTree) -> tuple[Array, Array]:
+        out: Any = encoder.apply(params["encoder"], ids)
+        mean, log_var = jnp.split(out, 2, axis=-1)
+        return mean, jnp.exp(log_var / 2)
+
+    def loss(params: PyTree, rows: Experience, key: PRNGKeyArray) -> Array:
+        mean, deviation = (x[rows.agent] for x in codes(params))
+        z = mean + deviation * jax.random.normal(key, mean.shape)
+        predicted: Any = decoder.apply(params["decoder"], jnp.concatenate([z, rows.before], axis=-1))
+        error = jnp.sum(jnp.where(rows.known, (predicted - rows.after) ** 2, 0.0), axis=-1)
+        kl = jnp.sum((mean**2 + deviation**2 - 1) / 2 - jnp.log(deviation), axis=-1)
+        return jnp.mean(error + KL_WEIGHT * kl)
+
+    def step(carry: tuple, inputs: tuple) -> tuple[tuple, None]:
+        (params, state), (rows, key) = carry, inputs
+        grads = jax.grad(loss)(params, jax.tree.map(lambda leaf: leaf[rows], experience), key)
+        updates, state = adam.update(grads, state)
+        return (optax.apply_updates(params, updates), state), None
+
+    def epoch(carry: tuple, key: PRNGKeyArray) -> tuple[tuple, None]:
+        order_key, noise_key = jax.random.split(key)
+        batches = jax.random.permutation(order_key, n_rows)[: n_rows // size * size].reshape(-1, size)
+        return jax.lax.scan(step, carry, (batches, jax.random.split(noise_key, len(batches))))
+
+    encoder_key, decoder_key, train_key = jax.random.split(key, 3)
+    seen = jnp.zeros((1, CODE + experience.before.shape[-1]))
+    params = {"encoder": encoder.init(encoder_key, ids), "decoder": decoder.init(decoder_key, seen)}
+    (params, _), _ = jax.lax.scan(epoch, (params, adam.init(params)), jax.random.split(train_key, EPOCHS))
+    return codes(params)
+
+
+def choose_groups(mean: np.ndarray, deviation: np.ndarray) -> tuple[int, ...]:
+    """Returns the cluster of each agent from the codes, [N, Z].
+
+    For N >= 3, the k-means clusters of the means for the k in 2 ... N - 1 with the largest silhouette, as in SePS. Two
+    ends are added, which a silhouette cannot judge. With
+
+        d_ij^2 = sum over z of (mu_i - mu_j)^2 / (sigma_i^2 + sigma_j^2)
+
+    two agents are told apart where d_ij > `APART`. If no two are, all form one cluster. If any two are, and the
+    silhouette finds no structure, each stands alone. For N = 2 these ends are all there is.
+    """
+    n = len(mean)
+    variance = deviation**2
+    gap = np.sqrt(np.sum((mean[:, None] - mean) ** 2 / (variance[:, None] + variance), axis=-1))
+    apart = gap[np.triu_indices(n, 1)] > APART
+    if not apart.any():
+        return (0,) * n
+    found = [k_means(mean, k) for k in range(2, n)]
+    best = max(found, key=lambda labels: silhouette(mean, labels), default=None)
+    if best is None or (apart.all() and silhouette(mean, best) < STRUCTURE):
+        return tuple(range(n))
+    return tuple(best.tolist())
+
+
+def k_means(points: np.ndarray, k: int) -> np.ndarray:
+    """Returns the labels, [N], of k clusters of points [N, Z], numbered in the order of first appearance.
+
+    The best of N runs of Lloyd's algorithm: the run of point i starts from i, then the point farthest from
+    it, then the one farthest from both, and so on (Gonzalez 1985). Nothing is left to chance. Where there are
+    fewer than k different points there are fewer clusters.
+    """
+    runs = [_lloyd(points, _far_apart(points, i, k)) for i in range(len(points))]
+    labels, _ = min(runs, key=lambda run: run[1])
+    _, first, label = np.unique(labels, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[label]
+
+
+def _far_apart(points: np.ndarray, start: int, k: int) -> np.ndarray:
+    chosen = [start]
+    while len(chosen) < k:
+        chosen.append(int(np.argmax(_distances(points, points[chosen]).min(axis=1))))
+    return points[chosen]
+
+
+def _lloyd(points: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, float]:
+    """The labels when they no longer change, and the sum of squared distances to the centres."""
+    labels = None
+    while True:
+        distance = _distances(points, centres)
+        new = distance.argmin(axis=1)
+        if labels is not None and (new == labels).all():
+            return labels, float(np.sum(distance.min(axis=1) ** 2))
+        labels = new
+        centres = np.stack([points[labels == j].mean(axis=0) if j in labels else c for j, c in enumerate(centres)])
+
+
+def silhouette(points: np.ndarray, labels: np.ndarray) -> float:
+    """Returns the mean silhouette of points [N, Z] in two clusters or more, in [-1, 1].
+
+    With a the mean distance to the others of one's own cluster and b that to the nearest other cluster,
+    (b - a) / max(a, b); 0 for a point that stands alone. Source: Rousseeuw 1987.
+    """
+    distance, member = _distances(points, points), labels[:, None] == np.unique(labels)
+    size, total = member.sum(axis=0), distance @ member
+    alone = (member @ size) == 1
+    own = total[member] / np.maximum(member @ size - 1, 1)
+    other = np.where(member, np.inf, total / size).min(axis=1)
+    return float(np.where(alone, 0.0, (other - own) / np.maximum(np.maximum(own, other), 1e-12)).mean())
+
+
+def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(a[:, None] - b, axis=-1)

@@ -1,0 +1,187 @@
+"""From a configuration to the parts of a learning system: networks, schemes, optimisers, units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from lorasa_jax.config import Config, require
+from lorasa_jax.core import distributions, normalize
+from lorasa_jax.core.distributions import Distribution
+from lorasa_jax.core.networks import Network
+from lorasa_jax.core.normalize import InputNorm, ValueNorm
+from lorasa_jax.core.optim import Optimizer, slotted_adam
+from lorasa_jax.core.types import Learner, PolicyParams, PyTree
+from lorasa_jax.envs.base import Env, EnvSpec
+from lorasa_jax.envs.checks import checked
+from lorasa_jax.learning.update_order import SCHEDULES, Scheduler
+from lorasa_jax.sharing.policy import Policy, make_policy
+from lorasa_jax.sharing.schemes import Sharing, critic_sharing, each_its_own, make_sharing, merged, trunks_only
+
+
+class System(NamedTuple):
+    """The parts of a learning system in one phase of training.
+
+    Attributes:
+        config: the run's configuration.
+        env: the environment.
+        actor: the policy that is trained, its adapters applied in factored form.
+        acting: the policy that plays, with weights of each agent's own where agents own something; where owners
+            change, with trunks and adapters, those at rest as zeros.
+        weights: `weights(params) -> PolicyParams` of `acting` from those of `actor`. Both
+            phases of a scheme play with the same `acting`, so the programs that only play
+            serve both.
+        critic: the critic; its outputs are values in its own units.
+        critic_view: `critic_view(obs [..., N, D], state [..., S]) -> [..., V, D']`.
+        actor_first: `actor_first(first [...], alive [..., N]) -> [..., N]`: where the actors'
+            recurrent states start from zero.
+        critic_first: the same for the critic's, [..., V].
+        dist: the actors' distribution.
+        value_norm: the critic's units.
+        inputs: how observations and states are standardised before anyone sees them.
+        optimizer: of actors and critic.
+        train: the parts of the actor's parameters that are trained, by field name.
+        schedule: `schedule(key, score [N]) -> Schedule`: who moves in which stage of an update.
+    """
+
+    config: Config
+    env: Env
+    actor: Policy
+    acting: Policy
+    weights: Callable[[PolicyParams], PolicyParams]
+    critic: Policy
+    critic_view: Callable[[Array, Array], Array]
+    actor_first: Callable[[Array, Array], Array]
+    critic_first: Callable[[Array, Array], Array]
+    dist: Distribution
+    value_norm: ValueNorm
+    inputs: InputNorm
+    optimizer: Optimizer
+    train: tuple[str, ...]
+    schedule: Scheduler
+
+
+def is_two_phase(config: Config, env: Env) -> bool:
+    """Says whether the scheme trains its trunks alone first."""
+    return make_sharing(env.spec, config).two_phase
+
+
+def make_system(config: Config, env: Env, *, adapting: bool = False) -> System:
+    """Returns the parts that the configuration asks for.
+
+    Args:
+        config: the run's configuration.
+        env: its environment.
+        adapting: the second phase of a two-phase scheme, in which the trunks are frozen
+            and what the agents own is trained. Otherwise the trunks are trained.
+    """
+    spec = env.spec
+    scope = config.critic.scope
+    if scope == "auto":
+        together = spec.team_reward and config.algo == "mappo" and not config.critic.separate
+        scope = "team" if together else "agent"
+    require(
+        spec.team_reward or scope != "team",
+        f"{spec.name} pays each agent by itself, and one value for the team cannot tell whose it is; "
+        "use critic.scope agent or own",
+    )
+    scheme = make_sharing(spec, config)
+    sharing: Sharing = trunks_only(scheme) if scheme.two_phase and not adapting else scheme
+    dist = distributions.categorical
+    if spec.continuous:
+        dist = distributions.squashed_normal(per_dim=config.ppo.ratio == "per_dim")
+    critic_network = Network(config.critic, 1, head_gain=1.0)
+    seen_by_critic = (spec.obs_dim, spec.obs_widths) if scope == "own" else (spec.state_dim, None)
+
+    def critic_view(obs: Array, state: Array) -> Array:
+        if scope == "own":
+            return obs
+        n_values = 1 if scope == "team" else spec.n_agents
+        return jnp.broadcast_to(state[..., None, :], (*state.shape[:-1], n_values, spec.state_dim))
+
+    def actor_first(first: Array, alive: Array) -> Array:
+        opens = jnp.broadcast_to(first[..., None], alive.shape)
+        return opens | ~alive if config.reset_on_death else opens
+
+    def critic_first(first: Array, alive: Array) -> Array:
+        return first[..., None] if scope == "team" else actor_first(first, alive)
+
+    actor, acting = (_actors(chosen, config, spec, dist) for chosen in (sharing, merged(scheme)))
+
+    def weights(params: PolicyParams) -> PolicyParams:
+        if scheme.changing and not params.agents:
+            at_rest = jax.eval_shape(acting.init, jax.random.key(0)).agents
+            return params._replace(agents=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), at_rest))
+        return actor.to_play(params) if scheme.levels else params
+
+    return System(
+        config=config,
+        env=checked(env),
+        actor=actor,
+        acting=acting,
+        weights=weights,
+        critic=make_policy(
+            critic_sharing(scope, spec.n_agents, config.critic.separate), critic_network, *seen_by_critic
+        ),
+        critic_view=critic_view,
+        actor_first=actor_first,
+        critic_first=critic_first,
+        dist=dist,
+        value_norm=normalize.running() if config.ppo.value_norm else normalize.raw(),
+        inputs=normalize.standardised(spec) if config.standardise else normalize.as_they_are(),
+        optimizer=slotted_adam(config.ppo.max_grad_norm, config.ppo.adam_eps),
+        train=_trained_parts(sharing),
+        schedule=SCHEDULES[config.algo](spec.n_agents, config.ppo, scope == "team"),
+    )
+
+
+def _actors(sharing: Sharing, config: Config, spec: EnvSpec, dist: Distribution) -> Policy:
+    network = Network(config.actor, spec.n_actions, head_gain=0.01, log_std=dist.log_std)
+    return make_policy(sharing, network, spec.obs_dim, spec.obs_widths)
+
+
+def alone(system: System) -> System:
+    """Returns the system of the same agents, each of whom plays with, and would train, a plain network of its own.
+
+    Agents that see their ids still do.
+
+    Raises:
+        ConfigError: owners change in the course of play, so that no agent has weights of its own.
+    """
+    sharing = system.acting.sharing
+    require(not sharing.changing, "where the owners of adapters change, no agent has a network of its own")
+    apart = replace(each_its_own(sharing), id_folded=False, clustered=False)
+    policy = _actors(apart, system.config, system.env.spec, system.dist)
+    return system._replace(actor=policy, acting=policy, weights=lambda params: params, train=("shared",))
+
+
+def own_weights(system: System, params: PolicyParams) -> PolicyParams:
+    """Returns every agent's full weights, [N, ...], for the policy of `alone(system)`."""
+    full, sharing = system.actor.merge(params), system.actor.sharing
+    if params.agents:  # each has its own already
+        return full
+    homes = jnp.array(sharing.groups)
+    return PolicyParams(jax.tree.map(lambda leaf: leaf[homes], full.shared), {})
+
+
+def _trained_parts(sharing: Sharing) -> tuple[str, ...]:
+    if not sharing.levels:
+        return ("shared",)
+    return ("agents",) if sharing.two_phase else ("shared", "agents")  # adapters stand on frozen trunks
+
+
+def trained_stacks(system: System, params: PolicyParams) -> dict[str, PyTree]:
+    """Returns the stacks of slots that are trained, by name: `shared`, `agents` or the levels that agents own at."""
+    stacks = system.actor.sharing.split(params)
+    return {name: stack for name, stack in stacks.items() if (name if name == "shared" else "agents") in system.train}
+
+
+def init_optimizer(system: System, learner: Learner) -> Learner:
+    """Returns the learner with a fresh optimiser for its actors; what is frozen gets none."""
+    state = {name: system.optimizer.init(stack) for name, stack in trained_stacks(system, learner.actor).items()}
+    return learner._replace(actor_opt=state)

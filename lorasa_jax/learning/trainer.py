@@ -1,0 +1,193 @@
+"""One training iteration, and the change from the first phase to the second, as pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, PRNGKeyArray
+
+from lorasa_jax.config import Config, ConfigError
+from lorasa_jax.core.types import Learner, Metrics, PolicyParams, Rates, RolloutState, TrainState, Trajectory, Weights
+from lorasa_jax.envs.base import Env
+from lorasa_jax.learning.rollout import collect, evaluate, initial_state
+from lorasa_jax.learning.system import System, init_optimizer, is_two_phase, make_system, trained_stacks
+from lorasa_jax.learning.update import run_schedule
+from lorasa_jax.sharing.schemes import count
+
+# What a run's key is used for; most of them once in every iteration.
+_INIT, _COLLECT, _UPDATE, _GRAFT, _EVALUATE, EPISODE, GROUPING, REPLAY = range(8)
+
+
+class Trainer(NamedTuple):
+    """The functions of one phase of training; all are pure, and may be jitted and vmapped over seeds.
+
+    Attributes:
+        system: the parts they are made of.
+        init: `init(key) -> TrainState`.
+        weights: `weights(state) -> Weights` to play with.
+        collect: `collect(weights, critic, rollout, key, iteration) -> (rollout, trajectory, metrics)`.
+        update: `update(state, rollout, trajectory) -> (state, metrics)`.
+        step: `step(state) -> (state, metrics)`, one iteration: the three above, one after the other.
+        evaluate: `evaluate(weights, key, iteration, greedy) -> metrics` over whole episodes,
+            on keys that training never uses.
+    """
+
+    system: System
+    init: Callable[[PRNGKeyArray], TrainState]
+    weights: Callable[[TrainState], Weights]
+    collect: Callable[..., tuple[RolloutState, Trajectory, Metrics]]
+    update: Callable[[TrainState, RolloutState, Trajectory], tuple[TrainState, Metrics]]
+    step: Callable[[TrainState], tuple[TrainState, Metrics]]
+    evaluate: Callable[..., Metrics]
+
+
+def make_trainer(config: Config, env: Env, *, adapting: bool = False) -> Trainer:
+    """Returns the trainer of a phase: of the trunks, or (`adapting`) of what the agents own.
+
+    What only plays, `collect` and `evaluate`, is the same in both phases of a scheme.
+    """
+    system = make_system(config, env, adapting=adapting)
+
+    def init(key: PRNGKeyArray) -> TrainState:
+        actor_key, critic_key, env_key = jax.random.split(jax.random.fold_in(key, _INIT), 3)
+        critic = system.critic.init(critic_key)
+        learner = Learner(
+            actor=system.actor.init(actor_key),
+            critic=critic,
+            actor_opt={},
+            critic_opt=system.optimizer.init(critic.shared),
+            value_norm=system.value_norm.init(),
+            inputs=system.inputs.init(),
+        )
+        return TrainState(
+            learner=init_optimizer(system, learner),
+            rollout=initial_state(system, env_key),
+            key=key,
+            iteration=jnp.zeros((), int),
+            lr=jnp.asarray(config.ppo.lr, float),
+        )
+
+    def weights(state: TrainState) -> Weights:
+        return Weights(system.weights(state.learner.actor), state.learner.inputs)
+
+    def collect_(
+        weights: Weights, critic: PolicyParams, rollout: RolloutState, key: PRNGKeyArray, iteration: Array
+    ) -> tuple[RolloutState, Trajectory, Metrics]:
+        return collect(system, weights, critic, rollout, _key(key, _COLLECT, iteration))
+
+    def update(state: TrainState, rollout: RolloutState, trajectory: Trajectory) -> tuple[TrainState, Metrics]:
+        scale = 1.0 - state.iteration / config.iterations if config.ppo.anneal_lr else jnp.ones(())
+        rates = Rates(state.lr * scale, config.ppo.critic_lr * scale)
+        key = _key(state.key, _UPDATE, state.iteration)
+        learner, metrics = run_schedule(system, state.learner, trajectory, rates, key)
+        if "shared" in system.train:  # a frozen trunk keeps the inputs it knows
+            learner = learner._replace(inputs=system.inputs.update(learner.inputs, trajectory.inputs))
+        state = state._replace(learner=learner, rollout=rollout, iteration=state.iteration + 1)
+        return state, {**metrics, "lr": rates.actor}
+
+    def step(state: TrainState) -> tuple[TrainState, Metrics]:
+        rollout, trajectory, episodes = collect_(
+            weights(state), state.learner.critic, state.rollout, state.key, state.iteration
+        )
+        state, metrics = update(state, rollout, trajectory)
+        return state, {**episodes, **metrics}
+
+    def evaluate_(weights: Weights, key: PRNGKeyArray, iteration: Array, greedy: Bool[Array, ""] | bool) -> Metrics:
+        return evaluate(system, weights, _key(key, _EVALUATE, iteration), greedy)
+
+    return Trainer(system, init, weights, collect_, update, step, evaluate_)
+
+
+def _key(key: PRNGKeyArray, purpose: int, iteration: Array) -> PRNGKeyArray:
+    return jax.random.fold_in(jax.random.fold_in(key, purpose), iteration)
+
+
+def graft(trainer: Trainer, state: TrainState) -> TrainState:
+    """Returns the first state of the second phase.
+
+    The trunks stay as they are, and so do the critic with its optimiser, the value
+    statistics, the environments and the recurrent states. What the agents own and the actors'
+    optimiser start afresh: every agent's network still equals its trunk.
+
+    Args:
+        trainer: of the second phase.
+        state: the last of the first phase.
+    """
+    actor = trainer.system.actor.graft(jax.random.fold_in(state.key, _GRAFT), state.learner.actor)
+    ppo = trainer.system.config.ppo
+    lr = jnp.asarray(ppo.lr if ppo.adapter_lr is None else ppo.adapter_lr, float)
+    return state._replace(learner=init_optimizer(trainer.system, state.learner._replace(actor=actor)), lr=lr)
+
+
+def train(config: Config, env: Env) -> Callable[[PRNGKeyArray], tuple[TrainState, Metrics]]:
+    """Returns a whole run as one pure function of a key: `key -> (state, metrics [iterations])`.
+
+    For sweeps inside one program, without evaluations; `lorasa_jax.running.loop.run` is the same run with
+    evaluations, reports and a switch that may be found on the way.
+
+    Raises:
+        ConfigError: `switch_step` is `auto`, which needs evaluations.
+    """
+    first = make_trainer(config, env)
+    if not is_two_phase(config, env):
+        return lambda key: _iterate(first, first.init(key), config.iterations)
+    switch = config.switch_iteration
+    if switch is None:
+        raise ConfigError("switch-step auto needs evaluations, and a jitted run has none; give a step")
+    second = make_trainer(config, env, adapting=True)
+
+    def both(key: PRNGKeyArray) -> tuple[TrainState, Metrics]:
+        state, before = _iterate(first, first.init(key), switch)
+        state, after = _iterate(second, graft(second, state), config.iterations - switch)
+        return state, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), before, after)
+
+    return both
+
+
+def _iterate(trainer: Trainer, state: TrainState, iterations: int) -> tuple[TrainState, Metrics]:
+    return jax.lax.scan(lambda state, _: trainer.step(state), state, None, iterations)
+
+
+def count_params(trainer: Trainer) -> dict[str, int]:
+    """Returns how many parameters the scheme holds, and how many separate policies would.
+
+    Returns:
+        `shared`: of the trunks, unless every agent has one to itself. `per_agent`: what each agent uses besides,
+        for itself or with its role. `owners`: how many hold it: agents or roles, or both. `critic`. `actors` = shared
+        and what all owners hold (N per_agent where they are the agents), `total` = actors + critic;
+        `nps_actors` and `nps_total`, the same with one plain network per agent.
+    """
+    system, key = trainer.system, jax.random.key(0)
+    sharing = system.actor.sharing
+    actor, critic = jax.eval_shape(system.actor.init, key), jax.eval_shape(system.critic.init, key)
+    per_trunk = count(actor.shared) // sharing.n_trunks
+    apart = sharing.n_trunks == sharing.n_agents
+    shared = 0 if apart else count(actor.shared)
+    stacks = sharing.split(actor)
+    per_agent = sum(count(stacks[name]) // level.n_owners for name, level in sharing.stacks.items())
+    owners = sum(level.n_owners for level in sharing.levels) or (sharing.n_agents if apart else 0)
+    separate = replace(system.config, sharing="nps", groups=None)
+    alone = count(jax.eval_shape(make_system(separate, system.env).actor.init, key))
+    actors = count(actor)
+    return {
+        "shared": shared,
+        "per_agent": per_agent + (per_trunk if apart else 0),
+        "owners": owners,
+        "critic": count(critic),
+        "actors": actors,
+        "total": actors + count(critic),
+        "nps_actors": alone,
+        "nps_total": alone + count(critic),
+    }
+
+
+def optimizer_bytes(trainer: Trainer) -> int:
+    """Returns what the actors' optimiser keeps in this phase: moments of what is trained, none of what is frozen."""
+    system = trainer.system
+    actor = jax.eval_shape(system.actor.init, jax.random.key(0))
+    state = [jax.eval_shape(system.optimizer.init, stack) for stack in trained_stacks(system, actor).values()]
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))

@@ -1,0 +1,377 @@
+"""One update: a schedule of stages, in each of which a block of agents passes over the rollout in minibatches.
+
+Parameters that the block does not use are left untouched, their moments included. Agents
+outside the block that have already moved in this update correct what the block learns from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from lorasa_jax.core.advantages import traced_gae
+from lorasa_jax.core.losses import approximate_kl, masked_mean, normalise_advantages, policy_loss, value_loss
+from lorasa_jax.core.types import Learner, Metrics, PolicyParams, PyTree, Rates, Schedule, Trajectory
+from lorasa_jax.learning.minibatches import CARRIES, Batch, deal, make_batch, minibatch
+from lorasa_jax.learning.system import System, trained_stacks
+from lorasa_jax.sharing.schemes import Level
+
+
+class Progress(NamedTuple):
+    """How far an update has come.
+
+    Attributes:
+        learner: as it is now.
+        log_prob: of the actions taken, under the policies as they are now.
+        moved: agents that use a parameter that has been trained in this update, [N].
+    """
+
+    learner: Learner
+    log_prob: Float[Array, "T E N R"]
+    moved: Bool[Array, " N"]
+
+
+def run_schedule(
+    system: System, learner: Learner, trajectory: Trajectory, rates: Rates, key: PRNGKeyArray
+) -> tuple[Learner, Metrics]:
+    """Returns the learner after all stages of the schedule, and what the update measured."""
+    units, mask = system.value_norm, _counted(system, trajectory)
+    value = units.denormalise(learner.value_norm, trajectory.value)
+    advantages = partial(_advantages, system, learner, trajectory)
+    plain = advantages()
+    returns = plain + value
+    value_norm = units.update(learner.value_norm, returns)
+    order_key, deal_key = jax.random.split(key)
+    score = jax.vmap(masked_mean, in_axes=-1)(jnp.abs(jnp.broadcast_to(plain, mask.shape)), mask)
+    schedule = system.schedule(order_key, score)
+    everyone = schedule.block.shape[1] == mask.shape[-1]
+
+    def stage(progress: Progress, inputs: tuple[Schedule, PRNGKeyArray]) -> tuple[Progress, tuple[Metrics, Metrics]]:
+        row, key = inputs
+        if everyone:
+            block, ratio, advantage = None, jnp.ones_like(plain[..., :1]), plain
+        else:
+            block, ratio = row.block, _preceding_ratio(system, progress, trajectory, mask, row.block)
+            advantage = advantages(jnp.where(row.trace, ratio, 1.0))
+        target = units.normalise(value_norm, advantage + value)
+        batch = make_batch(system, trajectory, mask, advantage, target, ratio, block)
+        learner, info = run_stage(system, progress.learner, batch, row, block, rates, key)
+        progress = progress._replace(learner=learner)
+        return progress if block is None else _look_again(system, progress, trajectory, block), info
+
+    progress = Progress(learner._replace(value_norm=value_norm), trajectory.log_prob, jnp.zeros(mask.shape[-1], bool))
+    keys = jax.random.split(deal_key, schedule.block.shape[0])
+    progress, infos = jax.lax.scan(stage, progress, (schedule, keys))
+    # A pass that trained nothing measured nothing.
+    info: Metrics = {}
+    for part, trained in zip(infos, (schedule.train_actor, schedule.train_critic), strict=True):
+        info |= {name: jnp.sum(x) / jnp.sum(trained) for name, x in part.items()}
+    explained = 1 - jnp.var(returns - value) / (jnp.var(returns) + 1e-8)
+    change = _policy_change(system, progress, trajectory, everyone)
+    return progress.learner, {**info, **change, "explained_variance": explained}
+
+
+def _counted(system: System, trajectory: Trajectory) -> Bool[Array, "T E N"]:
+    """The samples that the policy loss is taken over."""
+    return trajectory.alive if system.config.ppo.mask_dead else jnp.ones_like(trajectory.alive)
+
+
+def _policy_change(system: System, progress: Progress, trajectory: Trajectory, everyone: bool) -> Metrics:
+    """How far the policies are from those that played, at the end of an update.
+
+    `kl` is the mean of `approximate_kl` over samples; `kl_max` is the largest mean over the samples of one owner of
+    parameters: of an agent or a role, or of a trunk where nobody owns anything. Where all agents move at once, a
+    quarter of the steps is enough; elsewhere the probabilities of all steps are known already.
+    """
+    log_prob = progress.log_prob
+    if everyone:
+        trajectory = _a_quarter(system, trajectory)
+        log_prob = _log_prob_now(system, progress.learner.actor, trajectory, None)
+    mask, sharing = _counted(system, trajectory), system.actor.sharing
+    kl = approximate_kl(log_prob, trajectory.log_prob, system.dist.parts(trajectory.avail))
+    kl = jnp.where(mask, kl, 0.0)
+    owner, n_owners = sharing.finest
+
+    def total(x: Float[Array, "T E N"]) -> Float[Array, " K"]:
+        if owner is None:
+            return jnp.sum(x[..., None] * jax.nn.one_hot(trajectory.owner, n_owners), axis=(0, 1, 2))
+        return jnp.zeros(n_owners).at[jnp.array(owner)].add(jnp.sum(x, axis=(0, 1)))
+
+    sums, counts = total(kl), total(mask.astype(kl.dtype))
+    return {
+        "kl": jnp.sum(sums) / jnp.maximum(jnp.sum(counts), 1.0),
+        "kl_max": jnp.max(sums / jnp.maximum(counts, 1.0)),
+    }
+
+
+def _a_quarter(system: System, trajectory: Trajectory) -> Trajectory:
+    """Every fourth chunk of a rollout, or the first quarter of each chunk where there are fewer than four."""
+    length = system.config.chunk_length
+    chunks = len(trajectory.first) // length
+    stride, kept = (4, length) if chunks >= 4 else (1, -(-length // 4))
+
+    def pick(x: Array) -> Array:
+        return jax.lax.collapse(x.reshape(chunks, length, *x.shape[1:])[::stride, :kept], 0, 2)
+
+    carries = {name: getattr(trajectory, name)[::stride] for name in CARRIES}
+    rest = {name: x for name, x in trajectory._asdict().items() if name not in (*CARRIES, "inputs")}
+    return trajectory._replace(**jax.tree.map(pick, rest), **carries)
+
+
+def _advantages(
+    system: System, learner: Learner, trajectory: Trajectory, trace: Float[Array, "T E 1"] | None = None
+) -> Float[Array, "T E V"]:
+    """Advantages in units of the reward."""
+    ppo, ended = system.config.ppo, (trajectory.terminated, trajectory.truncated)
+    values = trajectory.value, trajectory.next_value
+    value, next_value = (system.value_norm.denormalise(learner.value_norm, x) for x in values)
+    # A team's reward is every agent's; its one value is compared with that.
+    reward = trajectory.reward[..., : value.shape[-1]]
+    return traced_gae(reward, value, next_value, *ended, ppo.gamma, ppo.gae_lambda, trace)
+
+
+def policy_gradient(system: System, learner: Learner, trajectory: Trajectory) -> dict[str, PyTree]:
+    """Returns the gradient of the policy loss over a whole rollout, by stack, where nobody has moved yet.
+
+    It is that of the first step of an update in which all agents move at once, over all that was collected.
+
+    Args:
+        system: the parts.
+        learner: whose policy played.
+        trajectory: what it played.
+    """
+    mask, advantage = _counted(system, trajectory), _advantages(system, learner, trajectory)
+    nobody = jnp.ones_like(advantage[..., :1])
+    batch = minibatch(make_batch(system, trajectory, mask, advantage, trajectory.value, nobody, None), None)
+    loss, *_ = _policy_loss(system, learner.actor, batch, None, system.config.ppo.clip_eps)
+    return jax.grad(loss, has_aux=True)(trained_stacks(system, learner.actor))[0]
+
+
+def _preceding_ratio(
+    system: System, progress: Progress, trajectory: Trajectory, mask: Bool[Array, "T E N"], block: Int[Array, " M"]
+) -> Float[Array, "T E 1"]:
+    """By how much the joint action has become more probable through agents outside the block."""
+    parts = system.dist.parts(trajectory.avail)
+    change = jnp.where(parts, progress.log_prob - trajectory.log_prob, -jnp.inf)
+    # The mean ratio over an action's parts.
+    change = jax.nn.logsumexp(change, axis=-1) - jnp.log(parts.sum(axis=-1))
+    others = progress.moved.at[block].set(False)
+    return jnp.exp(jnp.sum(jnp.where(mask & others, change, 0.0), axis=2, keepdims=True))
+
+
+def _look_again(system: System, progress: Progress, trajectory: Trajectory, block: Int[Array, " M"]) -> Progress:
+    """Takes note of what a stage has changed.
+
+    Where nobody outside the block uses what it trained, only the block's probabilities have changed.
+    """
+    sharing = system.actor.sharing
+    users = jnp.zeros(sharing.n_agents, bool).at[block].set(True)
+    homes = {"shared": sharing.groups} | {name: level.owner or () for name, level in sharing.stacks.items()}
+    trained = [homes[name] for name in trained_stacks(system, progress.learner.actor)]
+    common = [jnp.array(home) for home in trained if len(set(home)) < sharing.n_agents]
+    for home in common:
+        users |= jnp.zeros(sharing.n_agents, bool).at[home[block]].set(True)[home]
+    if common:
+        log_prob = _log_prob_now(system, progress.learner.actor, trajectory, None)
+    else:
+        now = _log_prob_now(system, progress.learner.actor, trajectory, block)
+        log_prob = progress.log_prob.at[:, :, block].set(now)
+    return Progress(progress.learner, log_prob, progress.moved | users)
+
+
+def _log_prob_now(
+    system: System, params: PolicyParams, trajectory: Trajectory, block: Int[Array, " M"] | None
+) -> Float[Array, "T E M R"]:
+    """The log-probabilities of what was done, each chunk from the recurrent state it began in."""
+
+    def pick(x: Array) -> Array:
+        return x if block is None else jnp.take(x, block, axis=2)
+
+    def chunks(x: Array) -> Array:
+        return x.reshape(len(trajectory.actor_carry), -1, *x.shape[1:])
+
+    def unroll(carry: Array, obs: Array, first: Array, owner: PyTree) -> Array:
+        return system.actor.unroll(params, carry, obs, first, block, owner if system.actor.sharing.changing else None)[
+            1
+        ]
+
+    obs, first = pick(trajectory.obs), pick(system.actor_first(trajectory.first, trajectory.alive))
+    steps = jax.tree.map(chunks, (obs, first, trajectory.owner))
+    logits = jax.lax.collapse(jax.vmap(unroll)(pick(trajectory.actor_carry), *steps), 0, 2)
+    return system.dist.log_prob(system.dist.mask(logits, pick(trajectory.avail)), pick(trajectory.action))
+
+
+def run_stage(
+    system: System,
+    learner: Learner,
+    batch: Batch,
+    row: Schedule,
+    block: Int[Array, " M"] | None,
+    rates: Rates,
+    key: PRNGKeyArray,
+) -> tuple[Learner, tuple[Metrics, Metrics]]:
+    """Returns the learner after a block's passes over its batch, and what each pass measured, [P].
+
+    Args:
+        system: the parts.
+        learner: before the stage.
+        batch: from `make_batch`.
+        row: of the schedule.
+        block: the agents that move; None: everyone, so that there is nothing to pick out or to leave untouched.
+        rates: the learning rates.
+        key: deals the minibatches.
+    """
+    config, minibatches = system.config, system.config.ppo.minibatches
+
+    def one_pass(learner: Learner, inputs: tuple) -> tuple[Learner, tuple[Metrics, Metrics]]:
+        train_actor, train_critic, key = inputs
+
+        def step(learner: Learner, envs: Array | None) -> tuple[Learner, tuple[Metrics, Metrics]]:
+            part = minibatch(batch, envs)
+            learner, actor_info = _where(
+                train_actor, lambda now: _update_actor(system, now, part, block, row.clip_eps, rates), learner
+            )
+            learner, critic_info = _where(
+                train_critic, lambda now: _update_critic(system, now, part, block, rates), learner
+            )
+            return learner, (actor_info, critic_info)
+
+        if minibatches == 1:
+            return step(learner, None)
+        dealt = deal(key, config.n_envs, minibatches, batch.mask.shape[-1])
+        learner, infos = jax.lax.scan(step, learner, dealt)
+        return learner, jax.tree.map(jnp.mean, infos)
+
+    keys = jax.random.split(key, row.train_actor.shape[0])
+    return jax.lax.scan(one_pass, learner, (row.train_actor, row.train_critic, keys))
+
+
+def _where(
+    flag: Bool[Array, ""], update: Callable[[Learner], tuple[Learner, Metrics]], learner: Learner
+) -> tuple[Learner, Metrics]:
+    """What the update gives where the flag says so, and otherwise the learner as it is, with zeros."""
+    _, info = jax.eval_shape(update, learner)
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), info)
+    return jax.lax.cond(flag, update, lambda now: (now, nothing), learner)
+
+
+def _policy_loss(
+    system: System, actor: PolicyParams, batch: Batch, block: Array | None, clip_eps: Float[Array, ""] | float
+) -> tuple[Callable[[dict[str, PyTree]], tuple[Array, Metrics]], Array, Array, Array]:
+    """The block's loss, as a function of what is trained, and whose samples it takes the mean over.
+
+    Returns:
+        The loss; the samples of each member, [M]; the trunk each stands on, [M]; the samples of all members on
+        it, [M].
+    """
+    sharing, ppo, dist = system.actor.sharing, system.config.ppo, system.dist
+    members = jnp.arange(sharing.n_agents) if block is None else block
+    advantage = batch.advantage
+    if ppo.advantage_norm == "minibatch":
+        advantage = normalise_advantages(advantage, batch.mask)
+
+    # Samples of each member, and of all members on its trunk.
+    counts = jnp.sum(batch.mask, axis=(0, 1), dtype=jnp.float32)
+    homes = jnp.array(sharing.groups)[members]
+    pool = jnp.maximum(jnp.zeros(sharing.n_trunks).at[homes].add(counts)[homes], 1.0)
+    if sharing.across:
+        pool = jnp.full_like(pool, jnp.maximum(jnp.sum(counts), 1.0))
+
+    def loss(stacks: dict[str, PyTree]) -> tuple[Array, Metrics]:
+        params = sharing.join(actor, stacks)
+        played = batch.actor_carry, batch.obs, batch.actor_first
+        _, logits = system.actor.unroll(params, *played, block, batch.owner if sharing.changing else None)
+        logits = dist.mask(logits, batch.avail)
+        log_prob, entropy = dist.log_prob(logits, batch.action), dist.entropy(logits)
+        parts, judged = dist.parts(batch.avail), (log_prob, batch.log_prob)
+        return policy_loss(
+            *judged, parts, entropy, advantage, batch.preceding, batch.mask, pool, clip_eps, ppo.entropy_coef
+        )  # fmt: skip
+
+    return loss, counts, homes, pool
+
+
+def _update_actor(
+    system: System,
+    learner: Learner,
+    batch: Batch,
+    block: Array | None,
+    clip_eps: Float[Array, ""],
+    rates: Rates,
+) -> tuple[Learner, Metrics]:
+    """One gradient step of the block's actors."""
+    sharing = system.actor.sharing
+    loss, counts, homes, pool = _policy_loss(system, learner.actor, batch, block, clip_eps)
+    stacks = trained_stacks(system, learner.actor)
+    grads, info = jax.grad(loss, has_aux=True)(stacks)
+    moved = {"shared": None if block is None else jnp.zeros(sharing.n_trunks, bool).at[homes].set(True)}
+    for name, level in sharing.stacks.items():
+        if name in grads:
+            # The loss pools the agents of a trunk; what an owner has follows the mean over its own samples.
+            undilute, moved[name] = _own_samples(level, batch, counts, pool, block)
+            grads[name] = jax.vmap(lambda scale, tree: jax.tree.map(lambda g: scale * g, tree))(undilute, grads[name])
+    states, norms = dict(learner.actor_opt), []
+    for name, grad in grads.items():
+        stacks[name], states[name], norm = system.optimizer.apply(
+            stacks[name], states[name], grad, rates.actor, moved[name]
+        )
+        norms.append(_mean_norm(norm, moved[name]))
+    learner = learner._replace(actor=sharing.join(learner.actor, stacks), actor_opt=states)
+    return learner, {**info, "actor_grad_norm": sum(norms)}
+
+
+def _own_samples(
+    level: Level, batch: Batch, counts: Float[Array, " M"], pool: Float[Array, " M"], block: Array | None
+) -> tuple[Float[Array, " K"], Bool[Array, " K"] | None]:
+    """The pool's samples over each owner's own, and which owners move; None: all.
+
+    Args:
+        level: what is owned, and by whom.
+        batch: of the block.
+        counts: samples of each member of the block.
+        pool: those that the loss takes each member's mean over.
+        block: the members; None: everyone.
+    """
+    nobody = jnp.zeros(level.n_owners)
+    if level.owner is None:
+        # Who has no sample here keeps its moments, as if the batch had never been.
+        own = jax.nn.one_hot(batch.owner, level.n_owners) * batch.mask[..., None]
+        own = jnp.sum(own, axis=(0, 1, 2))
+        return pool[0] / jnp.maximum(own, 1.0), own > 0
+    owner = jnp.array(level.owner) if block is None else jnp.array(level.owner)[block]
+    undilute = nobody.at[owner].max(pool) / jnp.maximum(nobody.at[owner].add(counts), 1.0)
+    return undilute, None if block is None else (nobody > 0).at[owner].set(True)
+
+
+def _update_critic(
+    system: System, learner: Learner, batch: Batch, block: Array | None, rates: Rates
+) -> tuple[Learner, Metrics]:
+    """One gradient step of the critic, on the block's values where agents have values of their own."""
+    ppo, sharing = system.config.ppo, system.critic.sharing
+    valued = block if sharing.n_agents > 1 else None
+    # Where every agent has a critic of its own, each follows the mean over its own values.
+    apart = batch.value.shape[-1] if sharing.n_trunks > 1 else 1
+
+    def loss(shared: PyTree) -> tuple[Array, Metrics]:
+        params = learner.critic._replace(shared=shared)
+        _, value = system.critic.unroll(params, batch.critic_carry, batch.view, batch.critic_first, valued)
+        total, info = value_loss(value[..., 0], batch.value, batch.target, ppo.value_clip, ppo.huber_delta)
+        return apart * ppo.value_coef * total, info
+
+    grads, info = jax.grad(loss, has_aux=True)(learner.critic.shared)
+    moved = None
+    if block is not None and sharing.n_trunks > 1:
+        moved = jnp.zeros(sharing.n_trunks, bool).at[block].set(True)
+    shared, state, norm = system.optimizer.apply(learner.critic.shared, learner.critic_opt, grads, rates.critic, moved)
+    learner = learner._replace(critic=learner.critic._replace(shared=shared), critic_opt=state)
+    return learner, {**info, "critic_grad_norm": _mean_norm(norm, moved)}
+
+
+def _mean_norm(norm: Float[Array, " K"], moved: Bool[Array, " K"] | None) -> Float[Array, ""]:
+    """The mean over those who moved."""
+    return jnp.mean(norm) if moved is None else masked_mean(norm, moved)

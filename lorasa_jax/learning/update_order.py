@@ -1,0 +1,104 @@
+"""Algorithms, as data: schedules of who moves together, in what order, with which clip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from lorasa_jax.config import PPOConfig
+from lorasa_jax.core.types import Schedule
+
+Scheduler = Callable[[PRNGKeyArray, Float[Array, " N"]], Schedule]
+"""`(key, score [N]) -> Schedule`, drawn anew in every update; the score is each agent's mean |A|."""
+
+
+def mappo(n_agents: int, ppo: PPOConfig, team_value: bool) -> Scheduler:
+    """Returns MAPPO: a single stage moves all agents at once.
+
+    Source: Yu et al. 2022.
+    """
+    everyone = jnp.arange(n_agents)[None]
+    always = jnp.ones((1, ppo.epochs), bool)
+    schedule = Schedule(everyone, jnp.full(1, ppo.clip_eps), jnp.zeros(1, bool), always, always)
+    return lambda key, score: schedule
+
+
+def a2po(n_agents: int, ppo: PPOConfig, team_value: bool) -> Scheduler:
+    """Returns A2PO: one agent after the other, in semi-greedy order, corrected for those before.
+
+    The k-th agent's clip is eps (1/2 + k / 2n): whoever moves early leaves room for the rest.
+
+    Source: Wang et al. 2023.
+    """
+    room = 0.5 + 0.5 * jnp.arange(1, n_agents + 1) / n_agents
+    return _one_by_one(semi_greedy, ppo.clip_eps * room, True, ppo, team_value)
+
+
+def sequential(n_agents: int, ppo: PPOConfig, team_value: bool) -> Scheduler:
+    """Returns PPO for one agent after the other, in random order, without the correction of advantages.
+
+    What the agents before have done enters through the surrogate's preceding factor alone, as in HAPPO
+    (Kuba et al. 2022); but the factor is clipped, as in A2PO.
+    """
+    return _one_by_one(shuffled, jnp.full(n_agents, ppo.clip_eps), False, ppo, team_value)
+
+
+def shuffled(key: PRNGKeyArray, score: Float[Array, " N"]) -> Int[Array, " N"]:
+    """Returns the agents in random order."""
+    return jax.random.permutation(key, score.shape[0])
+
+
+def semi_greedy(key: PRNGKeyArray, score: Float[Array, " N"]) -> Int[Array, " N"]:
+    """Returns an order of the agents: by turns the highest score among the rest, and one of the rest at random.
+
+    Equal scores come in random order. Source: A2PO (Wang et al. 2023).
+    """
+    n_agents = score.shape[0]
+    shuffle_key, pick_key = jax.random.split(key)
+    agents = shuffled(shuffle_key, score)
+    chance = jax.random.uniform(pick_key, (n_agents,))
+
+    def pick(left: Array, k: Array) -> tuple[Array, Array]:
+        appeal = jnp.where(k % 2 == 0, score[agents], chance)
+        chosen = jnp.argmax(jnp.where(left, appeal, -jnp.inf))
+        return left.at[chosen].set(False), agents[chosen]
+
+    return jax.lax.scan(pick, jnp.ones(n_agents, bool), jnp.arange(n_agents))[1]
+
+
+def _one_by_one(
+    order: Callable, clip_eps: Float[Array, " N"], trace: bool, ppo: PPOConfig, team_value: bool
+) -> Scheduler:
+    """One agent per stage, which does all its epochs (loop order `agent`) or one of them in every round (`epoch`)."""
+    n_agents = clip_eps.shape[0]
+    rounds, epochs = (1, ppo.epochs) if ppo.loop_order == "agent" else (ppo.epochs, 1)
+    stages = rounds * n_agents
+    with_actor = jnp.array([False, True] if ppo.two_stage else [True])
+    train_actor = jnp.tile(with_actor, (stages, epochs))
+    # A value per agent learns from each agent's own stage. The team's one value learns in the last agent's,
+    # so that it sees the rollout as often as when all agents move at once.
+    last = jnp.tile(jnp.arange(n_agents) == n_agents - 1, rounds)
+    train_critic = jnp.broadcast_to(last[:, None] | (not team_value), train_actor.shape)
+
+    def schedule(key: PRNGKeyArray, score: Float[Array, " N"]) -> Schedule:
+        orders = jax.vmap(order, in_axes=(0, None))(jax.random.split(key, rounds), score)
+        return Schedule(
+            block=orders.reshape(stages, 1),
+            clip_eps=jnp.tile(clip_eps, rounds),
+            trace=jnp.full(stages, trace),
+            train_actor=train_actor,
+            train_critic=train_critic,
+        )
+
+    return schedule
+
+
+SCHEDULES: dict[str, Callable[[int, PPOConfig, bool], Scheduler]] = {
+    "mappo": mappo,
+    "a2po": a2po,
+    "sequential": sequential,
+}
+"""Algorithms by name: functions of the number of agents, the settings, and whether the team has one value."""

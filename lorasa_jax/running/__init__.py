@@ -1,0 +1,1 @@
+"""A whole run: the loop, its programs, and the devices it uses."""

@@ -1,0 +1,189 @@
+"""Forks: many second phases from few first ones, side by side in as few programs as their shapes allow.
+
+A fork takes a backbone, the state of a first phase at some step, and goes on from it under a
+configuration of its own. Forks stand on the axis on which seeds stand, so that they run as
+seeds do: `fork` returns the `start` of `lorasa_jax.run`.
+
+Forks that differ in rank or placement, but have full-rank corrections on the same layers, share
+a program: each owns adapters of the largest rank on all layers of the group, of which the
+columns of L and the rows of R that its own rank lacks start at zero. With L_j = 0 and R_j = 0
+both gradients of a column, x^T (g R_j^T) and (x L_j)^T g, are zero, and Adam moves nothing whose
+gradients have always been zero: what is masked so stays zero, to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lorasa_jax.config import Config, require
+from lorasa_jax.core.types import PyTree, TrainState
+from lorasa_jax.envs.base import Env
+from lorasa_jax.learning.system import init_optimizer, make_system
+from lorasa_jax.learning.trainer import graft, make_trainer
+from lorasa_jax.running.state import ADAPTERS, Best, RunState
+from lorasa_jax.sharing.schemes import SCHEMES, make_sharing, trunks_only
+
+C = TypeVar("C", bound=Config)
+_Leaves = dict[str, Any]
+
+
+OWN = ("rank", "alpha", "placement", "switch_step")
+"""Settings in which forks that share a program may differ, beside the seed and `ppo.adapter_lr`."""
+
+
+def backbone_config(config: C, env: Env) -> C:
+    """Returns the configuration of the run whose states a fork goes on from; that of seed 0 alone.
+
+    It is that of the first phase, with everything that concerns only the second at its default. Of
+    schemes with one phase it is that phase.
+    """
+    name: Any = config.sharing
+    sharing = make_sharing(env.spec, config)
+    if sharing.two_phase:
+        trunks = trunks_only(sharing)
+        name = next(name for name, scheme in SCHEMES.items() if scheme(env.spec.n_agents, config) == trunks)
+    backbone = replace(_neutral(config), sharing=name, adapter_key="agent", ranks=None)
+    if sharing.levels and not sharing.two_phase and _parameters(config, env) != _parameters(backbone, env):
+        return replace(backbone, rank=config.rank, placement=config.placement)  # they shape what the one phase trains
+    return backbone
+
+
+def _parameters(config: Config, env: Env) -> PyTree:
+    """The shapes of the actors' parameters."""
+    return jax.eval_shape(make_system(config, env).actor.init, jax.random.key(0))
+
+
+def _neutral(config: C) -> C:
+    """The configuration without what may differ between forks that share a program."""
+    default = Config()
+    changes = {name: getattr(default, name) for name in (*OWN, "seed", "seeds")}
+    return replace(config, ppo=replace(config.ppo, adapter_lr=None), **changes)
+
+
+def share_programs(configs: Sequence[Config], env: Env) -> list[tuple[int, ...]]:
+    """Returns the forks that run as one program each, by their places in `configs`."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(configs)), key=lambda i: (configs[i].rank, i)):
+        for group in groups:
+            if _fit([configs[j] for j in (*group, i)], env):
+                group.append(i)
+                break
+        else:
+            groups.append([i])
+    return sorted(tuple(sorted(group)) for group in groups)
+
+
+def common_config(configs: Sequence[C]) -> C:
+    """Returns the configuration of the program that several forks share, a row for each of them."""
+    first = configs[0]
+    rank = max(config.rank for config in configs)
+    layers = {layer for config in configs for layer in config.adapted_layers}
+    switches = {config.switch_step for config in configs}
+    return replace(
+        first,
+        seeds=len(configs),
+        rank=rank,
+        alpha=first.alpha if first.alpha is None or first.ranks else first.alpha / first.rank * rank,
+        placement=tuple(name for name in first.actor.layer_names if name in layers),
+        switch_step=switches.pop() if len(switches) == 1 else "auto",
+        ppo=replace(first.ppo, adapter_lr=None),
+    )
+
+
+def _fit(configs: Sequence[Config], env: Env) -> bool:
+    """Says whether forks can be rows of one program."""
+    if len({(_neutral(config), config.adapter_scales) for config in configs}) > 1:
+        return False
+    whole = _leaves(_owned(common_config(configs), env))
+    return all(_is_masked(_leaves(_owned(replace(config, seed=0), env)), whole) for config in configs)
+
+
+def _is_masked(own: _Leaves, whole: _Leaves) -> bool:
+    """Says whether `own` is `whole` with ranks left out: full-rank corrections cannot be masked by zeros."""
+    return own.keys() <= whole.keys() and all("full" not in name for name in whole.keys() - own.keys())
+
+
+@cache
+def _owned(config: Config, env: Env) -> PyTree:
+    """The shapes of what the agents own."""
+    actor = make_system(config, env, adapting=True).actor
+    return jax.eval_shape(actor.init, jax.random.key(0)).agents
+
+
+def _leaves(tree: PyTree) -> _Leaves:
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def fork(configs: Sequence[Config], env: Env, origins: Sequence[tuple[RunState, int]]) -> RunState:
+    """Returns the beginning of the second phase of several forks, one a row.
+
+    It is the `start` of `lorasa_jax.run` under `common_config(configs)`.
+
+    Args:
+        configs: of each fork, which may differ in `rank`, `placement`, `alpha` (at one alpha / rank),
+            `ppo.adapter_lr`, `seed` and `switch_step`. They must share a program (`share_programs`).
+        env: their environment.
+        origins: where each fork begins: a run in its first phase, and the row that it goes on from.
+
+    Raises:
+        ConfigError: the forks do not share a program, or an origin is not in its first phase.
+    """
+    common = common_config(configs)
+    require(_fit(configs, env), "these forks do not fit into one program; share_programs(configs, env) says which do")
+    require(all(run.phase != ADAPTERS for run, _ in origins), "a fork begins in a first phase, not in a second one")
+    rows = [
+        jax.jit(partial(_graft_into, common, config, env))(jax.tree.map(lambda leaf, k=k: leaf[k], run.train))
+        for config, (run, k) in zip(configs, origins, strict=True)
+    ]
+    train = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+    steps = np.asarray(train.iteration, np.int64) * common.steps_per_iteration
+    known = tuple(run.random_return[k] for run, k in origins if run.random_return)
+    return RunState(
+        phase=ADAPTERS,
+        train=train,
+        best=Best.none(train),
+        switch_steps=tuple(steps.tolist()),
+        curve=(),
+        random_return=known if len(known) == len(rows) else (),
+        evaluation_interval=common.evaluation_interval,
+        compile_seconds=0.0,
+        train_seconds=0.0,
+        inherited=int(np.asarray(train.iteration).sum()),
+    )
+
+
+def _graft_into(common: Config, config: Config, env: Env, state: TrainState) -> TrainState:
+    """The first state of a fork's second phase, with adapters as wide as those of the program it runs in."""
+    state = graft(make_trainer(config, env, adapting=True), state)
+    actor, own = state.learner.actor, _leaves(state.learner.actor.agents)
+
+    def widen(path: tuple, shape: Any) -> jax.Array:
+        leaf = own.get(jax.tree_util.keystr(path))
+        if leaf is None:
+            return jnp.zeros(shape.shape, shape.dtype)
+        return jnp.pad(leaf, [(0, wide - narrow) for wide, narrow in zip(shape.shape, leaf.shape, strict=True)])
+
+    agents = jax.tree_util.tree_map_with_path(widen, _owned(common, env))
+    learner = state.learner._replace(actor=actor._replace(agents=agents))
+    return state._replace(learner=init_optimizer(make_system(common, env, adapting=True), learner))
+
+
+def own_adapters(config: Config, env: Env, agents: PyTree) -> PyTree:
+    """Returns a fork's adapters at its own rank and on its own layers.
+
+    Args:
+        config: of the fork.
+        env: its environment.
+        agents: as they stand in the program it shares, `train.learner.actor.agents` of its row.
+    """
+    wide = _leaves(agents)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, shape: wide[jax.tree_util.keystr(path)][tuple(map(slice, shape.shape))], _owned(config, env)
+    )

@@ -1,0 +1,337 @@
+"""Running a training run: seeds side by side, evaluations, the switch, and reports on the way.
+
+What passes between the loop and its callers is in `running/state.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool
+
+from lorasa_jax.config import Config, ConfigError
+from lorasa_jax.core.types import Metrics, RolloutState, TrainState, Trajectory, Weights
+from lorasa_jax.envs.base import Env
+from lorasa_jax.envs.checks import describe_faults, first_not_finite, require_fits
+from lorasa_jax.learning.clustering import with_groups
+from lorasa_jax.learning.switching import Evaluation, should_switch
+from lorasa_jax.learning.system import is_two_phase
+from lorasa_jax.learning.trainer import Trainer, graft, make_trainer
+from lorasa_jax.running.devices import Shard, choose_layout, fetch
+from lorasa_jax.running.programs import Programs, over_seeds
+from lorasa_jax.running.state import (
+    ADAPTERS,
+    SHARED,
+    Best,
+    Diverged,
+    Listener,
+    Report,
+    Result,
+    RunState,
+    Silent,
+    is_finished,
+    keep_best,
+)
+
+MUST_BE_FINITE = ("policy_loss", "value_loss", "entropy", "kl", "actor_grad_norm", "critic_grad_norm")
+
+
+class _Clock:
+    """Seconds of training: those of earlier parts of the run, and since the start, without waiting for compilations."""
+
+    def __init__(self, programs: Programs, earlier: float):
+        self._programs, self._earlier = programs, earlier
+        self.start()
+
+    def start(self) -> None:
+        """Counts from now on."""
+        self._began, self._waited = time.perf_counter(), self._programs.waited
+
+    def seconds(self) -> float:
+        """Returns the seconds so far."""
+        return self._earlier + (time.perf_counter() - self._began) - (self._programs.waited - self._waited)
+
+
+class _Runner:
+    """The programs of a run, and the steps from one `RunState` to the next."""
+
+    def __init__(
+        self,
+        config: Config,
+        env: Env,
+        listener: Listener,
+        start: RunState | None = None,
+        names: Sequence[str] | None = None,
+        shard: Shard = "auto",
+    ):
+        self.config, self.spec, self.listener = config, env.spec, listener
+        self.names = names or [f"seed {config.seed + k}" for k in range(config.seeds)]
+        self.layout = choose_layout(shard, config.seeds, config, listener.status)
+        self.two_phase = is_two_phase(config, env)
+        self.trainers = {SHARED: make_trainer(config, env)}
+        if self.two_phase:
+            self.trainers[ADAPTERS] = make_trainer(config, env, adapting=True)
+        self.keys = self.layout.place(jnp.stack([jax.random.key(config.seed + k) for k in range(config.seeds)]))
+        waited = start.compile_seconds if start else 0.0
+        self.programs = Programs(config.seeds, listener.status, waited, self.layout)
+        self.clock = _Clock(self.programs, start.train_seconds if start else 0.0)
+        self._compile(start)
+
+    def _compile(self, start: RunState | None) -> None:
+        """Starts compiling what the next iteration needs; what is needed after it is left for later."""
+        config, programs = self.config, self.programs
+        phase = start.phase if start else SHARED
+        trainer = self.trainers[phase]
+        states = (
+            jax.eval_shape(lambda train: train, start.train)
+            if start
+            else programs.submit("init", trainer.init, self.keys, once=True)
+        )
+        flags = jax.ShapeDtypeStruct((config.seeds,), bool)
+        weights = jax.eval_shape(over_seeds(trainer.weights, config.seeds), states)
+        played = (weights, states.learner.critic, states.rollout, states.key, states.iteration)
+        rollout, trajectory, _ = programs.submit("collect", trainer.collect, *played)
+        shapes = (rollout, trajectory, flags)
+        programs.submit(f"{phase} weights", trainer.weights, states)
+        if phase == ADAPTERS or not self.two_phase or config.switch_iteration != 0:
+            programs.submit(f"{phase} update", self._update(trainer), states, *shapes)
+
+        def rest() -> None:
+            self._submit_best(phase, states)
+            programs.submit("evaluate", trainer.evaluate, weights, states.key, states.iteration, flags)
+            if self.two_phase and phase == SHARED:
+                second = self.trainers[ADAPTERS]
+                grafted = programs.submit("graft", lambda state: graft(second, state), states, once=True)
+                self._submit_best(ADAPTERS, grafted)
+                programs.submit("adapters weights", second.weights, grafted)
+                programs.submit("adapters update", self._update(second), grafted, *shapes)
+
+        programs.later(rest)
+
+    def _submit_best(self, phase: str, states: TrainState) -> None:
+        best = Best.none(states)
+        self.programs.submit(
+            f"{phase} best", keep_best, best, states.learner, states.iteration, best.returns, once=True
+        )
+
+    def _update(self, trainer: Trainer) -> Callable:
+        each_its_own = self.config.seeds > 1 and self.two_phase and self.config.switch_iteration is None
+
+        def update(
+            state: TrainState, rollout: RolloutState, trajectory: Trajectory, active: Bool[Array, ""]
+        ) -> tuple[TrainState, Metrics]:
+            new, metrics = trainer.update(state, rollout, trajectory)
+            if each_its_own:
+                new = jax.tree.map(lambda old, new: jnp.where(active, new, old), state, new)
+            return new, metrics
+
+        return update
+
+    def begin(self) -> RunState:
+        """Returns the run before its first iteration."""
+        train = self.programs["init"](self.keys)
+        self.clock.start()
+        state = RunState(
+            phase=SHARED,
+            train=train,
+            best=self._no_best(train),
+            switch_steps=(None,) * self.config.seeds,
+            curve=(),
+            random_return=(),
+            evaluation_interval=self.config.evaluation_interval,
+            compile_seconds=self.programs.waited,
+            train_seconds=0.0,
+        )
+        return self._switch(state)
+
+    def advance(self, state: RunState) -> tuple[RunState, Report]:
+        """Returns the run after one more iteration, and its report."""
+        config, programs, phase, train = self.config, self.programs, state.phase, state.train
+        active = self._active(state)
+        after = state.iterations + active
+        weights = programs[f"{phase} weights"](train)
+        rollout, trajectory, episodes = programs["collect"](
+            weights, train.learner.critic, train.rollout, train.key, train.iteration
+        )
+        flags = self.layout.place(active)
+        train, metrics = programs[f"{phase} update"](train, rollout, trajectory, flags)
+        measured = fetch({**episodes, **metrics})
+        env_steps = after * config.steps_per_iteration
+        self._check_finite(measured, active, env_steps, state, trajectory)
+        programs.idle()
+        due = after[np.argmax(active)] % state.evaluation_interval == 0
+        evaluation = self.evaluate(phase, train) if due else None
+        if due:
+            state = self._with_chance(state)
+        report = Report(phase, env_steps, active, measured, evaluation)
+        curve, best = state.curve, state.best
+        if evaluation is not None:
+            best = self._better(phase, best, train, evaluation)
+        if evaluation is not None and phase == SHARED:
+            returns, win_rates = (tuple(evaluation[name].tolist()) for name in ("return", "win_rate"))
+            curve = (*curve, Evaluation(int(report.env_steps.max()), returns, win_rates))
+        state = self._switch(state._replace(train=train, best=best, curve=curve))
+        state = state._replace(compile_seconds=programs.waited, train_seconds=self.clock.seconds())
+        return state, report
+
+    def _active(self, state: RunState) -> np.ndarray:
+        """Seeds that the next iteration counts for: those still to switch, and after that those with budget left."""
+        if state.phase == SHARED:
+            return np.array([step is None for step in state.switch_steps])
+        return state.iterations < self.config.iterations
+
+    def _switch(self, state: RunState) -> RunState:
+        """Returns the run with the switches that are due, and in its second phase when every seed has switched."""
+        if not self.two_phase or state.phase == ADAPTERS:
+            return state
+        now = int(state.iterations.max())
+        step = now * self.config.steps_per_iteration
+        switch_steps = tuple(
+            step if before is None and self._ready(state, k, now) else before
+            for k, before in enumerate(state.switch_steps)
+        )
+        state = state._replace(switch_steps=switch_steps)
+        if None in switch_steps:
+            return state
+        train = self.programs["graft"](state.train)
+        return state._replace(phase=ADAPTERS, train=train, best=self._no_best(train))
+
+    def _ready(self, state: RunState, k: int, now: int) -> bool:
+        """Says whether seed k switches after `now` iterations."""
+        config = self.config
+        if config.switch_iteration is not None:
+            return now >= config.switch_iteration
+        if now >= config.iterations - 1:
+            return True  # the last iteration is left to the adapters, however short the run
+        if not state.curve or state.curve[-1].step != now * config.steps_per_iteration:
+            return False  # nothing new is known
+        return should_switch(state.curve, k, state.random_return[k], config.total_steps, self.spec.winnable)
+
+    def _check_finite(
+        self,
+        measured: dict[str, np.ndarray],
+        active: np.ndarray,
+        env_steps: np.ndarray,
+        before: RunState,
+        trajectory: Trajectory,
+    ) -> None:
+        for name in MUST_BE_FINITE:
+            bad = active & ~np.isfinite(measured[name])
+            if bad.any():
+                row = int(np.argmax(bad))
+                step, value = int(env_steps[row]), float(measured[name][row])
+                iteration = step // self.config.steps_per_iteration
+                shown = fetch((trajectory.obs, trajectory.state, trajectory.reward))
+                culprit = first_not_finite(self.spec, *(array[row] for array in shown))
+                raise Diverged(name, value, row, self.names[row], step, iteration, before, culprit)
+
+    def evaluate(self, phase: str, train: TrainState, greedy: bool = True) -> dict[str, np.ndarray]:
+        """Returns the evaluation of every seed."""
+        return self._play(self.programs[f"{phase} weights"](train), train, greedy)
+
+    def _no_best(self, train: TrainState) -> Best:
+        return self.layout.place(Best.none(train))
+
+    def _better(self, phase: str, best: Best, train: TrainState, evaluation: dict[str, np.ndarray]) -> Best:
+        returns = self.layout.place(evaluation["return"].astype(np.float32))
+        return self.programs[f"{phase} best"](best, train.learner, train.iteration, returns)
+
+    def _with_chance(self, state: RunState) -> RunState:
+        """Returns the run with the return of random play, measured where it is not known yet."""
+        if state.random_return:
+            return state
+        # With every weight zero all logits are equal, and all means zero.
+        weights = jax.tree.map(jnp.zeros_like, self.programs[f"{state.phase} weights"](state.train))
+        train = state.train._replace(iteration=jnp.zeros_like(state.train.iteration))
+        return state._replace(random_return=tuple(self._play(weights, train, greedy=False)["return"].tolist()))
+
+    def _play(self, weights: Weights, train: TrainState, greedy: bool) -> dict[str, np.ndarray]:
+        flags = self.layout.place(np.full(self.config.seeds, greedy))
+        played = fetch(self.programs["evaluate"](weights, train.key, train.iteration, flags))
+        fault = describe_faults(self.spec, played.pop("faults"))
+        if fault is not None:
+            raise ConfigError(f"{fault}; mend the environment")
+        return played
+
+    def finish(self, state: RunState) -> Result:
+        """Evaluates a run that has spent its budget."""
+        self.listener.status("final evaluation")
+        state = self._with_chance(state)
+        # On the same start states, so that the two differ by the choice of actions.
+        final = {
+            name: self.evaluate(state.phase, state.train, greedy=name == "greedy") for name in ("greedy", "sampled")
+        }
+        best = self._better(state.phase, state.best, state.train, final["greedy"])
+        # By its evaluations it was chosen, so it plays other episodes: those of an iteration that never comes.
+        learner = state.train.learner._replace(actor=best.actor, inputs=best.inputs)
+        later = state.train._replace(learner=learner, iteration=state.train.iteration + 1)
+        final["best"] = self.evaluate(state.phase, later)
+        return Result(
+            trainer=self.trainers[state.phase],
+            states=state.train,
+            switch_steps=list(state.switch_steps),
+            random_return=np.array(state.random_return),
+            final=final,
+            compile_seconds=self.programs.waited,
+            train_seconds=self.clock.seconds(),
+        )
+
+
+def run(
+    config: Config,
+    env: Env,
+    listener: Listener | None = None,
+    *,
+    start: RunState | None = None,
+    save: Callable[[RunState], None] | None = None,
+    names: Sequence[str] | None = None,
+    shard: Shard = "auto",
+) -> Result:
+    """Trains all seeds of a configuration and evaluates them.
+
+    A two-phase scheme first trains its trunks. Each seed switches at `switch_step`, or by
+    `auto` at a step of its own, where it waits until all seeds have switched; then they go
+    on in one program. Groups that the scheme needs and that are not given are found first, for all seeds.
+
+    Args:
+        config: the configuration.
+        env: its environment.
+        listener: is told what happens.
+        start: a state of the same run, to go on from, or several forks (`lorasa_jax.fork`).
+        save: is offered the run between any two iterations, and at its beginning and end, and may keep it.
+            An exception it raises ends the run.
+        names: what the rows are called where they are not `seed 0`, `seed 1`, and so on.
+        shard: what is spread over several devices, `rows` (seeds) or `envs`; `off`: nothing; `auto`: whichever keeps
+            more of them busy.
+
+    Raises:
+        ConfigError: the configuration does not fit the environment, or the environment its spec. Values that it
+            shows are checked in evaluations.
+        Diverged: a loss or gradient is no longer finite.
+    """
+    listener = listener or Silent()
+    if config.env == "own":
+        require_fits(env)
+    runner = _Runner(with_groups(config, env, listener.status), env, listener, start, names, shard)
+    try:
+        return _run(runner, start, save or (lambda state: None))
+    finally:
+        runner.programs.close()
+
+
+def _run(runner: _Runner, start: RunState | None, save: Callable[[RunState], None]) -> Result:
+    if start is None:
+        state = runner.begin()
+    else:
+        state = start._replace(train=runner.layout.place(start.train), best=runner.layout.place(start.best))
+        runner.clock.start()
+    save(state)
+    while not is_finished(state, runner.config):
+        state, report = runner.advance(state)
+        runner.listener.report(report)
+        save(state)
+    return runner.finish(state)

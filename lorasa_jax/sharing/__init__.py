@@ -1,0 +1,1 @@
+"""Who shares which parameters, and the map over agents."""

@@ -1,0 +1,298 @@
+"""Checkpoints on disk: named arrays, whole or not at all, and read back only if nothing in them changed.
+
+A checkpoint is a directory of items, each of them arrays by their paths, beside
+
+=============  ==========================================================================
+`meta`         JSON: what the writer knows besides, and of every array its shape, type and SHA-256
+`files.json`   SHA-256 of every file of the above, and of this list itself
+=============  ==========================================================================
+
+The arrays are written by orbax. It reads flipped bits and other types without a word, hence
+the digests; and where it stumbles over a damaged file it says so at length, hence a look at the files before it.
+A checkpoint gets its name, a number, when all of it has been written; what has another name is none.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lorasa_jax.config import ConfigError, require
+from lorasa_jax.core.trees import by_path, nested
+
+KEEP = 2
+"""Complete checkpoints that stay."""
+FORMAT = 5
+"""Changes where what is written changes."""
+_META, _FILES = "meta", "files.json"
+_UNFINISHED, _REMOVED = ".unfinished", ".removed"
+
+Arrays = dict[str, np.ndarray]
+Described = dict[str, dict[str, Any]]
+_TYPES = re.compile("bool|u?int(8|16|32|64)|b?float16|float(32|64)|complex64")
+_MOST = 2**30
+"""Numbers in one item that are believed; a run of a million environments has fewer."""
+
+
+class Snapshot(NamedTuple):
+    """A copy of a run on the host, ready to be written.
+
+    Attributes:
+        rows: iterations of all seeds so far, which name the checkpoint.
+        items: by item, and by the leaf's path in it, the arrays.
+        meta: what JSON can hold.
+    """
+
+    rows: int
+    items: dict[str, Arrays]
+    meta: dict[str, Any]
+
+
+def _describe(array: np.ndarray) -> dict[str, Any]:
+    digest = hashlib.sha256(array.tobytes()).hexdigest()
+    return {"shape": list(array.shape), "dtype": str(array.dtype), "sha256": digest}
+
+
+# Writing
+
+
+def write(directory: Path, snapshot: Snapshot, keep: int | None = KEEP) -> Path:
+    """Writes a checkpoint below `directory`, drops all but the last two (`keep`; None: all stay), and returns its path.
+
+    Raises:
+        OSError: it could not be written, for instance because the disk is full; what was there before still is.
+    """
+    import orbax.checkpoint as ocp  # takes its time, and many runs never need it
+
+    directory = directory.absolute()  # orbax asks for it
+    path, unfinished = directory / str(snapshot.rows), directory / f"{snapshot.rows}{_UNFINISHED}"
+    directory.mkdir(parents=True, exist_ok=True)
+    _require_space(directory, snapshot)
+    described = {item: {name: _describe(a) for name, a in arrays.items()} for item, arrays in snapshot.items.items()}
+    # Orbax writes no empty arrays; their shape says all there is to know.
+    trees = {item: nested({name: a for name, a in arrays.items() if a.size}) for item, arrays in snapshot.items.items()}
+    args = {item: ocp.args.StandardSave(tree) for item, tree in trees.items() if tree}
+    args[_META] = ocp.args.JsonSave({"format": FORMAT, **snapshot.meta, "leaves": described})
+    try:
+        with _orbax() as checkpointer:
+            checkpointer.save(unfinished, args=ocp.args.Composite(**args))
+        files = _digests(unfinished)
+        (unfinished / _FILES).write_text(json.dumps({"sha256": _digest_of(files), "files": files}))
+        unfinished.rename(path)
+        for older in complete(directory)[:-keep] if keep else ():
+            _remove(older)
+    except ValueError as error:  # how orbax passes on what the file system said
+        code = errno.ENOSPC if "RESOURCE_EXHAUSTED" in str(error) else errno.EIO
+        raise OSError(code, os.strerror(code)) from error
+    finally:
+        clean(directory)
+    return path
+
+
+def _require_space(directory: Path, snapshot: Snapshot) -> None:
+    """Orbax reports a full disk with pages of traces; a look ahead spares them in all but the rarest cases."""
+    needed = 2 * sum(array.nbytes for arrays in snapshot.items.values() for array in arrays.values()) + 2**20
+    if shutil.disk_usage(directory).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _digests(directory: Path) -> dict[str, str]:
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != _FILES)
+    return {str(path.relative_to(directory)): _digest(path) for path in files}
+
+
+def complete(directory: Path) -> list[Path]:
+    """Returns the complete checkpoints below a directory, oldest first."""
+    if not directory.is_dir():
+        return []
+    return sorted((path for path in directory.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
+
+
+def clean(directory: Path) -> None:
+    """Removes what interrupted writing left below a directory, and nothing that anybody else put there."""
+    for path in directory.iterdir() if directory.is_dir() else ():
+        if path.is_dir() and not {_UNFINISHED, _REMOVED}.isdisjoint(path.suffixes):
+            shutil.rmtree(path)
+
+
+def drop_after(path: Path) -> None:
+    """Removes the checkpoints that are later than this one, since the run now goes on from here."""
+    for later in complete(path.parent):
+        if int(later.name) > int(path.name):
+            _remove(later)
+
+
+def _remove(path: Path) -> None:
+    """Takes the name away first: half a checkpoint is none."""
+    removed = path.with_name(f"{path.name}{_REMOVED}")
+    path.rename(removed)
+    shutil.rmtree(removed)
+
+
+# Reading
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """Returns the `meta` of a checkpoint, its descriptions of arrays checked.
+
+    Raises:
+        ConfigError: there is no such checkpoint, it is damaged, or has another format.
+    """
+    if not path.is_dir():
+        there = ", ".join(other.name for other in complete(path.parent))
+        raise ConfigError(f"there is no checkpoint {path}{f'; there are {there}' if there else elsewhere(path)}")
+    inside = complete(path / "checkpoints")
+    require(not inside, f"{path} is a run; name one of its checkpoints, such as {inside[-1] if inside else path}")
+    meta = _restore(path, _META)
+    version = meta.get("format") if isinstance(meta, dict) else None
+    require(
+        version == FORMAT,
+        f"checkpoint {path} has format {str(version)[:20]}, this version of lorasa_jax reads {FORMAT}; "
+        "go on with the one that wrote it",
+    )
+    leaves = meta.get("leaves")
+    require_ours(path, isinstance(leaves, dict) and all(map(_is_described, leaves.values())))
+    return meta
+
+
+def require_ours(path: Path, is_ours: bool) -> None:
+    """Refuses a `meta` that is not what lorasa_jax writes."""
+    require(is_ours, f"{_META} of checkpoint {path} is not what lorasa_jax writes{elsewhere(path)}")
+
+
+def _is_described(item: Any) -> bool:
+    return isinstance(item, dict) and all(map(_is_description, item.values()))
+
+
+def _is_description(leaf: Any) -> bool:
+    return (
+        isinstance(leaf, dict)
+        and leaf.keys() == {"shape", "dtype", "sha256"}
+        and is_list(leaf["shape"], int)
+        and all(0 <= size < 2**31 for size in leaf["shape"])
+        and isinstance(leaf["dtype"], str)
+        and _TYPES.fullmatch(leaf["dtype"]) is not None
+    )
+
+
+def is_list(value: Any, *types: type) -> bool:
+    """Says whether a value is a list of entries of these types."""
+    return isinstance(value, list) and all(isinstance(entry, types) for entry in value)
+
+
+def read_item(path: Path, item: str) -> dict[str, Any]:
+    """Returns the arrays of one item as nested dictionaries: the trunks alone, say, by `shared`.
+
+    Raises:
+        ConfigError: the checkpoint has no such item, or is damaged.
+    """
+    items = read_meta(path)["leaves"]
+    require(item in items, f"checkpoint {path} has no item {item!r}; it has {', '.join(items)}")
+    return nested(read_arrays(path, item, items[item]))
+
+
+def read_arrays(path: Path, item: str, described: Described) -> Arrays:
+    """Returns the arrays of an item, by path, each of them as `meta` describes it.
+
+    Raises:
+        ConfigError: they are damaged, or not what was written.
+    """
+    size = sum(math.prod(leaf["shape"]) for leaf in described.values())
+    require(size <= _MOST, f"{item} of checkpoint {path} says it holds {size:,} numbers, more than is believed")
+    empty = {name: np.zeros(leaf["shape"], leaf["dtype"]) for name, leaf in described.items() if 0 in leaf["shape"]}
+    stored = by_path(_restore(path, item, described)) if len(empty) < len(described) else {}
+    arrays = {name: np.asarray(array) for name, array in {**stored, **empty}.items()}
+    for name, leaf in described.items():
+        same = name in arrays and _describe(arrays[name]) == leaf
+        require(same, f"{name} in {item} of checkpoint {path} is not what was written{elsewhere(path)}")
+    return arrays
+
+
+def _restore(path: Path, item: str, described: Described | None = None) -> Any:
+    """What orbax reads, from files that are as they were written."""
+    import orbax.checkpoint as ocp
+
+    wrong = next((name for name, digest in _files(path, item).items() if _digest(path / name) != digest), None)
+    if wrong is not None:
+        what = "is damaged" if os.path.exists(path / wrong) else "is missing"
+        raise ConfigError(f"{wrong} of checkpoint {path} {what}{elsewhere(path)}")
+    how = ocp.args.JsonRestore() if item == _META else ocp.args.StandardRestore()
+    try:
+        for name, leaf in by_path(_stored(path / item) if described else {}).items():
+            # Orbax makes room for an array before it finds out whether its numbers are there.
+            expected = (described or {}).get(name)
+            same = expected and (list(leaf.shape), str(leaf.dtype)) == (expected["shape"], expected["dtype"])
+            require(bool(same), f"{name} in {item} of checkpoint {path} is not what was written{elsewhere(path)}")
+        with _orbax() as checkpointer:
+            return checkpointer.restore(path.absolute(), args=ocp.args.Composite(**{item: how}))[item]
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever its files lead orbax to
+        said = " ".join(str(error).split())[:100]
+        raise ConfigError(f"{item} of checkpoint {path} cannot be read ({said}){elsewhere(path)}") from None
+
+
+def _stored(path: Path) -> Any:
+    """The shapes and types of the arrays that an item's files hold, without reading them."""
+    import orbax.checkpoint as ocp
+
+    return ocp.StandardCheckpointHandler().metadata(path.absolute()).tree
+
+
+def _orbax() -> Any:
+    """What writes and reads; of several processes each for itself alone, without waiting for the others."""
+    import orbax.checkpoint as ocp
+
+    if jax.process_count() == 1:
+        return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+    )
+    handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=alone))
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+def _files(path: Path, item: str) -> dict[str, str]:
+    """The digests of the files that reading an item takes: its own, and those beside the items."""
+    try:
+        listed = json.loads((path / _FILES).read_text())
+        texts = all(isinstance(digest, str) for digest in listed["files"].values())
+        whole = texts and listed["sha256"] == _digest_of(listed["files"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        whole = False
+    require(whole, f"{_FILES} of checkpoint {path} is damaged or missing{elsewhere(path)}")
+    home = path.resolve()
+    for found in (*listed["files"], *(str(found.relative_to(path)) for found in path.rglob("*"))):
+        inside = "\0" not in found and (path / found).resolve().is_relative_to(home)
+        require(inside, f"{found!r} in checkpoint {path} leads out of it; no checkpoint that was written does")
+    return {name: digest for name, digest in listed["files"].items() if name.startswith(f"{item}/") or "/" not in name}
+
+
+def _digest_of(files: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "none"
+    except OSError:
+        return "none"
+
+
+def elsewhere(path: Path) -> str:
+    """Returns what to do without this checkpoint, as the end of a message."""
+    older = [other for other in complete(path.parent) if path.name.isdecimal() and int(other.name) < int(path.name)]
+    if older:
+        return f"; an older one is there, to be named instead: {older[-1]}"
+    return "; there is no older one: start the run again, in another directory"

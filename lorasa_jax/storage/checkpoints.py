@@ -1,0 +1,272 @@
+"""Checkpoints: a run between two iterations, as what is stored of it, and back.
+
+A checkpoint is a directory `checkpoints/ROWS` of the run, named by the rows of `metrics.jsonl` that came before it.
+How it is written, and what is checked before it is read, is in `storage/arrays.py`; its items are
+
+=============  ==========================================================================
+`shared`       trunks, [K, G, ...]: the backbone, which can be read without the rest
+`adapters`     what agents own, [K, N, ...]; absent where they own nothing
+`best`         actors of the best teams so far in this phase, and by what they were chosen
+`train`        everything else: critic, optimisers, value statistics, environments, keys
+`meta`         the configuration, and what the loop knows besides
+=============  ==========================================================================
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lorasa_jax.config import Config, ConfigError, changed_settings, require
+from lorasa_jax.core.trees import by_path, not_finite
+from lorasa_jax.core.types import PolicyParams, PyTree, TrainState, Weights
+from lorasa_jax.envs.base import Env
+from lorasa_jax.learning.switching import Evaluation
+from lorasa_jax.learning.system import System, is_two_phase, make_system
+from lorasa_jax.learning.trainer import graft, make_trainer
+from lorasa_jax.running.devices import local
+from lorasa_jax.running.programs import over_seeds
+from lorasa_jax.running.state import ADAPTERS, SHARED, Best, RunState
+from lorasa_jax.storage.arrays import Arrays, Described, Snapshot, is_list, read_arrays, read_meta, require_ours
+
+SHARED_ITEM, ADAPTERS_ITEM, BEST_ITEM, TRAIN_ITEM = "shared", "adapters", "best", "train"
+_HOMES = {
+    SHARED_ITEM: "learner/actor/shared/",
+    ADAPTERS_ITEM: "learner/actor/agents/",
+    BEST_ITEM: "best/",
+    TRAIN_ITEM: "",
+}
+"""Where among the leaves of a run (`_leaves_of`) those of each item live; a leaf belongs to the first that fits."""
+
+
+def take_snapshot(state: RunState, config: Config) -> Snapshot:
+    """Returns a copy of the run; keys as their bits."""
+    items: dict[str, Arrays] = {item: {} for item in _HOMES}
+    for name, leaf in _leaves_of(local((state.train, state.best))).items():
+        item = next(item for item, home in _HOMES.items() if name.startswith(home))
+        bits = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        items[item][name.removeprefix(_HOMES[item])] = np.array(bits)
+    known = state._asdict()
+    del known["train"], known["best"]
+    meta = {
+        "config": settings(config),
+        "versions": {"jax": jax.__version__, "numpy": np.__version__},
+        "run": known,
+    }
+    return Snapshot(state.rows, {item: arrays for item, arrays in items.items() if arrays}, meta)
+
+
+def _leaves_of(arrays: tuple[TrainState, Best]) -> dict[str, Any]:
+    """The leaves of a run by their paths: those of `TrainState` by their own, those of `Best` below `best`."""
+    train, best = arrays
+    return {**by_path(train), **by_path({"best": best})}
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """Returns the settings that decide what a run computes, as JSON gives them back."""
+    whole = dataclasses.asdict(config)
+    return json.loads(json.dumps({field.name: whole[field.name] for field in dataclasses.fields(Config)}))
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def load(path: Path, config: Config, env: Env) -> RunState:
+    """Returns the run that a checkpoint holds, on the default device.
+
+    Args:
+        path: the checkpoint.
+        config: of the run that goes on: the checkpoint's own, or with a larger budget where
+            nothing so far depended on it.
+        env: its environment.
+
+    Raises:
+        ConfigError: the checkpoint is damaged, or belongs to another run.
+    """
+    meta = read_run(path)
+    _require_same_run(path, meta["config"], config, env)
+    run = meta["run"]
+    run["switch_steps"] = tuple(run["switch_steps"])
+    run["curve"] = tuple(Evaluation(step, *map(tuple, values)) for step, *values in run["curve"])
+    run["random_return"] = tuple(run["random_return"])
+    template = _template(config, env, run["phase"])
+    needed = _leaves_of(template)
+    _require_needed(path, meta["leaves"], needed, "this run")
+    found = {
+        _HOMES[item] + name: array
+        for item, described in meta["leaves"].items()
+        for name, array in read_arrays(path, item, described).items()
+    }
+    leaves = [_place(found[name], expected) for name, expected in needed.items()]
+    train, best = jax.tree.unflatten(jax.tree.structure(template), leaves)
+    return RunState(train=train, best=best, **run)
+
+
+class SavedTeam(NamedTuple):
+    """What it takes to play with the teams of a checkpoint.
+
+    Attributes:
+        system: of the phase the run was in.
+        params: of the actors of all seeds, leaves [K, ...].
+        inputs: statistics by which what they see is standardised, [K, ...].
+        critic: its parameters, [K, ...]; empty unless asked for.
+        value_norm: the critic's units, [K, ...]; likewise.
+    """
+
+    system: System
+    params: PolicyParams
+    inputs: PyTree
+    critic: PyTree = ()
+    value_norm: PyTree = ()
+
+    @property
+    def weights(self) -> Weights:
+        """Every agent's full weights, [K, ...]."""
+        return Weights(jax.vmap(self.system.weights)(self.params), self.inputs)
+
+
+def load_team(path: Path, config: Config, env: Env, *, valued: bool = False, best: bool = False) -> SavedTeam:
+    """Returns the teams of a checkpoint, without what only training needs.
+
+    Args:
+        path: the checkpoint.
+        config: of its run, or with another task.
+        env: to play in: the run's own, or another of the same shapes.
+        valued: with the critic, which says what their play is worth.
+        best: those that played best in the phase the run was in, instead of the last ones.
+
+    Raises:
+        ConfigError: the checkpoint is damaged, does not fit the environment, or holds NaN.
+    """
+    meta = read_run(path)
+    system = make_system(config, env, adapting=meta["run"]["phase"] == ADAPTERS)
+    key = jax.random.key(0)
+    learner = {"actor": jax.eval_shape(system.actor.init, key), "inputs": system.inputs.init()}
+    wanted = {"best": learner} if best else {"learner": learner}
+    if valued:
+        judge = {"critic": jax.eval_shape(system.critic.init, key), "value_norm": system.value_norm.init()}
+        wanted["learner"] = wanted.get("learner", {}) | judge
+    template = jax.eval_shape(lambda: jax.tree.map(lambda leaf: jnp.zeros((config.seeds, *leaf.shape)), wanted))
+    needed = by_path(template)
+    items = {item: meta["leaves"][item] for item in (SHARED_ITEM, ADAPTERS_ITEM) if item in meta["leaves"] and not best}
+    for item in (BEST_ITEM, TRAIN_ITEM):
+        described = meta["leaves"].get(item, {})
+        known = {name: leaf for name, leaf in described.items() if _HOMES[item] + name in needed}
+        items |= {item: known} if known else {}
+    _require_needed(path, items, needed, env.spec.name)
+    found: Arrays = {}
+    for item in items:
+        arrays = read_arrays(path, item, meta["leaves"][item])
+        found |= {_HOMES[item] + name: arrays[name] for name in items[item]}
+    wrong = not_finite(found)
+    require(wrong is None, f"{wrong} in checkpoint {path} holds NaN or infinity")
+    leaves = [_place(found[name], expected) for name, expected in needed.items()]
+    parts: dict[str, dict[str, Any]] = jax.tree.unflatten(jax.tree.structure(template), leaves)
+    flat = {name: part for where in parts.values() for name, part in where.items()}
+    return SavedTeam(system, flat.pop("actor"), **flat)
+
+
+def _require_needed(path: Path, items: dict[str, Described], needed: dict[str, Any], who: str) -> None:
+    """Compares what a checkpoint says it holds with what is needed, before anything is read."""
+    found = {_HOMES[item] + name: leaf for item, described in items.items() for name, leaf in described.items()}
+    for name in sorted(needed.keys() ^ found.keys()):
+        where = "is missing from" if name in needed else f"is not known to {who}, but stands in"
+        raise ConfigError(f"{name} {where} checkpoint {path}")
+    for name, expected in needed.items():
+        here = jax.eval_shape(jax.random.key_data, expected) if _is_key(expected) else expected
+        then = found[name]
+        require(
+            (then["shape"], then["dtype"]) == (list(here.shape), str(here.dtype)),
+            f"{name} in checkpoint {path} is {then['dtype']}{then['shape']}, but {who} needs "
+            f"{here.dtype}{list(here.shape)}",
+        )
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """Returns the `meta` of a checkpoint of a run, with everything that is read of the type that is expected.
+
+    Raises:
+        ConfigError: there is no such checkpoint, or it is damaged.
+    """
+    meta = read_meta(path)
+    require_ours(path, _is_run(meta))
+    return meta
+
+
+def _is_run(meta: dict[str, Any]) -> bool:
+    run, config = meta.get("run"), meta.get("config")
+    if not (isinstance(run, dict) and isinstance(config, dict)):
+        return False
+    numbers = (int, float)
+    return (
+        meta["leaves"].keys() <= _HOMES.keys()
+        and isinstance(config.get("total_steps"), int)
+        and run.keys() == set(RunState._fields) - {"train", "best"}
+        and run["phase"] in (SHARED, ADAPTERS)
+        and is_list(run["switch_steps"], int, type(None))
+        and is_list(run["random_return"], *numbers)
+        and is_list(run["curve"], list)
+        and all(map(_is_evaluation, run["curve"]))
+        and isinstance(run["evaluation_interval"], int)
+        and isinstance(run["inherited"], int)
+        and run["evaluation_interval"] > 0
+        and all(isinstance(run[name], numbers) for name in ("compile_seconds", "train_seconds"))
+    )
+
+
+def _is_evaluation(row: Any) -> bool:
+    return (
+        isinstance(row, list)
+        and len(row) == len(Evaluation._fields)
+        and isinstance(row[0], int)
+        and all(is_list(values, int, float) for values in row[1:])
+    )
+
+
+def _template(config: Config, env: Env, phase: str) -> tuple[TrainState, Best]:
+    """The shapes of all seeds' states, and of their best teams."""
+    keys = jnp.stack([jax.random.key(config.seed)] * config.seeds)
+    states = jax.eval_shape(over_seeds(make_trainer(config, env).init, config.seeds), keys)
+    if phase == ADAPTERS:
+        second = make_trainer(config, env, adapting=True)
+        states = jax.eval_shape(over_seeds(lambda state: graft(second, state), config.seeds), states)
+    return states, jax.eval_shape(Best.none, states)
+
+
+def _place(array: np.ndarray, expected: Any) -> jax.Array:
+    """An array on the device, as a key where one is expected."""
+    # A copy: the device may otherwise work on this memory, and an update writes over its state.
+    leaf = jnp.array(array, copy=True)
+    return jax.random.wrap_key_data(leaf) if _is_key(expected) else leaf
+
+
+def _require_same_run(path: Path, then: dict[str, Any], config: Config, env: Env) -> None:
+    now = settings(config)
+    for name, before, after in changed_settings(then, now):
+        require(name == "total-steps", f"checkpoint {path} is of another run: {name} is {before} there, {after} here")
+    if then == now:
+        return
+    budget = then["total_steps"]
+    require(config.total_steps > budget, f"total-steps can only grow: checkpoint {path} is of a run of {budget:,}")
+    require(
+        not config.ppo.anneal_lr,
+        "total-steps cannot change: with ppo.anneal-lr the learning rates so far followed from it",
+    )
+    if not is_two_phase(config, env):
+        return
+    require(
+        config.switch_step != "auto",
+        "total-steps cannot change: with switch-step auto the time of the switch follows from it",
+    )
+    require(
+        dataclasses.replace(config, total_steps=budget).switch_iteration == config.switch_iteration,
+        f"total-steps cannot change: switch-step {config.switch_step:,} fell into the last iteration, "
+        "and would come later in a longer run",
+    )

@@ -1,0 +1,169 @@
+"""A trained team as plain networks, and in another size.
+
+These functions are found in `lorasa_jax.adapters`. They are for what each agent has for itself: adapters of
+roles, and of several levels, are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from lorasa_jax.config import require
+from lorasa_jax.core.trees import by_path, nested
+from lorasa_jax.core.types import PolicyParams, PyTree
+from lorasa_jax.learning.system import System, own_weights
+from lorasa_jax.storage.adapter_files import require_own, shape_in_words
+
+_SAME = 1e-3
+"""How far, against the largest weight of a leaf, two ways to compute it may lie apart by rounding."""
+
+# As plain networks
+
+
+def merge(params: PolicyParams, system: System) -> list[PyTree]:
+    """Returns every agent's full weights, each a plain tree of flax parameters of the same network.
+
+    Args:
+        params: of one seed.
+        system: of the phase they belong to.
+
+    Raises:
+        ConfigError: owners change in the course of play, so that no agent has weights of its own.
+    """
+    require(not system.actor.sharing.changing, "adapters whose owners change cannot be merged into agents' networks")
+    full = own_weights(system, params).shared
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], full) for i in range(system.actor.sharing.n_agents)]
+
+
+def unmerge(networks: Sequence[PyTree], own: PyTree, system: System) -> PolicyParams:
+    """Returns trunks and adapters, which `merge` made these networks of; the trunks up to rounding.
+
+    Args:
+        networks: one for each agent.
+        own: the adapters in them.
+        system: of the phase they belong to.
+
+    Raises:
+        ConfigError: networks of one trunk differ in more than these adapters.
+    """
+    sharing = system.actor.sharing
+    require_own(own, system)
+    require(len(networks) == sharing.n_agents, f"there must be {sharing.n_agents} networks, got {len(networks)}")
+    # What an adapter makes of a trunk of zeros is what it adds.
+    nothing = jax.tree.map(jnp.zeros_like, networks[0])
+    own_rows = system.actor.whole(PolicyParams({}, own))
+    trunks = []
+    for i, network in enumerate(networks):
+        added = sharing.adapter.merge(nothing, jax.tree.map(lambda leaf, i=i: leaf[i], own_rows))
+        trunks.append(sharing.adapter.rest(jax.tree.map(jnp.subtract, network, added)))
+    first = [trunks[sharing.groups.index(group)] for group in range(sharing.n_trunks)]
+    for trunk, group in zip(trunks, sharing.groups, strict=True):
+        expected = by_path(first[group])
+        for name, leaf in by_path(trunk).items():
+            far = jnp.abs(leaf - expected[name]).max() > _SAME * jnp.maximum(1.0, jnp.abs(expected[name]).max())
+            require(not far, f"{name}: these networks do not come of one trunk and these adapters")
+    return PolicyParams(jax.tree.map(lambda *leaves: jnp.stack(leaves), *first), own)
+
+
+# A team of another size
+
+
+def resize(
+    params: PolicyParams, before: System, after: System, sources: Sequence[int | str], key: PRNGKeyArray | None = None
+) -> PolicyParams:
+    """Returns the policies of a team in which every agent goes on from agents of another one.
+
+    Where the trunk sees agents' ids, it gets weights for those of the new team, from the same sources
+    (those of a fresh agent are averaged); what an agent makes of its own id goes with it. A copy of agent i then
+    computes what agent i does. Where the input is normalised, the number of ids enters its mean and deviation, so that
+    even agents that stay play slightly differently; without `actor.input_norm` they play exactly as before.
+
+    Args:
+        params: of one seed, of the team as it was.
+        before: its system, in the phase the parameters belong to.
+        after: the system of the new team, in the same phase.
+        sources: for each agent of the new team the number of an old one, which is copied; or `average`:
+            the mean of all old agents' corrections (its best approximation of rank r); or `fresh`.
+        key: needed where an agent starts afresh.
+
+    Raises:
+        ConfigError: the teams differ in more than their size, or the sources do not fit.
+    """
+    require_own(params.agents, before)
+    _check_sources(before, after, sources, key)
+    n_old, everyone = before.env.spec.n_agents, range(before.env.spec.n_agents)
+    members = [[source] if isinstance(source, int) else list(everyone) for source in sources]
+    weight = np.stack([np.eye(n_old, dtype=np.float32)[of].mean(axis=0) for of in members])
+    n_ids = n_old if before.actor.sharing.agent_id else 0
+    first = before.config.actor.layer_names[0]
+
+    def ids_last(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return rows[: len(rows) - n_ids], rows[len(rows) - n_ids :]
+
+    def of_trunk(name: str, leaf: Any) -> Any:
+        if n_ids == 0 or name not in (f"{first}/kernel", "input_norm/scale", "input_norm/bias"):
+            return leaf
+        halves = [ids_last(rows) for rows in np.asarray(leaf)]
+        return jnp.stack([jnp.concatenate([seen, np.tensordot(weight, ids, 1)]) for seen, ids in halves])
+
+    shared = nested({name: of_trunk(name, leaf) for name, leaf in by_path(params.shared).items()})
+    fresh = jax.jit(lambda key: after.actor.init(key).agents)(key) if "fresh" in sources else {}
+    agents = {}
+    for layer, parts in params.agents.items():
+        parts = {part: np.asarray(leaf) for part, leaf in parts.items()}
+        rows = [
+            jax.tree.map(lambda leaf, j=j: leaf[j], fresh[layer])
+            if source == "fresh"
+            else _mean([{part: leaf[i] for part, leaf in parts.items()} for i in members[j]])
+            for j, source in enumerate(sources)
+        ]
+        agents[layer] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+    return _as_needed(PolicyParams(shared, agents), after)
+
+
+def _mean(owned: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """What agents own in one layer, averaged: products of factors as a whole, then of rank r again (Eckart, Young)."""
+    if len(owned) == 1:
+        return owned[0]
+    if "left" not in owned[0]:
+        return {part: np.mean([own[part] for own in owned], axis=0) for part in owned[0]}
+    rank = owned[0]["left"].shape[1]
+    u, size, v = np.linalg.svd(np.mean([own["left"] @ own["right"] for own in owned], axis=0), full_matrices=False)
+    root = np.sqrt(size[:rank])
+    return {"left": u[:, :rank] * root, "right": root[:, None] * v[:rank]}
+
+
+def _check_sources(before: System, after: System, sources: Sequence[int | str], key: PRNGKeyArray | None) -> None:
+    n_old, n_new = before.env.spec.n_agents, after.env.spec.n_agents
+    scales = [system.config.adapter_scales for system in (before, after)]
+    require(scales[0] == scales[1], f"the teams scale their adapters (alpha / rank) by {scales[0]} and {scales[1]}")
+    old, new = before.actor.sharing, after.actor.sharing
+    require(len(sources) == n_new, f"sources must name one for each of the {n_new} agents, got {len(sources)}")
+    for j, source in enumerate(sources):
+        good = 0 <= source < n_old if isinstance(source, int) else source in ("average", "fresh")
+        require(good, f"a source must be one of the {n_old} agents, from 0, or average or fresh; got {source!r}")
+        require(
+            old.n_trunks == new.n_trunks and (not isinstance(source, int) or old.groups[source] == new.groups[j]),
+            f"agent {j} stands on another trunk than its source {source}; only adapters change hands, trunks do not",
+        )
+    require("fresh" not in sources or key is not None, "an agent that starts afresh needs a key")
+
+
+def _as_needed(params: PolicyParams, system: System) -> PolicyParams:
+    """The parameters, if they are of the shapes that a system needs."""
+    needed = by_path(jax.eval_shape(system.actor.init, jax.random.key(0)))
+    found = by_path(params)
+    for name in sorted({*needed, *found}):
+        there, here = (tuple(leaves[name].shape) if name in leaves else None for leaves in (found, needed))
+        require(
+            there == here,
+            f"{name} would be {shape_in_words(there)}, but {system.env.spec.name} needs {shape_in_words(here)}; "
+            "the teams may differ in their size only",
+        )
+    return params

@@ -1,0 +1,313 @@
+"""Every agent's column is its own network alone; agents and environments never mix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import KEY, TRIO, assert_close, assert_same, differs, every_scheme, random_params, row_of, small_config
+
+from lorasa_jax.config import ConfigError
+from lorasa_jax.core.ids import append_one
+from lorasa_jax.core.networks import Linear, Network, linear
+from lorasa_jax.core.types import PolicyParams
+from lorasa_jax.envs.base import EnvSpec
+from lorasa_jax.sharing.policy import make_policy
+from lorasa_jax.sharing.schemes import SCHEMES, each_its_own, make_sharing, merged, trunks_only
+
+T, E, N, D, OUT = 5, 4, 3, 4, 2
+CONFIG = small_config(recurrent=True, groups=TRIO)
+HIDDEN = CONFIG.actor.hidden
+NETWORK = Network(CONFIG.actor, OUT, head_gain=0.01)
+
+
+@cache
+def team(scheme: str) -> SimpleNamespace:
+    """A team far from its start, its compiled unroll, and what it made of some inputs."""
+    policy = make_policy(SCHEMES[scheme](N, CONFIG), NETWORK, D)
+    rng = np.random.default_rng(3)
+    inputs = rng.normal(size=(E, N, HIDDEN)), rng.normal(size=(T, E, N, D)), rng.random((T, E)) < 0.3
+    inputs = *(jnp.asarray(x, jnp.float32) for x in inputs[:2]), jnp.asarray(inputs[2])
+    params, unroll = random_params(policy), jax.jit(policy.unroll)
+    return SimpleNamespace(policy=policy, params=params, unroll=unroll, inputs=inputs, outputs=unroll(params, *inputs))
+
+
+class OwnNetwork(nn.Module):
+    """A network of somebody else's, whose layers know nothing of adapters; or only the first does."""
+
+    first: Callable[..., Any] = nn.Dense
+    config = small_config().actor
+    carry_width = 0
+
+    @nn.compact
+    def __call__(self, carry, x, first, valid=None, owner=None, n_ids=0):
+        carries, shape = jnp.broadcast_to(carry, (len(x), *carry.shape)), x.shape[:-1]
+        x = x.reshape(-1, x.shape[-1])
+        x = append_one(x) if n_ids else x
+        if self.first is Linear:
+            x = linear(Linear(8, nn.initializers.ones, name="fc1")(x.shape[-1]), x, None)
+        else:
+            x = nn.Dense(8, name="fc1")(x)
+        return carries, nn.Dense(OUT, name="head")(nn.relu(x)).reshape(*shape, OUT)
+
+
+@pytest.mark.parametrize("scheme", ["lorasa", "seps_lora"])
+@pytest.mark.parametrize(("first", "unused"), [(nn.Dense, "fc1/left"), (Linear, "head/left")])
+def test_adapters_that_a_network_does_not_read_are_an_error(scheme, first, unused):
+    config = replace(CONFIG, placement=("fc1", "head"), rank=1)
+    with pytest.raises(ConfigError, match=f"OwnNetwork does not use agents/{unused}, which agents own"):
+        make_policy(SCHEMES[scheme](N, config), OwnNetwork(first), D)
+
+
+def test_a_network_that_reads_its_adapters_is_taken():
+    config = replace(CONFIG, placement=("fc1",), rank=1)
+    make_policy(SCHEMES["lorasa"](N, config), OwnNetwork(Linear), D)
+    make_policy(SCHEMES["ps"](N, config), OwnNetwork(), D)  # without adapters there is nothing to read
+
+
+def test_adapters_that_fit_no_layer_are_an_error():
+    config = replace(CONFIG, placement=("gru_in",))
+    with pytest.raises(ConfigError, match="adapters fit no layer of the network OwnNetwork; its layers are fc1, head"):
+        make_policy(SCHEMES["lorasa"](N, config), OwnNetwork(), D)
+
+
+@cache
+def network_alone():
+    return jax.jit(NETWORK.apply)
+
+
+@every_scheme
+def test_shapes(scheme):
+    t = team(scheme)
+    carries, outputs = t.outputs
+    assert (carries.shape, outputs.shape) == ((T, E, N, HIDDEN), (T, E, N, OUT))
+    sharing = t.policy.sharing
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(t.params.shared)} == {sharing.n_trunks}
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(t.params.agents)} <= {N}
+    start = t.policy.initial_carry(E)
+    assert (start.shape, np.any(start)) == ((E, N, HIDDEN), False)
+
+
+@every_scheme
+def test_each_agent_is_its_own_network_alone(scheme):
+    t, (carry, obs, first) = team(scheme), team(scheme).inputs
+    sharing = t.policy.sharing
+    for i, group in enumerate(sharing.groups):
+        trunk, own = row_of(t.params.shared, group), row_of(t.policy.whole(t.params), i)
+        ids = np.broadcast_to(np.eye(N, dtype=np.float32)[i], (T, E, N))
+        seen = np.concatenate([obs[:, :, i], ids], axis=-1) if sharing.agent_id else obs[:, :, i]
+        alone = network_alone()({"params": sharing.adapter.merge(trunk, own)}, carry[:, i], seen, first)
+        assert_close([leaf[:, :, i] for leaf in t.outputs], list(alone))
+
+
+@every_scheme
+def test_a_block_equals_its_columns_of_the_team(scheme):
+    t, (carry, obs, first) = team(scheme), team(scheme).inputs
+    block = jnp.array([2, 0])
+    expected = [leaf[:, :, block] for leaf in t.outputs]
+    assert_close(list(t.unroll(t.params, carry[:, block], obs[:, :, block], first, block)), expected)
+
+
+@every_scheme
+def test_permuted_environments_give_permuted_outputs(scheme):
+    t, (carry, obs, first) = team(scheme), team(scheme).inputs
+    order = np.array([2, 0, 3, 1])
+    expected = [leaf[:, order] for leaf in t.outputs]
+    assert_close(list(t.unroll(t.params, carry[order], obs[:, order], first[:, order])), expected)
+
+
+@every_scheme
+def test_every_agent_may_have_its_environments_in_an_order_of_its_own(scheme):
+    t, inputs = team(scheme), team(scheme).inputs
+    carry, obs, first = *inputs[:2], jnp.broadcast_to(inputs[2][..., None], (T, E, N))
+
+    def reorder(x, axis):
+        return jnp.stack([jnp.roll(jnp.take(x, m, axis=axis + 1), m, axis=axis) for m in range(N)], axis=axis + 1)
+
+    outputs = t.unroll(t.params, reorder(carry, 0), reorder(obs, 1), reorder(first, 1))
+    assert_close(list(outputs), [reorder(leaf, 1) for leaf in t.outputs])
+
+
+@every_scheme
+def test_an_observation_changes_what_its_own_agent_does_from_then_on_and_nothing_else(scheme):
+    t, (carry, obs, first) = team(scheme), team(scheme).inputs
+    time, env, agent = 1, 2, 1
+    _, changed = t.unroll(t.params, carry, obs.at[time, env, agent, 0].add(1.0), first & False)
+    _, before = t.unroll(t.params, carry, obs, first & False)
+    moved = np.abs(changed - before).max(axis=-1) > 1e-4
+    expected = np.zeros_like(moved)
+    expected[time:, env, agent] = True
+    np.testing.assert_array_equal(moved, expected)
+
+
+@every_scheme
+def test_agents_who_see_the_same_differ_only_by_what_sets_them_apart(scheme):
+    t, (carry, obs, first) = team(scheme), team(scheme).inputs
+    same = [jnp.broadcast_to(x[..., :1, :], x.shape) for x in (carry, obs)]
+    _, outputs = t.unroll(t.params, *same, first)
+    sharing = t.policy.sharing
+    apart = sharing.agent_id or sharing.n_trunks > 1 or bool(t.params.agents)
+    assert apart == (scheme != "ps")
+    assert np.allclose(outputs[:, :, 0], outputs[:, :, 1], atol=1e-5) == (not apart)
+
+
+@every_scheme
+def test_merged_weights_play_like_the_factored_team(scheme):
+    t = team(scheme)
+    acting = make_policy(each_its_own(t.policy.sharing), NETWORK, D)
+    full = t.policy.to_play(t.params)
+    assert jax.tree.map(jnp.shape, full) == jax.tree.map(jnp.shape, jax.eval_shape(acting.init, KEY))
+    assert_close(jax.jit(acting.unroll)(full, *t.inputs), t.outputs)
+
+
+def test_grafted_agents_equal_their_trunk():
+    t = team("lorasa")
+    shared = make_policy(trunks_only(t.policy.sharing), NETWORK, D)
+    grafted = jax.jit(t.policy.graft)(KEY, t.params._replace(agents={}))
+    assert_same(grafted.shared, t.params.shared)
+    assert_close(t.unroll(grafted, *t.inputs), jax.jit(shared.unroll)(t.params._replace(agents={}), *t.inputs), 1e-6)
+    other = jax.jit(t.policy.graft)(jax.random.key(1), t.params)
+    assert any(differs(grafted.agents, other.agents))
+
+
+def test_separate_networks_start_apart():
+    kernels = jax.jit(team("nps").policy.init)(KEY).shared["fc1"]["kernel"]
+    assert len(np.unique(kernels)) == kernels.size
+
+
+# ---------------------------------------------------------------- owners that are not the agents
+
+K = 4
+SCALE = {1: 1.0, 2: 0.5}  # alpha / rank
+WIDE = Network(CONFIG.actor, OUT, head_gain=0.01, log_std=-0.5)  # full-rank: the head at rank 2, the deviation
+OWNERS = np.random.default_rng(4).integers(0, K - 1, (T, E, N))
+both_keys = pytest.mark.parametrize("key", ["unit_type", "unit_type,agent"])
+
+
+@cache
+def keyed(key: str, changing: bool = False) -> SimpleNamespace:
+    """A team whose adapters belong to roles: of fixed ones the last two agents share one; of others there are four."""
+    ranks = (2, 1) if "," in key else (2,)
+    config = replace(CONFIG, sharing="lorasa", groups=None, adapter_key=key, ranks=ranks, alpha=1.0)
+    roles = {"n_roles": K} if changing else {"roles": (0, 1, 1)}
+    policy = make_policy(make_sharing(EnvSpec("game", N, D, D, OUT, 1, True, **roles), config), WIDE, D)
+    params, inputs = random_params(policy), team("lorasa").inputs
+    # What is compiled for changing owners takes them last.
+    unroll = jax.jit(lambda *args: policy.unroll(*args[:4], owner=args[4] if changing else None))
+    outputs = unroll(params, *inputs, OWNERS)
+    levels = {name: policy.sharing.split(params)[name] for name in policy.sharing.stacks}
+    return SimpleNamespace(
+        policy=policy, params=params, levels=levels, ranks=ranks, unroll=unroll, inputs=inputs, outputs=outputs
+    )
+
+
+def weights_of(t: SimpleNamespace, owners: tuple[int, ...]) -> dict:
+    """A trunk with the corrections of an owner at each level added up, product by product."""
+    weights = jax.tree.map(np.array, row_of(t.params.shared, 0))
+    for stack, k, rank in zip(t.levels.values(), owners, t.ranks, strict=True):
+        for layer, parts in jax.tree.map(np.asarray, row_of(stack, k)).items():
+            added = parts["full"] if "full" in parts else SCALE[rank] * parts["left"] @ parts["right"]
+            kernel = weights[layer]["kernel"]
+            if len(added) < len(kernel):  # of the ids it has the agent's own alone
+                kernel[D + k] += added[D]
+                kernel[:D] += added[:D]
+            else:
+                kernel += added
+    return weights
+
+
+def with_id(obs, i: int):
+    return np.concatenate([obs, np.broadcast_to(np.eye(N, dtype=np.float32)[i], (*obs.shape[:-1], N))], axis=-1)
+
+
+@cache
+def wide_alone():
+    return jax.jit(WIDE.apply)
+
+
+@both_keys
+def test_an_agent_is_its_trunk_with_what_its_role_and_it_itself_own(key):
+    t, (carry, obs, first) = keyed(key), keyed(key).inputs
+    assert {name: {len(x) for x in jax.tree.leaves(stack)} for name, stack in t.levels.items()} == (
+        {"agents": {2}} if key == "unit_type" else {"unit_type": {2}, "agent": {N}}
+    )
+    for i, role in enumerate((0, 1, 1)):
+        weights = weights_of(t, (role, i)[: len(t.ranks)])
+        alone = wide_alone()({"params": weights}, carry[:, i], with_id(obs[:, :, i], i), first)
+        assert_close([leaf[:, :, i] for leaf in t.outputs], list(alone))
+
+
+@both_keys
+def test_where_owners_change_every_step_is_its_owners_at_that_moment(key):
+    t, (carry, obs, first) = keyed(key, changing=True), keyed(key, changing=True).inputs
+    for i in range(N):
+        now = np.asarray(carry[:, i])
+        for step in range(T):
+            seen = with_id(obs[step : step + 1, :, i], i)
+            found = np.zeros((E, HIDDEN)), np.zeros((E, 2 * OUT))
+            for k in range(K):
+                weights = weights_of(t, (k, i)[: len(t.ranks)])
+                pair = wide_alone()({"params": weights}, now, seen, first[step : step + 1])
+                found = [np.where(OWNERS[step, :, i, None] == k, x[0], y) for x, y in zip(pair, found, strict=True)]
+            assert_close([leaf[step, :, i] for leaf in t.outputs], found, atol=3e-5)
+            now = found[0].astype(np.float32)
+
+
+def test_a_role_for_every_agent_is_adapters_of_their_own():
+    """By either way of applying them: gathered by agent, or chosen sample by sample."""
+    spec, config = EnvSpec("game", N, D, D, OUT, 1, True), replace(CONFIG, sharing="lorasa", groups=None)
+    policies = [
+        make_policy(make_sharing(replace(spec, **roles), replace(config, adapter_key=key)), NETWORK, D)
+        for key, roles in (("agent", {}), ("unit_type", {"roles": (0, 1, 2)}), ("unit_type", {"n_roles": N}))
+    ]
+    params = team("lorasa").params
+    started = [jax.jit(policy.graft)(KEY, params) for policy in policies]
+    assert_same(started[1], started[0])
+    assert_same(started[2].agents, policies[0].whole(started[0]))
+    t, everyone = team("lorasa"), np.broadcast_to(np.arange(N), (T, E, N))
+    for policy, params in zip(
+        policies[1:], (t.params, t.params._replace(agents=t.policy.whole(t.params))), strict=True
+    ):
+        assert_close(jax.jit(policy.unroll)(params, *t.inputs, owner=everyone), t.outputs, atol=2e-6)
+
+
+@pytest.mark.parametrize("scheme", ["lorasa", "seps_lora", "mtl", "hyper"])
+def test_what_an_agent_owns_alone_has_a_row_for_its_own_id_and_no_other(scheme):
+    t = team(scheme)
+    whole, parts = t.policy.whole(t.params), t.params.agents
+    for name, leaf in jax.tree_util.tree_leaves_with_path(whole):
+        before = parts
+        for key in name:
+            before = before[key.key]
+        if leaf.shape == before.shape:
+            assert_same(leaf, before)
+            continue
+        assert scheme == "lorasa" and name[0].key == "fc1"
+        assert (before.shape[1], leaf.shape[1]) == (D + 1, D + N)
+        assert_same(leaf[:, :D], before[:, :D])
+        for i in range(N):
+            assert_same(leaf[i, D:], np.where(np.eye(N, dtype=bool)[i][:, None], before[i, D], np.float32(0)))
+    assert (parts["fc1"]["left"].shape[1] == D + 1) if scheme == "lorasa" else True
+
+
+def test_fresh_adapters_of_roles_and_agents_are_the_identity():
+    fixed, changing = keyed("unit_type,agent"), keyed("unit_type,agent", changing=True)
+    shared = make_policy(trunks_only(fixed.policy.sharing), WIDE, D)
+    expected = jax.jit(shared.unroll)(PolicyParams(fixed.params.shared, {}), *fixed.inputs)
+    for t in (fixed, changing):
+        fresh = jax.jit(t.policy.graft)(KEY, t.params._replace(shared=fixed.params.shared))
+        assert_close(t.unroll(fresh, *t.inputs, OWNERS), expected)
+
+
+def test_merged_weights_of_roles_and_agents_play_like_the_factored_team():
+    t = keyed("unit_type,agent")
+    acting = make_policy(merged(t.policy.sharing), WIDE, D)
+    assert_close(jax.jit(acting.unroll)(t.policy.to_play(t.params), *t.inputs), t.outputs, atol=2e-5)

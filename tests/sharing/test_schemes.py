@@ -1,0 +1,79 @@
+"""Schemes, as data."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+from helpers import every_scheme, small_config
+
+from lorasa_jax.adapters import NOTHING
+from lorasa_jax.sharing.schemes import SCHEMES, count, critic_sharing, merged, trunks_only
+
+N = 3
+KNOWN = {  # trunks, whether agents own something, whether they see their id, whether there are two phases
+    "ps": (1, False, False, False),
+    "ps_id": (1, False, True, False),
+    "ps_restart": (1, False, True, True),
+    "nps": (N, False, False, False),
+    "mtl": (1, True, False, False),
+    "hyper": (1, True, False, False),
+    "mask": (1, True, False, False),
+    "lorasa": (1, True, True, True),
+    "seps": (2, False, False, False),
+    "seps_lora": (2, True, False, True),
+}
+
+
+def make(scheme: str, n: int = N):
+    return SCHEMES[scheme](n, small_config(groups=tuple(i % 2 for i in range(n))))
+
+
+@every_scheme
+def test_who_shares_what(scheme):
+    sharing = make(scheme)
+    owns = sharing.adapter is not NOTHING
+    assert (sharing.n_trunks, owns, sharing.agent_id, sharing.two_phase) == KNOWN[scheme]
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+@every_scheme
+def test_every_agent_has_a_trunk_and_every_trunk_a_tenant(scheme, n):
+    sharing = make(scheme, n)
+    assert sharing.n_agents == len(sharing.groups) == n
+    assert set(sharing.groups) == set(range(sharing.n_trunks))
+
+
+@every_scheme
+def test_the_first_phase_has_the_same_trunks_and_nothing_on_top(scheme):
+    sharing, first = make(scheme), trunks_only(make(scheme))
+    assert (first.groups, first.agent_id) == (sharing.groups, sharing.agent_id)
+    assert first.adapter is NOTHING
+    assert not first.two_phase
+
+
+@every_scheme
+def test_merged_weights_stand_alone(scheme):
+    sharing, plays = make(scheme), merged(make(scheme))
+    assert plays.adapter is NOTHING
+    assert plays.agent_id == sharing.agent_id
+    assert plays.groups == (sharing.groups if sharing.adapter is NOTHING else tuple(range(N)))
+    assert merged(plays) == plays
+
+
+@pytest.mark.parametrize(("scope", "values", "agent_id"), [("team", 1, False), ("agent", N, True), ("own", N, True)])
+def test_the_critic_is_one_network(scope, values, agent_id):
+    sharing = critic_sharing(scope, N)
+    assert (sharing.n_agents, sharing.n_trunks, sharing.agent_id) == (values, 1, agent_id)
+
+
+@pytest.mark.parametrize("scope", ["agent", "own"])
+def test_separate_critics_are_a_network_per_agent(scope):
+    sharing = critic_sharing(scope, N, separate=True)
+    assert (sharing.n_agents, sharing.n_trunks, sharing.agent_id) == (N, N, False)
+
+
+def test_count_is_of_scalars_in_arrays_and_in_shapes():
+    tree = {"a": jnp.zeros((2, 3)), "b": [jnp.zeros(()), jax.ShapeDtypeStruct((4,), float)]}
+    assert count(tree) == 11
+    assert count({}) == 0

@@ -1,0 +1,427 @@
+"""Adapters leave a team as files, come back to the bit, and can be moved; whatever does not fit is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import struct
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import KEY, assert_close, assert_same, random_params, row_of, small_config
+
+from lorasa_jax import adapters
+from lorasa_jax.config import ConfigError
+from lorasa_jax.core.networks import Network
+from lorasa_jax.core.trees import by_path, digest, nested
+from lorasa_jax.core.types import PolicyParams
+from lorasa_jax.envs.toy import make_toy
+from lorasa_jax.learning.system import System, is_two_phase, make_system
+from lorasa_jax.sharing.schemes import count
+from lorasa_jax.storage.adapter_files import CONFIG_FILE, WEIGHTS_FILE
+
+
+@cache
+def system_of(scheme: str = "lorasa", n_agents: int = 3, task: str = "probe_policy", **changes: Any) -> System:
+    groups = {"groups": tuple(i % 2 for i in range(n_agents))} if scheme in ("seps", "seps_lora") else {}
+    config = small_config(sharing=scheme, task=task, **groups, **changes)
+    env = make_toy(task, n_agents)
+    return make_system(config, env, adapting=is_two_phase(config, env))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A team's adapters on disk."""
+    return adapters.save(tmp_path / "team", random_params(system_of().actor), system_of())
+
+
+def observations(n_envs: int) -> jax.Array:
+    """The same for all agents, [T, E, D]."""
+    return jnp.asarray(np.random.default_rng(3).normal(size=(2, n_envs, 3)), jnp.float32)
+
+
+def logits(system: System, params: PolicyParams, n_envs: int = 6) -> np.ndarray:
+    """What every agent makes of them, [N, T E, A]."""
+    n = system.env.spec.n_agents
+    obs = jnp.repeat(observations(n_envs)[:, :, None], n, axis=2)
+    _, out = jax.jit(system.actor.unroll)(params, system.actor.initial_carry(n_envs), obs, jnp.zeros((2, n_envs), bool))
+    return np.moveaxis(np.asarray(out), 2, 0).reshape(n, 2 * n_envs, -1)
+
+
+def refusal(function: Callable, *args: Any, **kwargs: Any) -> str:
+    with pytest.raises(ConfigError) as error:
+        function(*args, **kwargs)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("scheme", ["lorasa", "seps_lora"])
+def test_adapters_come_back_to_the_bit_and_fit_their_backbone(tmp_path: Path, scheme: str) -> None:
+    system = system_of(scheme)
+    params = random_params(system.actor)
+    folder = adapters.save(tmp_path / "new" / "team", params, system)
+    assert {path.name for path in folder.iterdir()} == {CONFIG_FILE, WEIGHTS_FILE}
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1, "who may read the one may read the other"
+    assert [path.name for path in folder.parent.iterdir()] == ["team"]
+    team = adapters.load(folder)
+    assert_same(team.own, params.agents)
+    assert (team.about.task, team.about.rank, team.about.scale) == ("probe_policy", 2, 1.0)
+    assert team.about.groups == system.actor.sharing.groups
+    assert_same(adapters.attach(PolicyParams(params.shared, {}), team), params)
+
+
+def test_the_files_are_what_others_read(folder: Path) -> None:
+    """A header of JSON behind its length, then the numbers; and the words of PEFT."""
+    content = (folder / WEIGHTS_FILE).read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    own = by_path(random_params(system_of().actor).agents)
+    assert header.keys() - {"__metadata__"} == own.keys()
+    start, end = header["fc1/left"]["data_offsets"]
+    found = np.frombuffer(content[8 + length :][start:end], "<f4").reshape(header["fc1/left"]["shape"])
+    np.testing.assert_array_equal(found, own["fc1/left"])
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    assert {"peft_type": "LORA", "r": 2, "lora_alpha": 2.0}.items() <= config.items()
+    assert set(config["target_modules"]) == {"fc1", "after1", "head"}
+
+
+def test_the_scale_is_kept(tmp_path: Path) -> None:
+    system = system_of(alpha=0.5)
+    adapters.save(tmp_path / "team", random_params(system.actor), system)
+    assert adapters.load(tmp_path / "team").about.scale == 0.25
+
+
+def test_an_agent_of_the_papers_size_takes_about_forty_kib(tmp_path: Path) -> None:
+    network = {"hidden": 64, "layers": 3, "layers_after": 1, "recurrent": True}
+    system = system_of(actor=tuple(network.items()), rank=8)
+    params = random_params(system.actor)
+    adapters.save(tmp_path / "team", params, system)
+    size = (tmp_path / "team" / WEIGHTS_FILE).stat().st_size
+    assert size == pytest.approx(4 * count(params.agents), rel=0.05)
+    assert 28 * 1024 < size / 3 < 44 * 1024
+
+
+def test_nothing_else_is_kept_as_adapters(folder: Path) -> None:
+    assert "exists already" in refusal(adapters.save, folder, random_params(system_of().actor), system_of())
+    for scheme, said in (("ps", "own no adapters"), ("mtl", "not whole layers")):
+        system = system_of(scheme)
+        assert said in refusal(adapters.save, folder / "x", random_params(system.actor), system)
+    seeds = jax.tree.map(lambda leaf: leaf[None], random_params(system_of().actor))
+    assert "the parameters of one seed" in refusal(adapters.save, folder / "x", seeds, system_of())
+    spoilt = random_params(system_of().actor)
+    spoilt.agents["fc1"]["left"] = spoilt.agents["fc1"]["left"].at[0, 0, 0].set(jnp.nan)
+    assert "fc1/left in these adapters holds NaN" in refusal(adapters.save, folder / "x", spoilt, system_of())
+    assert not (folder / "x").exists()
+
+
+def test_another_backbone_must_be_asked_for_and_must_fit(folder: Path) -> None:
+    team = adapters.load(folder)
+    other = random_params(system_of().actor, seed=1)
+    assert "were not trained on this backbone; give any_backbone=True" in refusal(adapters.attach, other, team)
+    assert_same(adapters.attach(other, team, any_backbone=True), PolicyParams(other.shared, team.own))
+    for system, said in (
+        (system_of(n_agents=4), "fc1/kernel is [1, 7, 8] there, and they need [1, 6, 8]"),
+        (system_of("seps_lora"), "is [2, "),
+        (system_of(recurrent=True), "gru_hidden/bias is [1, 24] there, and they need absent"),
+    ):
+        params = random_params(system.actor)
+        assert said in refusal(adapters.attach, params, team, any_backbone=True)
+    other.shared["head"]["bias"] = other.shared["head"]["bias"] * jnp.inf
+    assert "head/bias in this backbone holds NaN" in refusal(adapters.attach, other, team, any_backbone=True)
+
+
+def test_a_digest_sees_names_shapes_types_and_bits() -> None:
+    tree = {"a": jnp.zeros((2, 3)), "b": {"c": jnp.ones(2)}}
+    others = [
+        {**tree, "a": jnp.zeros((3, 2))},
+        {**tree, "a": jnp.zeros((2, 3), int)},
+        {**tree, "a": jnp.zeros((2, 3)).at[1, 2].set(-0.0)},
+        {"a": tree["a"], "b": {"d": jnp.ones(2)}},
+    ]
+    assert len({digest(other) for other in [tree, *others]}) == 5
+    assert digest(nested(dict(reversed(by_path(tree).items())))) == digest(tree)
+
+
+# Plain networks
+
+
+@pytest.mark.parametrize("scheme", ["ps", "nps", "mtl", "lorasa", "seps_lora"])
+def test_every_agent_gets_a_whole_network_and_unmerge_gives_back(scheme: str) -> None:
+    system = system_of(scheme, alpha=1.0)
+    params, scale = random_params(system.actor), 0.5
+    networks = adapters.merge(params, system)
+    assert len(networks) == 3
+    for i, network in enumerate(networks):
+        expected = row_of(params.shared, system.actor.sharing.groups[i])
+        for layer, own in row_of(system.actor.whole(params), i).items():
+            if "kernel" in own:
+                expected[layer] = own
+            else:
+                added = own["full"] if "full" in own else scale * own["left"] @ own["right"]
+                expected[layer] = {**expected[layer], "kernel": expected[layer]["kernel"] + added}
+        assert_close(network, expected, atol=1e-6)
+    assert_close(adapters.unmerge(networks, params.agents, system), params, atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{"scheme": "hyper"}, {"scheme": "mask"}, {"adapter_key": "unit_type"}])
+def test_what_is_not_an_agents_own_correction_stays_where_it_is(tmp_path: Path, changes: dict[str, str]) -> None:
+    system = system_of(task="two_kinds", **changes)
+    params = random_params(system.actor)
+    networks = adapters.merge(params, system)
+    assert len(networks) == 3
+    for said in (
+        refusal(adapters.save, tmp_path / "team", params, system),
+        refusal(adapters.unmerge, networks, params.agents, system),
+        refusal(adapters.resize, params, system, system, (0, 1, 2)),
+    ):
+        assert "only low-rank adapters, or layers, of each agent's own can be moved" in said
+
+
+def test_a_merged_network_is_plain_flax() -> None:
+    system = system_of()
+    params = random_params(system.actor)
+    expected = logits(system, params)
+    network = Network(system.config.actor, system.env.spec.n_actions, head_gain=1.0)
+    apply = jax.jit(lambda tree, x: network.apply({"params": tree}, jnp.zeros((1, 0)), x, jnp.zeros((12, 1), bool))[1])
+    for i, tree in enumerate(adapters.merge(params, system)):
+        x = jnp.concatenate([observations(6), jnp.broadcast_to(jnp.eye(3)[i], (2, 6, 3))], axis=-1)
+        assert_close(apply(tree, x.reshape(12, 1, 6))[:, 0], expected[i], atol=2e-5)
+
+
+def test_networks_that_do_not_come_of_these_adapters_are_refused() -> None:
+    system = system_of()
+    networks = adapters.merge(random_params(system.actor), system)
+    others = random_params(system.actor, seed=1).agents
+    assert "do not come of one trunk" in refusal(adapters.unmerge, networks, others, system)
+    assert "there must be 3 networks, got 2" in refusal(adapters.unmerge, networks[:2], others, system)
+
+
+# A team of another size
+
+
+def plain_input(scheme: str, n_agents: int) -> System:
+    return system_of(scheme, n_agents, actor=(("input_norm", False),))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "sources"),
+    [("ps_id", (2, 0)), ("lorasa", (0, 1, 2, 1)), pytest.param("lorasa", (1, 1, 0), marks=pytest.mark.slow)],
+)
+def test_agents_that_stay_play_on_and_copies_play_alike(scheme: str, sources: tuple[int, ...]) -> None:
+    before, after = plain_input(scheme, 3), plain_input(scheme, len(sources))
+    params = random_params(before.actor)
+    resized = adapters.resize(params, before, after, sources)
+    assert_close(logits(after, resized), logits(before, params)[list(sources)], atol=1e-5)
+
+
+def test_a_copy_plays_alike_under_a_normalised_input_too() -> None:
+    before, after = system_of(), system_of(n_agents=4)
+    resized = logits(after, adapters.resize(random_params(before.actor), before, after, (0, 1, 2, 1)))
+    assert_close(resized[3], resized[1], atol=1e-5)
+    assert not np.allclose(resized[0], resized[1], atol=1e-2)
+
+
+@pytest.mark.parametrize("scheme", ["nps", "mtl"])
+def test_what_is_no_adapter_is_resized_where_it_can_be(scheme: str) -> None:
+    before, after = system_of(scheme), system_of(scheme, 4)
+    params = random_params(before.actor)
+    if scheme == "nps":
+        assert "trunks do not" in refusal(adapters.resize, params, before, after, (0, 1, 2, 0))
+        return
+    resized = adapters.resize(params, before, after, (0, 1, 2, "average"))
+    assert_close(resized.agents["head"]["kernel"][3], params.agents["head"]["kernel"].mean(axis=0))
+
+
+def test_the_average_is_the_mean_correction_as_near_as_its_rank_allows() -> None:
+    before, after = plain_input("lorasa", 3), plain_input("lorasa", 4)
+    params = random_params(before.actor)
+    own = adapters.resize(params, before, after, (0, 1, 2, "average")).agents["after1"]
+    old = {part: np.asarray(leaf) for part, leaf in params.agents["after1"].items()}
+    mean = np.mean([old["left"][i] @ old["right"][i] for i in range(3)], axis=0)
+    found = np.asarray(own["left"][3] @ own["right"][3])
+    missed = np.linalg.svd(mean, compute_uv=False)[2:]
+    assert np.linalg.norm(found - mean) == pytest.approx(np.linalg.norm(missed), rel=1e-3)
+    # Of the first layer, what every agent makes of its own id is averaged, not what it makes of the others'.
+    alike = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape), params.agents)
+    ids = params.shared["fc1"]["kernel"].at[:, 3:].set(1.0)
+    same = PolicyParams({**params.shared, "fc1": {**params.shared["fc1"], "kernel": ids}}, alike)
+    everyone = logits(after, adapters.resize(same, before, after, (0, 1, 2, "average")))
+    assert_close(everyone[3], everyone[0], atol=1e-4)
+
+
+def test_a_fresh_agent_plays_as_the_trunk_does() -> None:
+    before, after = system_of(), system_of(n_agents=4)
+    params = random_params(before.actor)
+    resized = adapters.resize(params, before, after, (0, 1, 2, "fresh"), KEY)
+    assert not np.any(resized.agents["fc1"]["left"][3])
+    trunk = jax.tree.map(jnp.zeros_like, resized.agents)
+    assert_close(logits(after, resized)[3], logits(after, resized._replace(agents=trunk))[3], atol=1e-6)
+    assert_close(resized.shared["fc1"]["kernel"][0, -1], params.shared["fc1"]["kernel"][0, 3:].mean(axis=0))
+
+
+@pytest.mark.parametrize(
+    ("after", "sources", "said"),
+    [
+        ({"n_agents": 4}, (0, 1, 2), "sources must name one for each of the 4 agents, got 3"),
+        ({"n_agents": 2}, (0, 3), "a source must be one of the 3 agents, from 0, or average or fresh; got 3"),
+        ({"n_agents": 2}, (0, "avg"), "or average or fresh; got 'avg'"),
+        ({"n_agents": 2}, (0, "fresh"), "needs a key"),
+        ({"n_agents": 2, "task": "probe_memory", "actor": (("hidden", 9),)}, (0, 1), "differ in their size only"),
+        (
+            {"n_agents": 4, "task": "own_number"},
+            (0, 1, 2, 0),
+            "agents/fc1/left would be [4, 4, 2], but own_number needs [4, 3, 2]",
+        ),
+    ],
+)
+def test_teams_that_differ_in_more_are_refused(after: dict[str, Any], sources: tuple, said: str) -> None:
+    params = random_params(system_of().actor)
+    assert said in refusal(adapters.resize, params, system_of(), system_of(**after), sources)
+
+
+def test_teams_that_scale_adapters_otherwise_are_refused() -> None:
+    """No shape shows it, and agents would not play as they did."""
+    params, other = random_params(system_of().actor), system_of(n_agents=2, alpha=4.0)
+    assert "scale their adapters (alpha / rank) by (1.0,) and (2.0,)" in refusal(
+        adapters.resize, params, system_of(), other, (0, 1)
+    )
+
+
+# From anybody
+
+
+def rewrite(folder: Path, **changes: Any) -> None:
+    """Changes the configuration; None removes a field."""
+    fields = json.loads((folder / CONFIG_FILE).read_text()) | changes
+    (folder / CONFIG_FILE).write_text(json.dumps({name: value for name, value in fields.items() if value is not None}))
+
+
+def wide(trunk: dict[str, list[int]], size: int) -> dict[str, list[int]]:
+    return {**trunk, "fc1/kernel": [size, 8]}
+
+
+TRUNK = {name: list(leaf.shape[1:]) for name, leaf in by_path(random_params(system_of().actor).shared).items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"format": 1}, "has format 1, and this version of lorasa_jax reads 2"),
+        ({"format": None}, "has format None"),
+        *(
+            ({name: value}, f"{name} in ")
+            for name, value in [
+                ("r", 0), ("r", 2.0), ("r", True), ("r", 10**30), ("lora_alpha", -1), ("lora_alpha", float("nan")),
+                ("lora_alpha", 10**400), ("lora_alpha", "2"), ("target_modules", "fc1"), ("target_modules", [[]]),
+                ("target_modules", []), ("groups", [0, 2]), ("groups", [0.0]), ("groups", [-1, 0]), ("groups", []),
+                ("id_layer", 1), ("id_layer", "fc9"), ("id_layer", "fc1_norm"), ("trunk", []),
+                ("trunk", {"../../x": [2]}), ("trunk", {"fc1": [2]}),
+                ("trunk", {"fc1/kernel": [2, -3]}), ("trunk", {"fc1/kernel": [2**70, 2]}),
+                ("trunk", {"fc1/kernel": [1, 2, 3]}), ("trunk", {"/etc/passwd/kernel": [2]}), ("backbone", "g" * 64),
+                ("backbone", None), ("env", 3), ("task", None),
+            ]
+        ),
+        ({"target_modules": ["fc1", "fc9"]}, "names 'fc9', which the trunk there lacks"),
+        ({"r": 3}, "must be float32[3, 8, 3]"),
+        ({"r": 2**23}, "after1/full is missing from"),
+        ({"groups": [0] * 50_000}, "no row for every agent's id"),
+        ({"target_modules": ["fc1"]}, "after1/left has no place in"),
+        ({"trunk": wide(TRUNK, 2**24 - 1)}, "must be float32[3, 16777213, 2]"),
+    ],
+)  # fmt: skip
+def test_a_configuration_that_lies_is_refused_by_its_field(folder: Path, changes: dict[str, Any], said: str) -> None:
+    rewrite(folder, **changes)
+    message = refusal(adapters.load, folder)
+    assert said in message
+    assert str(folder) in message
+
+
+class Trap:
+    """A pickle that leaves a trace where it is read."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("file", [CONFIG_FILE, WEIGHTS_FILE])
+def test_what_is_no_such_file_is_refused_and_never_run(folder: Path, file: str) -> None:
+    contents = {
+        "pickle": pickle.dumps(Trap(folder / "trap")),
+        "empty": b"",
+        "short": (folder / file).read_bytes()[:-2],
+        "deep": b"[" * 100_000,
+        "no text": b"\xff" * 100,
+        "long header": struct.pack("<Q", 2**63) + b"{}",
+        "large header": struct.pack("<Q", 99_999_999) + b"{}",
+    }
+    for content in contents.values():
+        (folder / file).write_bytes(content)
+        assert "no valid" in refusal(adapters.load, folder)
+    assert not (folder / "trap").exists()
+    (folder / file).unlink()
+    os.mkfifo(folder / file)  # a reader would wait for ever
+    assert "there " in refusal(adapters.load, folder)
+
+
+def packed(header: dict[str, Any], data: bytes) -> bytes:
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def test_weights_that_are_not_what_was_announced_are_refused_by_name(folder: Path) -> None:
+    own = {name: np.asarray(leaf) for name, leaf in by_path(random_params(system_of().actor).agents).items()}
+    path = folder / WEIGHTS_FILE
+
+    def header(changes: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        found, data = {}, b""
+        for name, array in own.items():
+            offsets = [len(data), len(data) + array.nbytes]
+            found[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": offsets} | (
+                changes if name == "head/full" else {}
+            )
+            data += array.tobytes()
+        return found, data
+
+    path.write_bytes(packed(*header({})))
+    assert_same(adapters.load(folder).own, random_params(system_of().actor).agents)
+    size = own["head/full"].nbytes
+    start = header({})[0]["head/full"]["data_offsets"][0]
+    for changes, said in (
+        ({"dtype": "I32"}, "head/full in"),
+        ({"dtype": "F64"}, "no valid safetensors file"),
+        ({"dtype": "object"}, "no valid safetensors file"),
+        ({"dtype": "BF16", "shape": [3, 8, 4]}, "head/full in"),
+        ({"shape": [8, 3, 2]}, "must be float32[3, 8, 2]"),
+        ({"shape": [2**40, 2**40]}, "no valid safetensors file"),
+        ({"shape": [3, 8, 2**40]}, "no valid safetensors file"),
+        ({"data_offsets": [0, size]}, "no valid safetensors file"),
+        ({"data_offsets": [start, 2**62]}, "no valid safetensors file"),
+    ):
+        path.write_bytes(packed(*header(changes)))
+        assert said in refusal(adapters.load, folder), changes
+    found, data = header({})
+    found["../../evil"] = {"dtype": "F32", "shape": [0], "data_offsets": [len(data), len(data)]}
+    path.write_bytes(packed(found, data))
+    assert "../../evil has no place in" in refusal(adapters.load, folder)
+    for value in (np.nan, -np.inf):
+        spoilt = own["head/full"].copy()
+        spoilt[2, 7, 1] = value
+        path.write_bytes(packed(header({})[0], b"".join((own | {"head/full": spoilt})[name].tobytes() for name in own)))
+        assert "head/full in" in (message := refusal(adapters.load, folder))
+        assert "holds NaN or infinity" in message
+
+
+def test_a_folder_without_adapters_is_named(tmp_path: Path, folder: Path) -> None:
+    assert f"there are no adapters in {tmp_path}" in refusal(adapters.load, tmp_path)
+    (folder / CONFIG_FILE).write_text(" " * 2**21)
+    assert "is larger than any" in refusal(adapters.load, folder)
