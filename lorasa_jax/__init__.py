@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from lorasa_jax.config import NetworkConfig as NetworkConfig
     from lorasa_jax.config import PPOConfig as PPOConfig
     from lorasa_jax.config import SmaxConfig as SmaxConfig
+    from lorasa_jax.core.own_network import register_network as register_network
+    from lorasa_jax.core.own_network import with_networks as with_networks
     from lorasa_jax.core.types import PolicyParams as PolicyParams
     from lorasa_jax.core.types import Schedule as Schedule
     from lorasa_jax.core.types import TrainState as TrainState
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "sharing.variants": ("NOTHING", "Adapter", "low_rank"),
     "config": ("Config", "ConfigError", "CriticConfig", "MabraxConfig", "NetworkConfig", "PPOConfig", "SmaxConfig"),
+    "core.own_network": ("register_network", "with_networks"),
     "envs": ("ENVS", "Env", "EnvSpec", "TimeStep", "make_env"),
     "running.forks": ("common_config", "fork", "share_programs"),
     "learning.clustering": ("find_groups", "with_groups"),

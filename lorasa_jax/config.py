@@ -61,6 +61,10 @@ class NetworkConfig:
     """Start each of the GRU's stacked matrices orthogonal as a whole, or gate by gate (entries 1.7 times as large)."""
     gain_after: float = math.sqrt(2)
     """Orthogonal gain of the dense layers after the GRU."""
+    module: str = ""
+    """A network of your own: package.module:factory, or a registered name. `factory(n_in, n_out, config)` returns a
+    Flax module. Of the settings here only recurrent matters then, and whatever the factory reads. Empty: the built-in
+    network."""
 
     prefix: ClassVar[str] = "actor."
 
@@ -409,6 +413,8 @@ class Config:
     @property
     def adapted_layers(self) -> tuple[str, ...]:
         """The layers of the actor that carry an adapter, from input to output."""
+        if self.actor.module:  # whose layers are not known here
+            return tuple("*" if word == "all" else word for word in self.placement)
         names = self.actor.layer_names
         require(bool(self.placement), f"placement is empty; name some of {', '.join(names)}, or all")
         chosen: set[str] = set()

@@ -10,18 +10,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from lorasa_jax.config import Config, require
+from lorasa_jax.config import Config, nearest, require
 from lorasa_jax.core import distributions, normalize
 from lorasa_jax.core.distributions import Distribution
-from lorasa_jax.core.networks import Network
 from lorasa_jax.core.normalize import InputNorm, ValueNorm
 from lorasa_jax.core.optim import Optimizer, slotted_adam
+from lorasa_jax.core.own_network import make_network
 from lorasa_jax.core.types import Learner, PolicyParams, PyTree
 from lorasa_jax.envs.base import Env, EnvSpec
 from lorasa_jax.envs.checks import checked
 from lorasa_jax.learning.update_order import SCHEDULES, Scheduler
+from lorasa_jax.sharing.any_tree import layer_names
 from lorasa_jax.sharing.policy import Policy, make_policy
 from lorasa_jax.sharing.schemes import Sharing, critic_sharing, each_its_own, make_sharing, merged, trunks_only
+from lorasa_jax.sharing.variants import Layers
 
 
 class System(NamedTuple):
@@ -95,7 +97,7 @@ def make_system(config: Config, env: Env, *, adapting: bool = False) -> System:
     dist = distributions.categorical
     if spec.continuous:
         dist = distributions.squashed_normal(per_dim=config.ppo.ratio == "per_dim")
-    critic_network = Network(config.critic, 1, head_gain=1.0)
+    critic_network = make_network(config.critic, 1, head_gain=1.0)
     seen_by_critic = (spec.obs_dim, spec.obs_widths) if scope == "own" else (spec.state_dim, None)
 
     def critic_view(obs: Array, state: Array) -> Array:
@@ -141,8 +143,17 @@ def make_system(config: Config, env: Env, *, adapting: bool = False) -> System:
 
 
 def _actors(sharing: Sharing, config: Config, spec: EnvSpec, dist: Distribution) -> Policy:
-    network = Network(config.actor, spec.n_actions, head_gain=0.01, log_std=dist.log_std)
-    return make_policy(sharing, network, spec.obs_dim, spec.obs_widths)
+    network = make_network(config.actor, spec.n_actions, head_gain=0.01, log_std=dist.log_std)
+    policy = make_policy(sharing, network, spec.obs_dim, spec.obs_widths)
+    if config.actor.module and policy.sharing.levels:
+        names = layer_names(jax.eval_shape(policy.init, jax.random.key(0)).shared)
+        for pattern in config.adapted_layers:
+            require(
+                any(name in Layers((pattern,)) for name in names),
+                f"placement {pattern!r} names no layer of the network {config.actor.module}{nearest(pattern, names)}; "
+                f"layers: {', '.join(names)}",
+            )
+    return policy
 
 
 def alone(system: System) -> System:

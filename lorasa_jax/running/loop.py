@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from lorasa_jax.config import Config, ConfigError
+from lorasa_jax.core.own_network import with_networks
 from lorasa_jax.core.types import Metrics, RolloutState, TrainState, Trajectory, Weights
 from lorasa_jax.envs.base import Env
 from lorasa_jax.envs.checks import describe_faults, first_not_finite, require_fits
@@ -290,6 +292,8 @@ def run(
     save: Callable[[RunState], None] | None = None,
     names: Sequence[str] | None = None,
     shard: Shard = "auto",
+    actor: Any = None,
+    critic: Any = None,
 ) -> Result:
     """Trains all seeds of a configuration and evaluates them.
 
@@ -307,6 +311,9 @@ def run(
         names: what the rows are called where they are not `seed 0`, `seed 1`, and so on.
         shard: what is spread over several devices, `rows` (seeds) or `envs`; `off`: nothing; `auto`: whichever keeps
             more of them busy.
+        actor: a Flax module for the agents' networks (`lorasa_jax.core.own_network`), or a function
+            (n_in, n_out, config) that returns one; None: as the configuration says.
+        critic: likewise.
 
     Raises:
         ConfigError: the configuration does not fit the environment, or the environment its spec. Values that it
@@ -314,6 +321,7 @@ def run(
         Diverged: a loss or gradient is no longer finite.
     """
     listener = listener or Silent()
+    config = with_networks(config, actor, critic)
     if config.env == "own":
         require_fits(env)
     runner = _Runner(with_groups(config, env, listener.status), env, listener, start, names, shard)

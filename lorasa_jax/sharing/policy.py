@@ -7,6 +7,7 @@ value is estimated (a single one for a team critic).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,7 +19,9 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from lorasa_jax.checks import require
 from lorasa_jax.core import ids
 from lorasa_jax.core.networks import Network
+from lorasa_jax.core.own_network import OwnNetwork
 from lorasa_jax.core.types import PolicyParams, PyTree
+from lorasa_jax.sharing.any_tree import on_any_tree
 from lorasa_jax.sharing.schemes import Level, Sharing
 from lorasa_jax.sharing.variants import multiplied_out, side_by_side
 
@@ -54,40 +57,48 @@ class Policy(NamedTuple):
     unroll: Callable[..., tuple[Array, Array]]
 
 
-def make_policy(sharing: Sharing, network: Any, obs_dim: int, obs_widths: tuple[int, ...] | None = None) -> Policy:
+def make_policy(
+    sharing: Sharing, network: Network | OwnNetwork, obs_dim: int, obs_widths: tuple[int, ...] | None = None
+) -> Policy:
     """Returns the policy of a team whose every agent sees `obs_dim` numbers, its id apart.
 
     Args:
         sharing: the scheme.
-        network: of one agent: a `Network`, or a Flax module that is called as it is, with a `config` and a
-            `carry_width`.
+        network: of one agent.
         obs_dim: D.
         obs_widths: the leading columns that mean something to each agent; None: all.
 
     Raises:
         ConfigError: the network would normalise all that an agent sees to a constant, or, where agents own something,
-            a network of another kind than `Network` does not use all of it.
+            a network of one's own does not use all of it.
     """
     n_agents = sharing.n_agents
-    n_ids = n_agents if sharing.agent_id else 0
-    first_layer = network.config.layer_names[0]
+    theirs: OwnNetwork | None = None
+    if isinstance(network, OwnNetwork):
+        theirs, sharing = _fitted(network, sharing, obs_dim)
+    # The built-in network looks ids up; a network of one's own sees them, or is told the agent's index.
+    n_ids = n_agents if sharing.agent_id and not theirs else 0
+    first_layer = "" if theirs else network.config.layer_names[0]
     alone = {name: n_ids > 0 and level.owner == tuple(range(n_agents)) for name, level in sharing.stacks.items()}
     width = obs_dim + n_ids
     valid = None if obs_widths is None else jnp.arange(obs_dim) < jnp.array(obs_widths)[:, None]
     require(
-        not network.config.input_norm or n_ids > 0 or min(obs_widths or (obs_dim,)) > 1,
+        theirs is not None or not network.config.input_norm or n_ids > 0 or min(obs_widths or (obs_dim,)) > 1,
         "an input of one number becomes a constant when it is normalised, so the network would see nothing; set "
         "actor.input_norm and critic.input_norm to False, or let agents see more",
     )
 
     def init_trunk(key: PRNGKeyArray) -> dict:
+        if theirs is not None:
+            return theirs.init(key)
         carry, x = jnp.zeros((1, network.carry_width)), jnp.zeros((1, 1, width))
-        return network.init(key, carry, x, jnp.zeros((1, 1), bool))["params"]
+        fresh: Any = network.init
+        return fresh(key, carry, x, jnp.zeros((1, 1), bool))["params"]
 
     def init(key: PRNGKeyArray) -> PolicyParams:
         trunk_key, own_key = jax.random.split(key)
         shared = jax.vmap(init_trunk)(jax.random.split(trunk_key, sharing.n_trunks))
-        if sharing.id_folded:
+        if sharing.id_folded and n_ids:
             shared = jax.vmap(put_together)(shared, jnp.arange(n_agents))
         params = graft(own_key, PolicyParams(shared, {}))
         return params._replace(shared=sharing.adapter.rest(params.shared))
@@ -198,8 +209,11 @@ def make_policy(sharing: Sharing, network: Any, obs_dim: int, obs_widths: tuple[
 
         def one_agent(trunk: dict, own: dict, agent: Array, *inputs: Any) -> tuple[Array, Array]:
             variables = factored(trunk, own, agent)
-            carries_and_outputs: Any = network.apply(variables, *inputs, n_ids=n_ids)
-            return carries_and_outputs
+            if theirs is not None:
+                carry, obs, first, *_ = inputs
+                return theirs.apply(variables["params"], carry, _with_id(theirs, obs, agent), first, agent)
+            apply: Any = network.apply
+            return apply(variables, *inputs, n_ids=n_ids)
 
         means = valid if valid is None or block is None else valid[block]
         members = jnp.arange(n_agents) if block is None else block
@@ -215,12 +229,39 @@ def make_policy(sharing: Sharing, network: Any, obs_dim: int, obs_widths: tuple[
         whole=whole,
         merge=merge,
         to_play=to_play,
-        initial_carry=lambda n_envs: jnp.zeros((n_envs, n_agents, network.carry_width)),
+        initial_carry=lambda n_envs: jnp.zeros((n_envs, n_agents, (theirs or network).carry_width)),
         unroll=unroll,
     )
-    if type(network) is not Network:
-        _require_all_used(policy, obs_dim, type(network).__name__)
+    if theirs is not None:
+        _require_all_used(policy, obs_dim, theirs.name)
     return policy
+
+
+def _fitted(network: OwnNetwork, sharing: Sharing, obs_dim: int) -> tuple[OwnNetwork, Sharing]:
+    """A network of one's own with the width of what it sees, and the scheme with adapters for its tree."""
+    network = replace(network, width=obs_dim)
+    require(
+        not sharing.changing,
+        f"where roles change, adapters of roles need the built-in network, not {network.name}; use the level agent",
+    )
+    sees_id = sharing.agent_id and not network.takes_agent
+    network = replace(network, n_ids=sharing.n_agents if sees_id else 0)
+    require(
+        network.config.recurrent or not network.carry_width,
+        f"the network {network.name} is recurrent (carry_width {network.carry_width}); set "
+        f"{network.config.prefix}recurrent to True",
+    )
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    levels = (replace(level, adapter=on_any_tree(level.adapter, shapes)) for level in sharing.levels)
+    return network, replace(sharing, levels=tuple(levels))
+
+
+def _with_id(network: OwnNetwork, obs: Float[Array, "T E D"], agent: Array) -> Float[Array, "T E D2"]:
+    """What a network of one's own sees: the observation, and behind it the agent's one-hot id where it needs one."""
+    if not network.n_ids:
+        return obs
+    one_hot = jax.nn.one_hot(agent, network.n_ids)
+    return jnp.concatenate([obs, jnp.broadcast_to(one_hot, (*obs.shape[:-1], network.n_ids))], axis=-1)
 
 
 def _require_all_used(policy: Policy, obs_dim: int, name: str) -> None:
@@ -243,6 +284,5 @@ def _require_all_used(policy: Policy, obs_dim: int, name: str) -> None:
         where = jax.tree_util.keystr(path, simple=True, separator="/")
         require(
             getattr(path[0], "name", "") != "agents" or var in live,
-            f"the network {name} does not use {where}, which agents own: its layers must read the collection `delta`, "
-            "as lorasa_jax.core.networks.Linear does; or choose a scheme without adapters",
+            f"the network {name} does not use {where}, which agents own; exclude that layer by placement",
         )

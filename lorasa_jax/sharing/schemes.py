@@ -10,7 +10,7 @@ import jax
 from lorasa_jax.config import Config, ConfigError, require
 from lorasa_jax.core.types import PolicyParams, PyTree
 from lorasa_jax.envs.base import EnvSpec
-from lorasa_jax.sharing.variants import NOTHING, Adapter, added_up, generated, low_rank, masked, own_layers
+from lorasa_jax.sharing.variants import NOTHING, Adapter, Layers, added_up, generated, low_rank, masked, own_layers
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def adapted(trunks: Sharing, config: Config) -> Sharing:
     Who has which role is said by `make_sharing`.
     """
     # Where there is a deviation of the actions, it is always the owner's own.
-    where = (*config.adapted_layers, "log_std")
+    where = Layers((*config.adapted_layers, "log_std"))
     levels = [by_agent(trunks.n_agents, low_rank(r, scale, where), key) for key, r, scale in config.adapter_levels]
     return replace(trunks, levels=tuple(levels), two_phase=True)
 
@@ -154,8 +154,8 @@ SCHEMES: dict[str, Callable[[int, Config], Sharing]] = {
     "ps_restart": lambda n, config: replace(one_trunk(n, agent_id=True), two_phase=True),
     "nps": lambda n, config: own_trunks(n),
     "mtl": lambda n, config: one_phase(n, own_layers(("head", "log_std"))),
-    "hyper": lambda n, config: one_phase(n, generated(config.rank, config.adapted_layers)),
-    "mask": lambda n, config: one_phase(n, masked(config.adapted_layers)),
+    "hyper": lambda n, config: one_phase(n, generated(config.rank, Layers(config.adapted_layers))),
+    "mask": lambda n, config: one_phase(n, masked(Layers(config.adapted_layers))),
     "lorasa": lambda n, config: adapted(one_trunk(n, agent_id=True), config),  # arXiv 2502.05573
     "seps": cluster_trunks,
     "seps_lora": lambda n, config: adapted(cluster_trunks(n, config), config),

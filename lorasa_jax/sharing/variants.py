@@ -16,7 +16,8 @@ counts is kept. Adapters of several levels, of a role and of an agent say, add u
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 import jax
@@ -24,6 +25,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from lorasa_jax.core.types import PyTree
+
+
+class Layers:
+    """The layers whose names fit one of some patterns: `name in layers`."""
+
+    def __init__(self, patterns: tuple[str, ...]):
+        self.patterns = patterns
+
+    def __contains__(self, name: object) -> bool:
+        return bool(name) and any(fnmatchcase(str(name), pattern) for pattern in self.patterns)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.patterns)
+
+    def __len__(self) -> int:
+        return len(self.patterns)
 
 
 def _unable(trunk: PyTree, owned: PyTree) -> dict[str, PyTree]:

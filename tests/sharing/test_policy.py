@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
-from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import KEY, TRIO, assert_close, assert_same, differs, every_scheme, random_params, row_of, small_config
 
-from lorasa_jax.config import ConfigError
-from lorasa_jax.core.ids import append_one
-from lorasa_jax.core.networks import Linear, Network, linear
+from lorasa_jax.core.networks import Network
 from lorasa_jax.core.types import PolicyParams
 from lorasa_jax.envs.base import EnvSpec
 from lorasa_jax.sharing.policy import make_policy
@@ -38,45 +33,6 @@ def team(scheme: str) -> SimpleNamespace:
     inputs = *(jnp.asarray(x, jnp.float32) for x in inputs[:2]), jnp.asarray(inputs[2])
     params, unroll = random_params(policy), jax.jit(policy.unroll)
     return SimpleNamespace(policy=policy, params=params, unroll=unroll, inputs=inputs, outputs=unroll(params, *inputs))
-
-
-class OwnNetwork(nn.Module):
-    """A network of somebody else's, whose layers know nothing of adapters; or only the first does."""
-
-    first: Callable[..., Any] = nn.Dense
-    config = small_config().actor
-    carry_width = 0
-
-    @nn.compact
-    def __call__(self, carry, x, first, valid=None, owner=None, n_ids=0):
-        carries, shape = jnp.broadcast_to(carry, (len(x), *carry.shape)), x.shape[:-1]
-        x = x.reshape(-1, x.shape[-1])
-        x = append_one(x) if n_ids else x
-        if self.first is Linear:
-            x = linear(Linear(8, nn.initializers.ones, name="fc1")(x.shape[-1]), x, None)
-        else:
-            x = nn.Dense(8, name="fc1")(x)
-        return carries, nn.Dense(OUT, name="head")(nn.relu(x)).reshape(*shape, OUT)
-
-
-@pytest.mark.parametrize("scheme", ["lorasa", "seps_lora"])
-@pytest.mark.parametrize(("first", "unused"), [(nn.Dense, "fc1/left"), (Linear, "head/left")])
-def test_adapters_that_a_network_does_not_read_are_an_error(scheme, first, unused):
-    config = replace(CONFIG, placement=("fc1", "head"), rank=1)
-    with pytest.raises(ConfigError, match=f"OwnNetwork does not use agents/{unused}, which agents own"):
-        make_policy(SCHEMES[scheme](N, config), OwnNetwork(first), D)
-
-
-def test_a_network_that_reads_its_adapters_is_taken():
-    config = replace(CONFIG, placement=("fc1",), rank=1)
-    make_policy(SCHEMES["lorasa"](N, config), OwnNetwork(Linear), D)
-    make_policy(SCHEMES["ps"](N, config), OwnNetwork(), D)  # without adapters there is nothing to read
-
-
-def test_adapters_that_fit_no_layer_are_an_error():
-    config = replace(CONFIG, placement=("gru_in",))
-    with pytest.raises(ConfigError, match="adapters fit no layer of the network OwnNetwork; its layers are fc1, head"):
-        make_policy(SCHEMES["lorasa"](N, config), OwnNetwork(), D)
 
 
 @cache

@@ -1,0 +1,251 @@
+"""A network of the user's own, in the place of the built-in one.
+
+It is a Flax module, `linen` or `nnx`, and knows nothing of agents' adapters. Two forms are understood:
+
+==================================================  ==========================================================
+`module(obs [L, B, D]) -> [L, B, O]`                feed-forward; leading axes are batch axes
+`module(carry [B, H], obs [L, B, D], first [L, B])  recurrent: L steps of B sequences; `first` marks steps before
+-> (carries [L, B, H], outputs [L, B, O])`          which the state counts as zero. The module has `carry_width` H
+==================================================  ==========================================================
+
+Either may take a keyword `agent`, the agent's index. Without it, in schemes in which agents see who they are, a one-hot
+id of the agent is appended to the observation.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from dataclasses import replace as replaced
+from functools import cached_property
+from typing import Any, TypeVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from lorasa_jax.config import Config, ConfigError, NetworkConfig, nearest, require
+from lorasa_jax.core.networks import Network
+from lorasa_jax.core.types import PyTree
+
+C = TypeVar("C", bound=Config)
+Make = Callable[[int, int, NetworkConfig], Any]
+"""`make(n_in, n_out, config)` returns a linen module or, for nnx, a function of `nnx.Rngs` that returns a module."""
+
+NETWORKS: dict[str, Make] = {}
+"""Networks by the names under which they were registered."""
+FROM_PYTHON = "python:"
+"""What the names of networks begin with that were handed in as objects."""
+
+
+def register_network(name: str, make: Make) -> None:
+    """Lets `actor.module` and `critic.module` name a network.
+
+    Args:
+        name: any word without a colon.
+        make: `make(n_in, n_out, config)` returns the module: the width of what it sees, of what it returns, and its
+            section of the configuration.
+
+    Raises:
+        ConfigError: the name has a colon, or `make` cannot be called.
+    """
+    require(":" not in name and bool(name), f"the name of a network must be a word without a colon, got {name!r}")
+    require(callable(make), f"network {name} must be a function of (n_in, n_out, config), got {type(make).__name__}")
+    NETWORKS[name] = make
+
+
+def with_networks(config: C, actor: Any = None, critic: Any = None, **changes: Any) -> C:
+    """Returns the configuration of a run with networks of one's own.
+
+    Args:
+        config: of the run.
+        actor: a `linen` module, or a function as `register_network` takes; None: as the configuration says.
+        critic: likewise; its output is one value.
+        changes: of other settings. A `placement` that names layers of the network has to be given here.
+    """
+    for part, network in (("actor", actor), ("critic", critic)):
+        if network is None:
+            continue
+        name = _name_of(network)
+        NETWORKS[name] = _constant(network)
+        changes[part] = replaced(changes.get(part, getattr(config, part)), module=name)
+    return replaced(config, **changes)
+
+
+def _name_of(network: Any) -> str:
+    """The name of a network that was handed in: of its class or function, numbered where others are called the same."""
+    plain = FROM_PYTHON + (getattr(network, "__name__", None) or type(network).__name__)
+    names = (f"{plain}{f'-{k}' if k else ''}" for k in itertools.count())
+    return next(name for name in names if getattr(NETWORKS.get(name), "network", network) is network)
+
+
+def _constant(network: Any) -> Make:
+    def make(n_in: int, n_out: int, config: NetworkConfig) -> Any:
+        return network if isinstance(network, nn.Module) else network(n_in, n_out, config)
+
+    make.network = network  # type: ignore[attr-defined]
+    return make
+
+
+def find_network(name: str) -> Make:
+    """Returns what makes the network of a name: registered, or `package.module:factory`.
+
+    Raises:
+        ConfigError: there is none, or its module cannot be imported.
+    """
+    if name in NETWORKS:
+        return NETWORKS[name]
+    require(
+        not name.startswith(FROM_PYTHON),
+        f"the network {name.removeprefix(FROM_PYTHON)} was handed in from Python; hand it in again, as "
+        "run(config, env, actor=...), or with lorasa_jax.with_networks",
+    )
+    home, colon, factory = name.partition(":")
+    require(bool(colon), f"unknown network {name!r}{nearest(name, NETWORKS)}; write package.module:factory")
+    try:
+        made = getattr(importlib.import_module(home), factory)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"the network {name} cannot be imported: {' '.join(str(error).split())}") from None
+    require(callable(made), f"the network {name} must be a function of (n_in, n_out, config)")
+    return _constant(made)
+
+
+@dataclass(frozen=True)
+class OwnNetwork:
+    """A user's module, called as the built-in network is.
+
+    Attributes:
+        make: makes the module.
+        config: its section of the configuration.
+        n_out: width of the output: logits, or a value.
+        log_std: where given, the output is followed by as many numbers that do not depend on the input and start
+            here.
+        width: of an observation; 0: not known yet.
+        n_ids: length of the one-hot id that is appended to observations; 0: none is.
+    """
+
+    make: Make
+    config: NetworkConfig
+    n_out: int
+    log_std: float | None = None
+    width: int = 0
+    n_ids: int = 0
+
+    @cached_property
+    def module(self) -> Any:
+        """A linen module, or a function of `nnx.Rngs`.
+
+        Raises:
+            ConfigError: it is neither.
+        """
+        module = self.make(self.width + self.n_ids, self.n_out, self.config)
+        require(
+            isinstance(module, nn.Module) or (callable(module) and not isinstance(module, nnx.Module)),
+            f"the network {self.config.module} must be a flax.linen module or a function of nnx.Rngs, got "
+            f"{type(module).__name__}",
+        )
+        return module
+
+    @property
+    def is_linen(self) -> bool:
+        """The module is one of `flax.linen`."""
+        return isinstance(self.module, nn.Module)
+
+    @cached_property
+    def _abstract(self) -> Any:
+        return self.module if self.is_linen else nnx.eval_shape(lambda: self.module(nnx.Rngs(0)))
+
+    @property
+    def carry_width(self) -> int:
+        """Width of the recurrent state; 0 without recurrence."""
+        return int(getattr(self._abstract, "carry_width", 0))
+
+    @property
+    def takes_agent(self) -> bool:
+        """The module is told the agent's index."""
+        return "agent" in inspect.signature(type(self._abstract).__call__).parameters
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return type(self._abstract).__name__
+
+    def init(self, key: PRNGKeyArray) -> PyTree:
+        """Returns fresh parameters."""
+        seen = jnp.zeros((1, 1, self.width + self.n_ids))
+        inputs = self._inputs(jnp.zeros((1, self.carry_width)), seen, jnp.zeros((1, 1), bool))
+        if self.is_linen:
+            found = self.module.init(key, *inputs, **self._told(jnp.zeros((), int)))
+            params, others = dict(found.get("params", {})), sorted(set(found) - {"params"})
+        else:
+            parts: Any = nnx.split(self.module(nnx.Rngs(key)), nnx.Param, nnx.Not(nnx.Param))
+            _, state, rest = parts
+            params, others = nnx.to_pure_dict(state), sorted(nnx.to_pure_dict(rest))
+        require(not others, f"the network {self.name} has variables beside its parameters ({', '.join(others)})")
+        return params if self.log_std is None else {**params, "log_std": {"kernel": jnp.full(self.n_out, self.log_std)}}
+
+    def apply(
+        self,
+        params: PyTree,
+        carry: Float[Array, "B H"],
+        obs: Float[Array, "L B D"],
+        first: Bool[Array, "L B"],
+        agent: Int[Array, ""],
+    ) -> tuple[Float[Array, "L B H"], Float[Array, "L B O"]]:
+        """Returns the recurrent state after every step, and the outputs.
+
+        Raises:
+            ConfigError: they do not have these shapes.
+        """
+        inner = {name: leaf for name, leaf in params.items() if self.log_std is None or name != "log_std"}
+        inputs, told = self._inputs(carry, obs, first), self._told(agent)
+        if self.is_linen:
+            found = self.module.apply({"params": inner}, *inputs, **told)
+        else:
+            graph, state = nnx.split(self._abstract)
+            nnx.replace_by_pure_dict(state, inner)
+            found = nnx.merge(graph, state)(*inputs, **told)
+        carries = jnp.broadcast_to(carry, (len(obs), *carry.shape))
+        carries, outputs = found if self.carry_width else (carries, found)
+        self._require_shapes(carries, outputs, first.shape)
+        if self.log_std is not None:
+            outputs = jnp.concatenate([outputs, jnp.broadcast_to(params["log_std"]["kernel"], outputs.shape)], axis=-1)
+        return carries, outputs
+
+    def _require_shapes(self, carries: Array, outputs: Array, steps: tuple[int, ...]) -> None:
+        for what, array, width in (("states", carries, self.carry_width), ("outputs", outputs, self.n_out)):
+            found, expected = list(jnp.shape(array)), [*steps, width]
+            require(
+                found == expected,
+                f"the network {self.name} returns {what} {found} for {steps[0]} steps of {steps[1]} sequences, "
+                f"expected {expected}",
+            )
+
+    def _inputs(self, carry: Array, obs: Array, first: Array) -> tuple[Array, ...]:
+        return (carry, obs, first) if self.carry_width else (obs,)
+
+    def _told(self, agent: Array) -> dict[str, Array]:
+        return {"agent": agent} if self.takes_agent else {}
+
+
+def make_network(
+    config: NetworkConfig, n_out: int, *, head_gain: float, log_std: float | None = None
+) -> Network | OwnNetwork:
+    """Returns the network of a section of the configuration: the built-in one, or the one that it names.
+
+    Args:
+        config: the section.
+        n_out: width of the output.
+        head_gain: orthogonal gain of the built-in network's last layer.
+        log_std: start of the log-deviation of actions, where they are continuous.
+
+    Raises:
+        ConfigError: there is no network of the name.
+    """
+    if config.module:
+        return OwnNetwork(find_network(config.module), config, n_out, log_std)
+    return Network(config, n_out, head_gain=head_gain, log_std=log_std)

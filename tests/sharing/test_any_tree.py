@@ -1,0 +1,169 @@
+"""Schemes on networks that the library does not contain: each agent's column is its own network, alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import KEY, TRIO, assert_close, assert_same, every_scheme, random_like, row_of, small_config
+from own_networks import OWN
+
+from lorasa_jax.config import ConfigError
+from lorasa_jax.core.own_network import OwnNetwork, with_networks
+from lorasa_jax.core.trees import by_path
+from lorasa_jax.envs.toy import make_toy
+from lorasa_jax.learning.trainer import make_trainer
+from lorasa_jax.sharing.any_tree import as_layers, layer_names, on_any_tree
+from lorasa_jax.sharing.policy import make_policy
+from lorasa_jax.sharing.schemes import SCHEMES, each_its_own, merged
+from lorasa_jax.sharing.variants import Layers, low_rank
+
+T, E, N, D, OUT = 3, 2, 3, 5, 2
+CONFIG = small_config(
+    recurrent=True, groups=TRIO, actor={"hidden": 4, "module": "any"}
+)  # so that all layers are adapted
+every_network = pytest.mark.parametrize("name", OWN)
+
+
+def network_of(name: str, log_std: float | None = None) -> OwnNetwork:
+    return OwnNetwork(OWN[name], CONFIG.actor, OUT, log_std)
+
+
+def inputs_for(width: int) -> tuple:
+    rng = np.random.default_rng(3)
+    carry, obs = rng.normal(size=(E, N, width)), rng.normal(size=(T, E, N, D))
+    return jnp.asarray(carry, jnp.float32), jnp.asarray(obs, jnp.float32), jnp.asarray(rng.random((T, E)) < 0.3)
+
+
+@every_network
+@every_scheme
+def test_each_agent_is_its_own_network_alone(scheme, name):
+    policy = make_policy(SCHEMES[scheme](N, CONFIG), network_of(name), D)
+    params = random_like(jax.eval_shape(policy.init, KEY))
+    carry, obs, first = inputs_for(policy.initial_carry(1).shape[-1])
+    carries, outputs = jax.jit(policy.unroll)(params, carry, obs, first)
+    sees_id = policy.sharing.agent_id and name != "conv"  # which is told the index instead
+    alone = replace(network_of(name), width=D, n_ids=N if sees_id else 0)
+    for i, home in enumerate(policy.sharing.groups):
+        trunk, own = row_of(params.shared, home), {}
+        if params.agents:
+            own = row_of(params.agents, i)
+        weights = policy.sharing.adapter.merge(trunk, own)
+        one_hot = jnp.broadcast_to(jax.nn.one_hot(i, N), (T, E, N))
+        seen = jnp.concatenate([obs[:, :, i], one_hot], axis=-1) if sees_id else obs[:, :, i]
+        expected = alone.apply(weights, carry[:, i], seen, first, jnp.int32(i))
+        assert_close((carries[:, :, i], outputs[:, :, i]), expected)
+
+
+@every_network
+@pytest.mark.parametrize("scheme", ["lorasa", "mtl", "hyper", "mask", "seps_lora"])
+def test_acting_weights_play_as_the_policy_they_come_from(scheme, name):
+    sharing = SCHEMES[scheme](N, CONFIG)
+    policy = make_policy(sharing, network_of(name), D)
+    acting = make_policy(merged(sharing), network_of(name), D)
+    params = random_like(jax.eval_shape(policy.init, KEY))
+    inputs = inputs_for(policy.initial_carry(1).shape[-1])
+    assert_close(acting.unroll(policy.to_play(params), *inputs), policy.unroll(params, *inputs))
+    expected = jax.eval_shape(make_policy(each_its_own(sharing), network_of(name), D).init, KEY)
+    assert jax.tree.map(jnp.shape, policy.to_play(params)) == jax.tree.map(jnp.shape, expected)
+
+
+@every_network
+def test_fresh_adapters_change_nothing_and_only_their_first_factors_have_a_gradient(name):
+    policy = make_policy(SCHEMES["lorasa"](N, CONFIG), network_of(name, log_std=1.0), D)
+    params = policy.init(KEY)
+    inputs = inputs_for(policy.initial_carry(1).shape[-1])
+    plain = policy.merge(params)
+    trunk = row_of(params.shared, 0)
+    for i in range(N):
+        assert_same(row_of(plain.shared, i), trunk)
+    grads = jax.grad(lambda agents: (policy.unroll(params._replace(agents=agents), *inputs)[1] ** 2).sum())(
+        params.agents
+    )
+    moved = {path: bool(jnp.any(leaf != 0)) for path, leaf in by_path(grads).items()}
+    assert all(moved[path] for path in moved if not path.endswith("right"))
+    assert not any(moved[path] for path in moved if path.endswith("right"))
+    assert {path.split("/")[0] for path in moved} >= {"head", "log_std"}
+
+
+def test_layers_are_seen_as_matrices_and_come_back_as_they_were():
+    network = replace(network_of("conv"), width=D)
+    trunk = network.init(KEY)
+    shapes = jax.eval_shape(network.init, KEY)
+    layers = as_layers(trunk, shapes)
+    assert set(layers) == {*layer_names(trunk), ""}
+    assert {name: parts["kernel"].ndim for name, parts in layers.items() if name} == dict.fromkeys(
+        layer_names(trunk), 2
+    )
+    assert set(layers[""]) == {"who/embedding", "LayerNorm_0/scale", "LayerNorm_0/bias"}
+    adapter = on_any_tree(low_rank(1, 1.0, Layers(("attention/*",))), shapes)
+    own = adapter.init(KEY, trunk)
+    assert set(own) == {"attention/query", "attention/key", "attention/value", "attention/out"}
+    assert_same(adapter.merge(trunk, own), trunk)
+
+
+ENV = make_toy("own_number", N)
+
+
+def not_flax(n_in, n_out, config):
+    return object()
+
+
+@pytest.mark.parametrize(
+    ("network", "changes", "message"),
+    [
+        (lambda n_in, n_out, config: OWN["conv"](n_in, 9, config), {}, "the network ConvAttention returns outputs ["),
+        (OWN["gru"], {}, "the network DenseGRUDense is recurrent (carry_width 8); set actor.recurrent to True"),
+        (not_flax, {}, "the network python:not_flax must be a flax.linen module or a function of nnx.Rngs"),
+        (OWN["conv"], {"placement": ("conv", "fc1")}, "placement 'fc1' names no layer of the network python:conv_att"),
+    ],
+)  # fmt: skip
+def test_a_network_that_does_not_fit_is_refused_in_one_line(network, changes, message):
+    with pytest.raises(ConfigError) as error:
+        jax.eval_shape(make_trainer_of(network, changes).init, KEY)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def make_trainer_of(network, changes):
+    config = with_networks(small_config(sharing="lorasa"), network, **changes)
+    return make_trainer(config, ENV, adapting=True)
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        ("nowhere:make", "the network nowhere:make cannot be imported: No module named 'nowhere'"),
+        ("own_networks:nothing", "the network own_networks:nothing cannot be imported: "),
+        ("conv_atention", "unknown network 'conv_atention'"),
+        ("python:Gone", "the network Gone was handed in from Python; hand it in again"),
+    ],
+)
+def test_a_network_that_is_not_there_is_named(module, message):
+    config = small_config(actor={"module": module})
+    with pytest.raises(ConfigError) as error:
+        make_trainer(config, ENV)
+    assert str(error.value).startswith(message)
+
+
+def test_a_network_is_found_by_its_place():
+    config = small_config(sharing="lorasa", actor={"module": "own_networks:conv_attention"})
+    shapes = jax.eval_shape(make_trainer(config, ENV, adapting=True).init, KEY)
+    assert {"conv", "attention", "who", "head"} <= set(shapes.learner.actor.shared)
+
+
+def test_every_layer_that_agents_own_must_be_used():
+    class Unused(nn.Module):
+        @nn.compact
+        def __call__(self, obs):
+            nn.Dense(3, name="idle")(obs)
+            return nn.Dense(OUT, name="head")(obs)
+
+    network = OwnNetwork(lambda *_: Unused(), CONFIG.actor, OUT)
+    with pytest.raises(ConfigError, match="the network Unused does not use agents/idle/left, which agents own"):
+        make_policy(SCHEMES["lorasa"](N, replace(CONFIG, rank=1)), network, D)
+    make_policy(SCHEMES["lorasa"](N, replace(CONFIG, rank=1, placement=("head",))), network, D)
