@@ -9,7 +9,8 @@ A checkpoint is a directory of items, each of them arrays by their paths, beside
 
 The arrays are written by orbax. It reads flipped bits and other types without a word, hence
 the digests; and where it stumbles over a damaged file it says so at length, hence a look at the files before it.
-A checkpoint gets its name, a number, when all of it has been written; what has another name is none.
+It takes some characters of a path for patterns or addresses, hence links with plain names (`_plain`).
+A checkpoint gets its name, a number, when all of it has been written and opened again; what has another name is none.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ import math
 import os
 import re
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +44,8 @@ _UNFINISHED, _REMOVED = ".unfinished", ".removed"
 Arrays = dict[str, np.ndarray]
 Described = dict[str, dict[str, Any]]
 _TYPES = re.compile("bool|u?int(8|16|32|64)|b?float16|float(32|64)|complex64")
+_PLAIN = re.compile(r"[\w/.,=+~ -]*")
+"""Paths that mean to orbax what they mean to everybody."""
 _MOST = 2**30
 """Numbers in one item that are believed; a run of a million environments has fewer."""
 
@@ -70,11 +76,11 @@ def write(directory: Path, snapshot: Snapshot, keep: int | None = KEEP) -> Path:
     """Writes a checkpoint below `directory`, drops all but the last two (`keep`; None: all stay), and returns its path.
 
     Raises:
-        OSError: it could not be written, for instance because the disk is full; what was there before still is.
+        OSError: it could not be written, or not be opened again, for instance because the disk is full; what was
+            there before still is.
     """
     import orbax.checkpoint as ocp  # takes its time, and many runs never need it
 
-    directory = directory.absolute()  # orbax asks for it
     path, unfinished = directory / str(snapshot.rows), directory / f"{snapshot.rows}{_UNFINISHED}"
     directory.mkdir(parents=True, exist_ok=True)
     _require_space(directory, snapshot)
@@ -84,19 +90,44 @@ def write(directory: Path, snapshot: Snapshot, keep: int | None = KEEP) -> Path:
     args = {item: ocp.args.StandardSave(tree) for item, tree in trees.items() if tree}
     args[_META] = ocp.args.JsonSave({"format": FORMAT, **snapshot.meta, "leaves": described})
     try:
-        with _orbax() as checkpointer:
-            checkpointer.save(unfinished, args=ocp.args.Composite(**args))
+        _save(unfinished, ocp.args.Composite(**args))
         files = _digests(unfinished)
         (unfinished / _FILES).write_text(json.dumps({"sha256": _digest_of(files), "files": files}))
+        for item, arrays in read_meta(unfinished)["leaves"].items():
+            _require_stored(unfinished, item, arrays)
         unfinished.rename(path)
         for older in complete(directory)[:-keep] if keep else ():
             _remove(older)
-    except ValueError as error:  # how orbax passes on what the file system said
-        code = errno.ENOSPC if "RESOURCE_EXHAUSTED" in str(error) else errno.EIO
-        raise OSError(code, os.strerror(code)) from error
+    except ConfigError as error:  # it cannot be read
+        raise OSError(errno.EIO, str(error).removesuffix(elsewhere(unfinished))) from error
     finally:
         clean(directory)
     return path
+
+
+def _save(path: Path, args: Any) -> None:
+    """Lets orbax write a checkpoint; whatever stops it is an `OSError`."""
+    try:
+        with _orbax() as checkpointer, _plain(path.parent) as named:
+            checkpointer.save(named / path.name, args=args)
+    except OSError:
+        raise
+    except Exception as error:  # however orbax passes on what the file system said
+        code = errno.ENOSPC if "RESOURCE_EXHAUSTED" in str(error) else errno.EIO
+        raise OSError(code, os.strerror(code)) from error
+
+
+@contextmanager
+def _plain(directory: Path) -> Iterator[Path]:
+    """Gives a directory a name that orbax understands: it fails on such as `[2026] lora` or `gs:`."""
+    directory = directory.absolute()  # orbax asks for it
+    if _PLAIN.fullmatch(str(directory)):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(prefix="lorasa_jax-") as folder:
+        link = Path(folder) / "checkpoint"
+        link.symlink_to(directory, target_is_directory=True)
+        yield link
 
 
 def _require_space(directory: Path, snapshot: Snapshot) -> None:
@@ -227,26 +258,36 @@ def _restore(path: Path, item: str, described: Described | None = None) -> Any:
         what = "is damaged" if os.path.exists(path / wrong) else "is missing"
         raise ConfigError(f"{wrong} of checkpoint {path} {what}{elsewhere(path)}")
     how = ocp.args.JsonRestore() if item == _META else ocp.args.StandardRestore()
-    try:
-        for name, leaf in by_path(_stored(path / item) if described else {}).items():
-            # Orbax makes room for an array before it finds out whether its numbers are there.
-            expected = (described or {}).get(name)
-            same = expected and (list(leaf.shape), str(leaf.dtype)) == (expected["shape"], expected["dtype"])
-            require(bool(same), f"{name} in {item} of checkpoint {path} is not what was written{elsewhere(path)}")
-        with _orbax() as checkpointer:
-            return checkpointer.restore(path.absolute(), args=ocp.args.Composite(**{item: how}))[item]
-    except ConfigError:
-        raise
-    except Exception as error:  # whatever its files lead orbax to
-        said = " ".join(str(error).split())[:100]
-        raise ConfigError(f"{item} of checkpoint {path} cannot be read ({said}){elsewhere(path)}") from None
+    # Orbax makes room for an array before it finds out whether its numbers are there.
+    _require_stored(path, item, described or {})
+    with _reading(path, item) as named, _orbax() as checkpointer:
+        return checkpointer.restore(named, args=ocp.args.Composite(**{item: how}))[item]
 
 
-def _stored(path: Path) -> Any:
-    """The shapes and types of the arrays that an item's files hold, without reading them."""
+def _require_stored(path: Path, item: str, described: Described) -> None:
+    """Opens an item, and compares the shapes and types of its arrays with their descriptions, without reading them."""
     import orbax.checkpoint as ocp
 
-    return ocp.StandardCheckpointHandler().metadata(path.absolute()).tree
+    expected = {name: (leaf["shape"], leaf["dtype"]) for name, leaf in described.items() if 0 not in leaf["shape"]}
+    if not expected:
+        return  # empty arrays are in no file
+    with _reading(path, item) as named:
+        leaves = by_path(ocp.StandardCheckpointHandler().metadata(named / item).tree)
+    stored = {name: (list(leaf.shape), str(leaf.dtype)) for name, leaf in leaves.items()}
+    for name in stored.keys() | expected.keys():
+        same = stored.get(name) == expected.get(name)
+        require(same, f"{name} in {item} of checkpoint {path} is not what was written{elsewhere(path)}")
+
+
+@contextmanager
+def _reading(path: Path, item: str) -> Iterator[Path]:
+    """Gives a checkpoint a name for orbax, and says in one line whatever its files lead orbax to."""
+    try:
+        with _plain(path) as named:
+            yield named
+    except Exception as error:
+        said = " ".join(str(error).split())[:100]
+        raise ConfigError(f"{item} of checkpoint {path} cannot be read ({said}){elsewhere(path)}") from None
 
 
 def _orbax() -> Any:

@@ -102,6 +102,36 @@ def test_the_last_two_complete_checkpoints_stay(kept: SimpleNamespace, tmp_path:
     assert [path.name for path in complete(tmp_path)] == ["9"]
 
 
+ODD_NAMES = ["[2026] lora", "a*b?", "back\\slash", "{a,b}", "gs:", "~", "-lead", "100%20#", "two\nlines", "日本", "\udcff"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_directory_of_any_name_holds_checkpoints_that_can_be_read(tmp_path: Path, name: str) -> None:
+    items = {"shared": {"fc1/kernel": np.arange(6.0).reshape(2, 3)}, "train": {"none": np.zeros((0, 2))}}
+    path = write(tmp_path / name, storage.Snapshot(3, items, {}))
+    assert path.parent == tmp_path / name
+    assert_same(read_item(path, "shared"), nested(items["shared"]))
+    assert_same(read_item(path, "train"), nested(items["train"]))
+    assert [found.name for found in path.parent.iterdir()] == ["3"]
+
+
+def test_a_checkpoint_that_cannot_be_read_gets_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import orbax.checkpoint as ocp
+
+    snapshot = storage.Snapshot(3, {"shared": {"fc1/kernel": np.arange(6.0)}}, {})
+    write(tmp_path, snapshot._replace(rows=2))
+    save = ocp.Checkpointer.save
+
+    def lose(self: Any, path: Path, args: Any) -> None:
+        save(self, path, args=args)
+        shutil.rmtree(path / "shared" / "d")
+
+    monkeypatch.setattr(ocp.Checkpointer, "save", lose)
+    with pytest.raises(OSError, match=r"shared of checkpoint .*3\.unfinished cannot be read \(.*\)$"):
+        write(tmp_path, snapshot)
+    assert [path.name for path in tmp_path.iterdir()] == ["2"]
+
+
 def test_what_was_not_finished_is_no_checkpoint_and_goes(kept: SimpleNamespace, copy: Path) -> None:
     shutil.copytree(copy, copy.with_name("90.unfinished"))
     (copy.with_name("91.unfinished.orbax-checkpoint-tmp") / "train").mkdir(parents=True)
