@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,8 @@ ROWS = "rows.json"
 """Where a job of a sweep says what its rows are."""
 FREE = ("gif", "track", "cache", "save-every", "resume", "total-steps", "shard", "distributed")
 """Flags that may differ when a run goes on. Whether its budget may is found out with its checkpoint."""
+LONGEST_NAME, LONGEST_PATH = 255, 3800
+"""Bytes in the name of a file, and in a path below which there is still room for files (Linux takes 4096)."""
 C = TypeVar("C", bound=Config)
 T = TypeVar("T")
 
@@ -207,6 +210,23 @@ def run_of(resume: Path) -> Path:
     """Returns the run directory of what `--resume` names, itself or one of its checkpoints."""
     inside = resume.parent.name in (CHECKPOINTS, BACKBONES) and resume.name.isdecimal()
     return resume.parent.parent if inside else resume
+
+
+def require_place(path: Path | None, flag: str = "--out") -> None:
+    """Refuses a place for files that lies elsewhere than its name says, or cannot be named at all."""
+    if path is None:
+        return
+    shown = ascii(str(path))
+    is_address = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path))
+    require(not is_address, f"{flag} {shown} is an address, and files are written to directories of this machine only")
+    require(path.parts[:1] != ("~",), f"{flag} {shown} would be a directory named ~; write $HOME, or the whole path")
+    too_long = any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts)
+    too_long |= len(os.fsencode(path.absolute())) > LONGEST_PATH
+    require(not too_long, f"{flag} {shown[:60]}... is too long a name; choose a shorter one")
+    try:
+        str(path).encode()
+    except UnicodeError:
+        raise ConfigError(f"{flag} {shown} is not valid UTF-8; choose another name") from None
 
 
 def fail(error: Exception | str) -> NoReturn:

@@ -16,7 +16,7 @@ import tyro
 
 from lorasa_jax.config import require
 
-from cli import polite, read_flags, run_of
+from cli import polite, read_flags, require_place, run_of
 from saved import find_row, labels_of, load_run, measures, words
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class DiagnoseConfig:
     """In a job of a sweep, which row, counted from 0 in its rows.json."""
 
     def __post_init__(self) -> None:
+        require_place(self.out)
         require(self.episodes > 0, f"episodes must be positive, got {self.episodes}")
         require(self.draw >= 0, f"draw must be 0 or more, got {self.draw}")
 

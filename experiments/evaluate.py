@@ -12,7 +12,7 @@ import tyro
 
 from lorasa_jax.config import require
 
-from cli import polite, read_flags
+from cli import polite, read_flags, require_place
 from saved import Label, labels_of, load_run, measures, points_of
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class EvaluateConfig:
     """Draw one episode of the first seed (or fork) into this file, a GIF."""
 
     def __post_init__(self) -> None:
+        require_place(self.gif, "--gif")
         require(self.episodes > 0, f"episodes must be positive, got {self.episodes}")
         require(self.draw >= 0, f"draw must be 0 or more, got {self.draw}")
 

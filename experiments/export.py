@@ -12,7 +12,7 @@ import tyro
 
 from lorasa_jax.config import require
 
-from cli import polite, read_flags
+from cli import polite, read_flags, require_place
 from saved import find_checkpoint, find_row, labels_of, load_run, row_config
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.out or self.adapters), "name a file with --out, a folder with --adapters, or both")
-        for path in (self.out, self.adapters):
+        for flag, path in (("--out", self.out), ("--adapters", self.adapters)):
+            require_place(path, flag)
             require(path is None or not path.exists(), f"{path} exists already; name another")
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lorasa_jax.config import ConfigError, require
 
-from cli import CHECKPOINTS, RunConfig, fail, leave, parse, python
+from cli import CHECKPOINTS, RunConfig, fail, leave, parse, python, require_place
 from saved import measures
 
 if TYPE_CHECKING:
@@ -380,6 +380,8 @@ def is_done(config: RunConfig) -> bool:
 
 def is_taken(config: RunConfig) -> bool:
     """Says whether a new run would find its directory in use; several processes meet here."""
+    if config.resume is None:
+        require_place(config.out)
     taken = config.resume is None and config.directory.exists()
     if not config.distributed:
         return taken

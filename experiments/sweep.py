@@ -19,7 +19,7 @@ import tyro
 from lorasa_jax.config import Config, ConfigError, changed_settings, require
 
 import plan
-from cli import BACKBONES, ROWS, RunConfig, leave, polite, python, read_config, read_flags
+from cli import BACKBONES, ROWS, RunConfig, leave, polite, python, read_config, read_flags, require_place
 from plan import Job
 from run import complain
 from saved import measures, rows_of, word
@@ -388,6 +388,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     with polite():
         config = read_flags(SweepConfig, sys.argv[1:] if argv is None else argv)
+        require_place(config.out)
         out, go_on = config.directory, shlex.join([python(), *sys.argv])
         jobs = make_plan(config)
         if config.plan:

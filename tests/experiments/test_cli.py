@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lorasa_jax.config import ConfigError
+
 import cli
+import diagnose
+import evaluate
+import export
+import run
 import sizes
+import sweep
 from cli import PRESETS, RunConfig, leave, parse, python, read_config
 from run_dir import RunDir
 
@@ -239,3 +247,37 @@ def test_a_file_of_a_sweep_is_no_preset(tmp_path: Path, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit):
         parse(RunConfig, ["--env", "toy", "--preset", str(path)])
     assert "base must name a preset; a file with `grids` is one for sweep.py" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("gs://bucket/run", "'gs:/bucket/run' is an address"),
+        ("~/runs/x", "'~/runs/x' would be a directory named ~"),
+        ("runs/a\udcffb", "'runs/a\\udcffb' is not valid UTF-8"),
+        ("runs/" + "x" * 300, "is too long a name"),
+        ("x/" * 3000, "is too long a name"),
+    ],
+)
+def test_a_place_that_is_not_what_its_name_says_is_refused(place: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        cli.require_place(Path(place))
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("main", [run.main, sweep.main, diagnose.main, evaluate.main, export.main])
+def test_every_command_refuses_it_before_it_begins(
+    main: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flag = "--gif" if main is evaluate.main else "--out"
+    words = ["--env", "toy"] if main is run.main else [str(tmp_path)]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main([*words, flag, "gs://bucket/x"])
+    assert f"error: {flag} 'gs:/bucket/x' is an address" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", [None, "runs/[2026] lora", "a:b", "C:x", "runs/http:x", "/a/~", "~x", "日本"])
+def test_a_place_may_have_any_other_name(place: str | None) -> None:
+    cli.require_place(place and Path(place))

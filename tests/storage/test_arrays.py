@@ -102,7 +102,19 @@ def test_the_last_two_complete_checkpoints_stay(kept: SimpleNamespace, tmp_path:
     assert [path.name for path in complete(tmp_path)] == ["9"]
 
 
-ODD_NAMES = ["[2026] lora", "a*b?", "back\\slash", "{a,b}", "gs:", "~", "-lead", "100%20#", "two\nlines", "日本", "\udcff"]
+ODD_NAMES = [
+    "[2026] lora",
+    "a*b?",
+    "back\\slash",
+    "{a,b}",
+    "gs:",
+    "~",
+    "-lead",
+    "100%20#",
+    "two\nlines",
+    "日本",
+    "\udcff",
+]
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
