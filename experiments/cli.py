@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 import tyro
-import yaml
 
 from lorasa_jax.config import TASKS, Config, ConfigError, changed_settings, nearest, require
+
+from yaml_reader import read_yaml
 
 PRESETS = Path(__file__).parent / "configs"
 CHECKPOINTS = "checkpoints"
@@ -237,34 +238,32 @@ def fail(error: Exception | str) -> NoReturn:
 
 def preset_flags(config_type: type[Config], env: str, preset: str, case: dict[str, str]) -> Iterator[str]:
     """Yields a preset's settings for a task and an algorithm as command-line words."""
-    settings = {**read_preset(env, preset, case), "env": env}
-    yield from _flags(config_type, settings, find_preset(env, preset))
+    path = find_preset(env, preset)
+    settings = {**read_preset(env, path, case), "env": env}
+    yield from _flags(config_type, settings, path)
 
 
-def read_preset(env: str, preset: str, case: dict[str, str], above: tuple[str, ...] = ()) -> dict[str, Any]:
+def read_preset(env: str, path: Path, case: dict[str, str], above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Returns a preset's settings for a task and an algorithm.
 
-    A preset holds settings, and may say from which other one it starts (`base`), what to `set` in some `cases`, and
-    whether it is for these alone (`only_cases`).
+    A preset holds settings, and may say from which other one it starts (`base`: a name, or a file, which is sought
+    beside this one), what to `set` in some `cases`, and whether it is for these alone (`only_cases`).
 
     Args:
         env: the family of environments.
-        preset: its name, or a file.
+        path: its file.
         case: the task and the algorithm.
-        above: presets that start from it.
+        above: files of presets that start from it.
     """
-    path = find_preset(env, preset)
-    try:
-        settings = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+    settings = read_yaml(path) or {}
     require(isinstance(settings, dict), f"{path} must hold settings, one `name: value` a line")
     require(settings.get("env", env) == env, f"{path} is a preset for {settings.get('env')}, but --env is {env}")
     base, cases, only = (settings.pop(name, None) for name in ("base", "cases", "only_cases"))
     if base is not None:
         require(isinstance(base, str), f"{path}: base must name a preset; a file with `grids` is one for sweep.py")
-        require(base not in (*above, preset), f"{path} cannot start from itself, by base: {base}")
-        settings = _merged(read_preset(env, base, case, (*above, preset)), settings)
+        below, known = find_preset(env, base, path.parent), (*above, path.resolve())
+        require(below.resolve() not in known, f"{path} cannot start from itself, by base: {base}")
+        settings = _merged(read_preset(env, below, case, known), settings)
     fitting = [rule["set"] for rule in cases or () if _fits(rule, case, path)]
     described = " and ".join(f"{name} {value}" for name, value in case.items())
     require(bool(fitting) or not only, f"{path} has no case for {described}; choose among its cases, or another preset")
@@ -294,10 +293,15 @@ def _merged(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]
     return {**settings, **both}
 
 
-def find_preset(env: str, preset: str) -> Path:
-    """Returns the file of a preset, by name or path."""
-    if preset.endswith((".yaml", ".yml")):
-        path = Path(preset)
+def is_file_name(preset: str) -> bool:
+    """Says whether a preset is meant by its file, and not by its name."""
+    return preset.endswith((".yaml", ".yml"))
+
+
+def find_preset(env: str, preset: str, beside: Path = Path()) -> Path:
+    """Returns the file of a preset, by its name, or by a path that begins in some directory."""
+    if is_file_name(preset):
+        path = beside / preset
         require(path.is_file(), f"there is no preset file {path}")
         return path
     names = sorted(path.stem for path in (PRESETS / env).glob("*.yaml"))

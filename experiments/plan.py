@@ -8,11 +8,10 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
+from lorasa_jax.config import require
 
-from lorasa_jax.config import ConfigError, require
-
-from cli import RunConfig, parse_settings
+from cli import RunConfig, is_file_name, parse_settings
+from yaml_reader import read_yaml
 
 if TYPE_CHECKING:
     from lorasa_jax.envs import Env
@@ -72,14 +71,13 @@ class Job:
 def read(path: Path) -> tuple[dict[str, Any], list[Point]]:
     """Returns the settings that all points of a sweep have, and its points.
 
+    A preset's file is sought beside the sweep's.
+
     Raises:
         ConfigError: the file is not one of a sweep.
     """
     require(path.is_file(), f"there is no sweep file {path}")
-    try:
-        found = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+    found = read_yaml(path)
     require(
         isinstance(found, dict) and {"grids"} <= set(found) <= {"base", "grids"},
         f"{path} must hold `base`, the settings of all points, and `grids`, a list of what varies",
@@ -90,17 +88,39 @@ def read(path: Path) -> tuple[dict[str, Any], list[Point]]:
         isinstance(grids, list) and bool(grids) and all(isinstance(grid, dict) and grid for grid in grids),
         f"{path}: grids must be a list of products, such as `- {{sharing: lorasa, rank: [1, 8]}}`",
     )
-    points = [point for grid in grids for point in _points(path, grid)]
-    return base, [point for i, point in enumerate(points) if point not in points[:i]]
+    return _by_name(path, base), [point for grid in grids for point in _points(path, _by_name(path, grid))]
+
+
+def _by_name(path: Path, settings: dict[Any, Any]) -> Point:
+    """Settings by their dotted names, whether they stand in a section or not; files of presets as seen from here."""
+    found: Point = {}
+    for name, value in _flat(settings):
+        require(name not in found, f"{path}: {name} is set twice")
+        found[name] = _beside(path, value) if name == "preset" else value
+    return found
+
+
+def _beside(path: Path, preset: Any) -> Any:
+    if isinstance(preset, list):
+        return [_beside(path, each) for each in preset]
+    return str(path.parent / preset) if isinstance(preset, str) and is_file_name(preset) else preset
+
+
+def _flat(settings: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _points(path: Path, grid: dict[str, Any]) -> Iterator[Point]:
     """The product of a grid's lists; what is no list is the same for all its points."""
     for name in grid:
-        require(str(name) not in RESERVED, f"{path}: {name} is no part of a grid; say it in base, or leave it out")
+        require(name not in RESERVED, f"{path}: {name} is no part of a grid; say it in base, or leave it out")
     choices = [value if isinstance(value, list) else [value] for value in grid.values()]
     for values in product(*choices):
-        yield dict(zip(map(str, grid), values, strict=True))
+        yield dict(zip(grid, values, strict=True))
 
 
 def configure(path: Path, base: dict[str, Any], point: Point) -> RunConfig:
@@ -111,12 +131,12 @@ def configure(path: Path, base: dict[str, Any], point: Point) -> RunConfig:
     """
     settings: dict[str, Any] = {}
     for name, value in (*base.items(), *point.items()):
-        *sections, last = str(name).split(".")
+        *sections, last = name.split(".")
         branch = settings
         for section in sections:
             branch = branch.setdefault(section, {})
             require(isinstance(branch, dict), f"{path}: {section} is a section, with settings of its own")
-        branch[last] = dict(value) if isinstance(value, dict) else value
+        branch[last] = value
     return replace(parse_settings(RunConfig, settings, path), gif=False, out=None)
 
 

@@ -76,9 +76,11 @@ def make_plan(config: SweepConfig) -> list[Job]:
     from lorasa_jax.learning.trainer import make_trainer
 
     base, points = plan.read(config.file)
+    configs: dict[tuple[frozenset[str], RunConfig], plan.Point] = {}
+    for point in points:  # the same names with the same values, however written, are one point
+        configs.setdefault((frozenset(point), plan.configure(config.file, base, point)), point)
     configured = []
-    for point in points:
-        found = plan.configure(config.file, base, point)
+    for (_, found), point in configs.items():
         env = env_of(found)
         found = replace(with_groups(found, env, print), save_every=config.save_every, cache=config.cache)
         make_trainer(found, env, adapting=is_two_phase(found, env))  # says what does not fit

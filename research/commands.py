@@ -9,5 +9,6 @@ import cli
 import diagnose
 import plan
 import saved
+import yaml_reader
 
-__all__ = ["cli", "diagnose", "plan", "saved"]
+__all__ = ["cli", "diagnose", "plan", "saved", "yaml_reader"]

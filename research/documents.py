@@ -35,7 +35,7 @@ class Reporter:
     def __init__(self, root: Path):
         self.root, self.experiments = root, records.read_experiments(root / "results")
         self.runs = pd.concat([e.runs for e in self.experiments.values()], ignore_index=True)
-        self.anchors = {"anchors": [], **records.read_yaml(root / "results" / "anchors.yaml")}
+        self.anchors = {"anchors": [], **records.read_notes(root / "results" / "anchors.yaml")}
         self.figures = {name: (kind, data) for name, kind, data in figures.figures_of(self.runs)}
 
     def parts(self, name: str, document: Path) -> dict[str, tables.Blocks]:

@@ -41,11 +41,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
-import yaml
 
 from lorasa_jax.config import ConfigError, changed_settings, require
 
-from research.commands import cli, plan, saved
+from research.commands import cli, plan, saved, yaml_reader
 
 if TYPE_CHECKING:
     from lorasa_jax.envs.base import EnvSpec
@@ -81,7 +80,7 @@ def read_experiments(folder: Path) -> dict[str, Experiment]:
     found = {}
     for path in sorted(folder.glob(f"*/{RECORD}")):
         name, record = path.parent.name, read_record(path)
-        found[name] = Experiment(name, record, read_yaml(path.with_name(NOTES)), table_of(name, record))
+        found[name] = Experiment(name, record, read_notes(path.with_name(NOTES)), table_of(name, record))
     require(bool(found), f"there is no {RECORD} in any folder of {folder}; add finished runs with --add")
     return found
 
@@ -95,9 +94,9 @@ def read_record(path: Path) -> Record:
     return record
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_notes(path: Path) -> dict[str, Any]:
     """Returns what a file written by hand holds; nothing if it does not exist."""
-    return (yaml.safe_load(path.read_text()) if path.exists() else None) or {}
+    return (yaml_reader.read_yaml(path) if path.exists() else None) or {}
 
 
 def by(column: str, runs: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -163,7 +163,8 @@ def test_a_wrong_flag_is_named_with_what_was_expected(
         ("rnak: 1\n", "no setting 'rnak' (did you mean 'rank'"),
         ("ppo: 3\n", "ppo is a section"),
         ("- rank\n", "must hold settings"),
-        ("rank: [\n", "no valid YAML"),
+        ("rank: [\n", "not valid YAML"),
+        ("ppo: {lr: 1}\nrank: 2\nppo: {gamma: 0.5}\n", "line 3: the key 'ppo' stands in line 1 already"),
     ],
 )
 def test_a_wrong_preset_is_named_with_its_fault(
@@ -174,10 +175,28 @@ def test_a_wrong_preset_is_named_with_its_fault(
     assert said in wrong(capsys, "--preset", str(preset))
 
 
+def test_a_preset_starts_from_a_file_beside_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    mine, base = tmp_path / "mine" / "mine.yaml", tmp_path / "mine" / "base.yaml"
+    mine.write_text("base: base.yaml\nrank: 3\nshard: off\n")
+    base.write_text("base: small_nps\nrank: 2\nalpha: 7\n")
+    monkeypatch.chdir(tmp_path)
+    config = parse(RunConfig, ["--preset", "mine/mine.yaml"])
+    assert (config.rank, config.alpha, config.sharing, config.shard) == (3, 7, "nps", "off")
+    base.write_text("base: ../mine/mine.yaml\n")
+    assert "cannot start from itself, by base: ../mine/mine.yaml" in wrong(capsys, "--preset", str(mine))
+    base.write_text("base: nowhere.yaml\n")
+    assert "there is no preset file mine/nowhere.yaml" in wrong(capsys, "--preset", "mine/mine.yaml")
+    mine.write_text("gif: off\n")
+    assert "--gif" in wrong(capsys, "--preset", str(mine))
+
+
 def test_a_preset_is_read_safely(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     preset = tmp_path / "mine.yaml"
     preset.write_text("rank: !!python/object/apply:os.getpid []\n")
-    assert "no valid YAML" in wrong(capsys, "--preset", str(preset))
+    assert "not valid YAML" in wrong(capsys, "--preset", str(preset))
 
 
 def test_help_is_instant_and_needs_no_jax() -> None:

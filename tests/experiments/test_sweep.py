@@ -48,8 +48,33 @@ def jobs_of(path: Path) -> list[plan.Job]:
 
 def test_points_are_the_products_and_each_counts_once(tmp_path: Path) -> None:
     grids = [{"sharing": "lorasa", "rank": [1, 2]}, {"sharing": ["lorasa", "ps"], "rank": 2}]
-    _, points = plan.read(write(tmp_path / "a.yaml", grids=grids))
-    assert points == [{"sharing": s, "rank": r} for s, r in (("lorasa", 1), ("lorasa", 2), ("ps", 2))]
+    path = write(tmp_path / "a.yaml", grids=grids)
+    expected = [{"sharing": s, "rank": r} for s, r in (("lorasa", 1), ("lorasa", 2), ("lorasa", 2), ("ps", 2))]
+    assert plan.read(path)[1] == expected
+    rows = [row.point for job in jobs_of(path) for row in job.rows if job.origin]
+    assert rows == [expected[0]] * 2 + [expected[1]] * 2  # two seeds of each
+
+
+def test_a_point_counts_once_however_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    base = json.dumps(BASE)
+    path.write_text(f"base: {base}\ngrids:\n- {{ppo.gamma: [5e-1, 0.5, '.5']}}\n- ppo: {{gamma: [0.5, 0.25]}}\n")
+    points = [row.point for job in jobs_of(path) for row in job.rows if job.origin]
+    assert [point["ppo.gamma"] for point in points] == [0.5, 0.5, 0.25, 0.25]  # two seeds of each
+
+
+def test_the_file_of_a_preset_is_sought_beside_that_of_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    for name, rank in (("a", 2), ("b", 3)):
+        (tmp_path / "mine" / f"{name}.yaml").write_text(f"base: fast\nrank: {rank}\n")
+    base = {name: value for name, value in BASE.items() if name != "rank"}
+    write(tmp_path / "mine" / "sweep.yaml", {**base, "sharing": "hyper"}, [{"preset": ["a.yaml", "b.yaml", "fast"]}])
+    monkeypatch.chdir(tmp_path)
+    jobs = jobs_of(Path("mine/sweep.yaml"))
+    ranks = {job.rows[0].point["preset"]: job.config.rank for job in jobs}
+    assert ranks == {"mine/a.yaml": 2, "mine/b.yaml": 3, "fast": 8}
 
 
 def test_a_plan_trains_every_trunk_once(tmp_path: Path) -> None:
@@ -116,7 +141,12 @@ def test_every_sweep_of_the_repository_can_be_planned(path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("grids: [", "is no valid YAML"),
+        ("grids: [", "is not valid YAML"),
+        (
+            "grids: [{rank: 1}]\nbase: {env: toy}\ngrids: [{rank: 2}]",
+            "line 3: the key 'grids' stands in line 1 already",
+        ),
+        ("base: {env: toy, ppo: {lr: 1}, ppo.lr: 2}\ngrids: [{rank: 1}]", "ppo.lr is set twice"),
         ("grid: [{rank: 1}]", "must hold `base`, the settings of all points, and `grids`"),
         ("grids: {rank: 1}", "grids must be a list of products"),
         ("base: 3\ngrids: [{rank: 1}]", "base must hold settings"),
@@ -129,7 +159,7 @@ def test_every_sweep_of_the_repository_can_be_planned(path: Path) -> None:
         ("base: {env: toy}\ngrids: [{task: nothing}]", "no toy game 'nothing'"),
         ("base: {env: toy, ppo: }\ngrids: [{ppo.lr: 1}]", "ppo is a section, with settings of its own"),
         ("base: {env: toy}\ngrids: [{shard: [rows, envs]}]", "shard is no part of a grid"),
-        ("!!python/object/apply:os.system ['false']", "is no valid YAML"),
+        ("!!python/object/apply:os.system ['false']", "is not valid YAML"),
     ],
 )
 def test_a_file_that_cannot_be_run_is_one_line(content: str, said: str, tmp_path: Path) -> None:
