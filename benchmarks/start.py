@@ -37,7 +37,6 @@ def parts(arguments: list[str]) -> dict[str, float]:
 
     mark("Python")
     sys.path.insert(0, str(RUN.parent))
-    import run  # type: ignore[import-not-found]
     from cli import RunConfig, parse  # type: ignore[import-not-found]
 
     config = parse(RunConfig, arguments)
@@ -45,7 +44,9 @@ def parts(arguments: list[str]) -> dict[str, float]:
     import jax  # noqa: F401
 
     mark("jax")
-    run.prepare(config)
+    from lorasa_jax.surroundings import prepare
+
+    prepare(many=config.shard != "off", keep=config.cache)
     from lorasa_jax.envs import make_env
     from lorasa_jax.running import loop
     from lorasa_jax.running.programs import Programs

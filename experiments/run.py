@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lorasa_jax.config import ConfigError, require
+from lorasa_jax.surroundings import join_processes, load_jax, prepare
 
 from cli import CHECKPOINTS, RunConfig, fail, leave, parse, python, require_place
 from saved import measures
@@ -169,19 +170,6 @@ def draw_episode(result: Result, path: Path) -> None:
     save_gif(system.env.draw(states), path, system.env.fps)
 
 
-def prepare(config: RunConfig) -> None:
-    """Puts all cores to work, and keeps compiled programs from one run to the next, as the configuration asks for."""
-    import jax
-
-    from lorasa_jax.running.devices import use_cores
-
-    if config.shard != "off" and not config.distributed:
-        use_cores()
-    if config.cache:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lorasa_jax"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-
-
 def train(config: RunConfig, began: float) -> None:
     """Runs the configuration, from its beginning or from a checkpoint, and fills its run directory."""
     from lorasa_jax.envs import make_env
@@ -192,7 +180,7 @@ def train(config: RunConfig, began: float) -> None:
     from display import tracker
     from run_dir import RunDir
 
-    prepare(config)
+    prepare(many=config.shard != "off" and not config.distributed, keep=config.cache)
     env = make_env(config)
     config = with_groups(config, env, print if is_leader() else lambda text: None)
     make_trainer(config, env)  # what does not fit the environment is said before anything is written
@@ -385,9 +373,9 @@ def is_taken(config: RunConfig) -> bool:
     taken = config.resume is None and config.directory.exists()
     if not config.distributed:
         return taken
-    from lorasa_jax.running.devices import anywhere, join_processes
-
     join_processes()
+    from lorasa_jax.running.devices import anywhere
+
     return anywhere(taken)  # all have looked before the first one makes it
 
 
@@ -407,6 +395,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         if sys.stdout.isatty():
             print("loading", end="\r", flush=True)
+        load_jax()
         train(config, began)
     except ConfigError as error:
         fail(error)

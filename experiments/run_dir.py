@@ -21,6 +21,7 @@ import numpy as np
 
 from lorasa_jax.config import Config, ConfigError, changed_settings, require
 from lorasa_jax.running.state import Report
+from lorasa_jax.surroundings import TOLD, switches
 
 from saved import rows_of, words
 
@@ -66,6 +67,7 @@ def versions() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "devices": [str(device.device_kind) for device in jax.devices()],
+        "switches": switches(),
         "commit": _commit(),
         "command": ["python", *sys.argv],
     }
@@ -126,6 +128,10 @@ class RunDir:
             parts = ("packages", "python", "cpus", "devices")
             for name, before, after in changed_settings({p: then[p] for p in parts}, {p: now[p] for p in parts}):
                 yield f"{name} is {after} now and was {before}, so the last bits of the numbers may differ"
+            for name, before in then.get("switches", {}).items():
+                after, what = now["switches"].get(name), TOLD.get(name, "last bits")
+                if after != before:
+                    yield f"{name.upper()} is {after} now and was {before}, so the {what} of the run may differ"
 
     def require_rows(self, rows: int) -> list[str]:
         """Returns the first rows of what was measured, as they stand in the file.

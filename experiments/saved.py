@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorasa_jax.config import require
+from lorasa_jax.surroundings import prepare
 
 from cli import CHECKPOINTS, ROWS, RunConfig, from_settings, read_config, run_of
 
@@ -117,6 +118,7 @@ def find_checkpoint(path: Path) -> tuple[RunConfig, Path]:
 
 def load_run(path: Path, valued: bool = False, best: bool = False, **changes: Any) -> tuple[SavedTeam, Path]:
     """Returns the last or the best teams of a run (with their critics), its settings changed, and the checkpoint."""
+    prepare()
     from lorasa_jax.envs import make_env
     from lorasa_jax.storage.checkpoints import load_team
 

@@ -9,6 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from lorasa_jax.config import Config, ConfigError, nearest, require
+from lorasa_jax.surroundings import prepare
 
 from cli import fail, parse
 
@@ -89,10 +90,11 @@ def nps_width(config: Config, env: Env) -> tuple[int, int, int]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     config = parse(SizesConfig, sys.argv[1:] if argv is None else argv)
-    from lorasa_jax.envs import make_env
-    from lorasa_jax.sharing.schemes import SCHEMES
-
     try:
+        prepare()
+        from lorasa_jax.envs import make_env
+        from lorasa_jax.sharing.schemes import SCHEMES
+
         if config.match is None:
             table = list(rows(config, make_env(config)))
             table.insert(1, ["---"] * len(table[0]))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from lorasa_jax.config import Config, ConfigError, changed_settings, require
+from lorasa_jax.surroundings import prepare
 
 import plan
 from cli import BACKBONES, ROWS, RunConfig, leave, polite, python, read_config, read_flags, require_place
@@ -124,7 +125,6 @@ def run_job(job: Job, out: Path, go_on: str) -> None:
     begun = (directory / "versions.json").exists()
     config = replace(job.config, out=directory, resume=directory if begun else None)
     env = env_of(config)
-    run.prepare(config)
     with closing(RunDir(directory, config, [row.label for row in job.rows])) as run_dir:
         write_json(directory / ROWS, {"rows": [row.label for row in job.rows], "own": [row.own for row in job.rows]})
         start = run.find_start(config, env, run_dir, lambda: find_origins(job, out, env))
@@ -392,6 +392,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = read_flags(SweepConfig, sys.argv[1:] if argv is None else argv)
         require_place(config.out)
         out, go_on = config.directory, shlex.join([python(), *sys.argv])
+        # Before anything is computed: a plan finds groups, and asks environments for their shapes.
+        prepare(many=plan.read(config.file)[0].get("shard") != "off", keep=config.cache and not config.plan)
         jobs = make_plan(config)
         if config.plan:
             print_plan(jobs)

@@ -24,6 +24,7 @@ from lorasa_jax.sharing.any_tree import layer_names
 from lorasa_jax.sharing.policy import Policy, make_policy
 from lorasa_jax.sharing.schemes import Sharing, critic_sharing, each_its_own, make_sharing, merged, trunks_only
 from lorasa_jax.sharing.variants import Layers
+from lorasa_jax.surroundings import require_switches
 
 
 class System(NamedTuple):
@@ -81,7 +82,11 @@ def make_system(config: Config, env: Env, *, adapting: bool = False) -> System:
         env: its environment.
         adapting: the second phase of a two-phase scheme, in which the trunks are frozen
             and what the agents own is trained. Otherwise the trunks are trained.
+
+    Raises:
+        ConfigError: the configuration does not fit the environment, or one of JAX's switches forbids what is done here.
     """
+    require_switches()
     spec = env.spec
     scope = config.critic.scope
     if scope == "auto":

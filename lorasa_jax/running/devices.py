@@ -13,9 +13,7 @@ device keeps its own: `join` and `part` know, and are plain reshapes wherever en
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -179,39 +177,7 @@ def _too_few(by: str, n_rows: int, n_blocks: int, processes: int) -> str:
     return f"shard off uses one device, but there are {processes} processes; start one"
 
 
-# Outside
-
-
-def cores() -> int:
-    """Returns how many cores of the processor this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-PATIENCE = " ".join(
-    f"--xla_cpu_collective_call_{what}_timeout_seconds={seconds}"
-    for what, seconds in (("warn_stuck", 600), ("terminate", 1_000_000))
-)
-"""How long one core may keep the others waiting before XLA says so, and before it ends the process.
-
-Cores have other work too, and a run may be stopped for a while (Ctrl-Z): that is no error.
-"""
-
-
-def use_cores() -> None:
-    """Makes a device of every core of the processor, for runs that compute there.
-
-    Left to itself XLA keeps one core busy and the others in part, since a network's products are small. Changes nothing
-    where the number of devices is given already (JAX_NUM_CPU_DEVICES, or
-    `--xla_force_host_platform_device_count` in XLA_FLAGS), or once jax has begun to compute.
-    """
-    flags = os.environ.get("XLA_FLAGS", "")
-    # An XLA that does not know a flag ends the process: only those that are known to know them are told.
-    if "collective_call" not in flags and jax.__version_info__ < (0, 11):
-        os.environ["XLA_FLAGS"] = f"{flags} {PATIENCE}".strip()
-    given = "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in flags
-    if cores() > 1 and not given:
-        with suppress(RuntimeError):  # too late: there are devices
-            jax.config.update("jax_num_cpu_devices", cores())
+# On the host
 
 
 def local(tree: PyTree) -> PyTree:
@@ -243,32 +209,6 @@ def row(tree: PyTree, k: int) -> PyTree:
 
 
 # Several processes
-
-
-def join_processes() -> None:
-    """Makes this process one of several, as its launcher's environment says.
-
-    SLURM, Open MPI, Kubernetes and others are found by jax. Otherwise JAX_COORDINATOR_ADDRESS
-    (host:port of the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID say it. Must come before any computation.
-
-    Raises:
-        ConfigError: nothing says who the others are, or they were not met.
-    """
-    given: dict[str, str | None] = {
-        name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")
-    }
-    try:
-        known = {name: int(value) for name, value in given.items() if value is not None}
-    except ValueError:
-        raise ConfigError("JAX_NUM_PROCESSES and JAX_PROCESS_ID must be whole numbers") from None
-    try:
-        jax.distributed.initialize(num_processes=known.get("num_processes"), process_id=known.get("process_id"))
-    except (ValueError, RuntimeError) as error:
-        line = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(
-            f"the processes of this run did not find each other ({line}); start them with srun or mpirun, or set "
-            "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID for each"
-        ) from None
 
 
 def is_leader() -> bool:

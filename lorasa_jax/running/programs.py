@@ -11,7 +11,8 @@ from typing import Any
 import jax
 
 from lorasa_jax.core.types import PyTree
-from lorasa_jax.running.devices import Layout, cores
+from lorasa_jax.running.devices import Layout
+from lorasa_jax.surroundings import COMPILED, cores, require_switches
 
 OPTIONS: dict[str, str | bool] = {
     # Not to hand products and sums to a library which, for sizes like these, takes longer within an update than the
@@ -65,9 +66,13 @@ class Programs:
 
     Attributes:
         waited: seconds the run stood still for tracing and compilation, those of earlier parts included.
+
+    Raises:
+        ConfigError: jit is disabled.
     """
 
     def __init__(self, n_seeds: int, status: Callable[[str], None], waited: float = 0.0, layout: Layout | None = None):
+        require_switches(COMPILED)
         self._n_seeds, self._status, self.waited = n_seeds, status, waited
         self._layout = layout or Layout()
         self._workers = min(cores(), 2)

@@ -16,6 +16,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -427,3 +428,21 @@ def test_a_battle_or_a_robot_goes_on_as_if_it_never_had_stopped(
             stopped(["--resume", str(out)] if out.exists() else [*argv, "--out", str(out)])
     resume(out)
     assert outcome(out) == outcome(whole)
+
+
+def test_a_switch_of_jax_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with jax.enable_x64(True), pytest.raises(SystemExit) as stop:
+        run.main([*TINY, "--out", str(tmp_path / "out")])
+    assert stop.value.code == 2 and not (tmp_path / "out").exists()
+    assert "error: lorasa_jax does not work with JAX_ENABLE_X64=True" in capsys.readouterr().err
+
+
+def test_a_run_that_goes_on_under_another_switch_is_told_so(directory: Path, tmp_path: Path) -> None:
+    shutil.copytree(directory, tmp_path / "out")
+    with closing(RunDir(tmp_path / "out", cli.read_config(cli.RunConfig, directory / "config.json"))) as found:
+        assert list(found.notes()) == []
+        with jax.threefry_partitionable(False):
+            (note,) = found.notes()
+    assert note == "JAX_THREEFRY_PARTITIONABLE is False now and was True, so the random numbers of the run may differ"

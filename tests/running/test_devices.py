@@ -21,6 +21,7 @@ import pytest
 from helpers import assert_close, assert_same, small_config
 from jax.sharding import NamedSharding, PartitionSpec
 
+from lorasa_jax import surroundings
 from lorasa_jax.config import ConfigError, NetworkConfig
 from lorasa_jax.core.axes import by_shard, join, part, spread
 from lorasa_jax.core.networks import Network
@@ -106,7 +107,7 @@ def test_every_core_is_a_device_unless_told_otherwise(given, expected):
 import os
 os.sched_getaffinity = lambda pid: {0, 1}  # two cores, wherever this runs
 import jax
-from lorasa_jax.running.devices import use_cores
+from lorasa_jax.surroundings import use_cores
 use_cores()
 print(jax.device_count(), os.environ["XLA_FLAGS"].count("collective_call"))
 use_cores()  # changes nothing any more
@@ -133,10 +134,10 @@ def test_several_processes_must_be_introduced(monkeypatch):
     for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigError, match=r"did not find each other .*set JAX_COORDINATOR_ADDRESS"):
-        devices.join_processes()
+        surroundings.join_processes()
     monkeypatch.setenv("JAX_PROCESS_ID", "first")
     with pytest.raises(ConfigError, match="must be whole numbers"):
-        devices.join_processes()
+        surroundings.join_processes()
 
 
 @pytest.mark.parametrize(
