@@ -151,7 +151,7 @@ def skeleton_of(system: Any) -> Skeleton:
 @cache
 def load_robot(name: str, backend: str) -> Any:
     """Returns brax's environment of a robot, which neither resets by itself nor counts steps."""
-    with _still():
+    with _still(), jax.debug_infs(False):  # joints without limits have infinite ones
         return _load_brax().get_environment(name, backend=backend)
 
 

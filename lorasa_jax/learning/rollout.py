@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from lorasa_jax.core.axes import join, part, spread
@@ -68,7 +69,7 @@ def collect(
     Returns:
         Where the environments stand afterwards, the trajectory, and statistics of the
         episodes that ended: `episodes` (their number), and the means `return`,
-        `win_rate` and `length` (NaN where no episode ended).
+        `win_rate` and `length` (0 where no episode ended; `mark_missing` turns them into NaN on the host).
     """
     config, env = system.config, system.env
     n_envs, length, chunk = config.n_envs, config.rollout_length, config.chunk_length
@@ -184,18 +185,25 @@ def _values(
 
 
 def _episode_statistics(ended: dict[str, Array]) -> Metrics:
-    done = ended["done"]
-    episodes = jnp.sum(done)
-
     def mean(x: Array) -> Array:
-        return jnp.where(episodes > 0, masked_mean(x.astype(jnp.float32), done), jnp.nan)
+        return masked_mean(x.astype(jnp.float32), ended["done"])
 
     return {
-        "episodes": episodes,
+        "episodes": jnp.sum(ended["done"]),
         "return": mean(ended["return"]),
         "win_rate": mean(ended["won"]),
         "length": mean(ended["length"]),
     }
+
+
+def mark_missing(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns metrics on the host, with NaN for the means over episodes where no episode has ended.
+
+    Programs say 0 there, so that under JAX_DEBUG_NANS every NaN is a fault.
+    """
+    none = np.asarray(metrics["episodes"]) == 0
+    means = ("return", "win_rate", "length")
+    return {name: np.where(none, np.nan, value) if name in means else value for name, value in metrics.items()}
 
 
 def record_episode(system: System, weights: Weights, key: PRNGKeyArray, greedy: bool = True) -> PyTree:

@@ -127,7 +127,8 @@ def train(config: Config, env: Env) -> Callable[[PRNGKeyArray], tuple[TrainState
     """Returns a whole run as one pure function of a key: `key -> (state, metrics [iterations])`.
 
     For sweeps inside one program, without evaluations; `lorasa_jax.running.loop.run` is the same run with
-    evaluations, reports and a switch that may be found on the way.
+    evaluations, reports and a switch that may be found on the way. Where no episode ended in an iteration
+    (`episodes` is 0), the metrics `return`, `win_rate` and `length` are 0; `rollout.mark_missing` turns them into NaN.
 
     Raises:
         ConfigError: `switch_step` is `auto`, which needs evaluations.

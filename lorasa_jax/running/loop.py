@@ -20,6 +20,7 @@ from lorasa_jax.core.types import Metrics, RolloutState, TrainState, Trajectory,
 from lorasa_jax.envs.base import Env
 from lorasa_jax.envs.checks import describe_faults, first_not_finite, require_fits
 from lorasa_jax.learning.clustering import with_groups
+from lorasa_jax.learning.rollout import mark_missing
 from lorasa_jax.learning.switching import Evaluation, should_switch
 from lorasa_jax.learning.system import is_two_phase
 from lorasa_jax.learning.trainer import Trainer, graft, make_trainer
@@ -161,7 +162,7 @@ class _Runner:
         )
         flags = self.layout.place(active)
         train, metrics = programs[f"{phase} update"](train, rollout, trajectory, flags)
-        measured = fetch({**episodes, **metrics})
+        measured = mark_missing(fetch({**episodes, **metrics}))
         env_steps = after * config.steps_per_iteration
         self._check_finite(measured, active, env_steps, state, trajectory)
         programs.idle()

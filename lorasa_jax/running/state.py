@@ -25,7 +25,7 @@ class Best(NamedTuple):
     Attributes:
         actor: its parameters.
         inputs: the statistics by which what it sees is standardised.
-        returns: what its evaluation returned; -infinity: there was none.
+        returns: what its evaluation returned; the least number: there was none.
         iteration: when that was.
     """
 
@@ -38,7 +38,7 @@ class Best(NamedTuple):
     def none(cls, train: TrainState) -> Best:
         """Returns the beginning: the team of now, before any evaluation."""
         iteration = train.iteration
-        returns = jnp.full(iteration.shape, -jnp.inf)
+        returns = jnp.full(iteration.shape, jnp.finfo(jnp.float32).min)  # and no infinity, for JAX_DEBUG_INFS
         return cls(train.learner.actor, train.learner.inputs, returns, iteration)
 
 
