@@ -16,9 +16,9 @@ from helpers import small_config
 from lorasa_jax import surroundings
 from lorasa_jax.config import ConfigError
 from lorasa_jax.envs.toy import make_toy
-from lorasa_jax.programs import Programs
+from lorasa_jax.learning.system import make_system
+from lorasa_jax.running.programs import Programs
 from lorasa_jax.surroundings import cache_folder, keep_programs, load_jax, require_device, switches
-from lorasa_jax.system import make_system
 
 CACHE = "jax_compilation_cache_dir"
 

@@ -171,6 +171,18 @@ def test_a_file_that_cannot_be_run_is_one_line(content: str, said: str, tmp_path
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("shard", "many"), [("auto", True), ("off", False)])
+def test_cores_are_put_to_work_before_anything_is_computed(
+    shard: str, many: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the plan has computed something it is too late."""
+    called: list[Any] = []
+    monkeypatch.setattr(sweep, "prepare", lambda **how: called.append(how))
+    monkeypatch.setattr(sweep, "make_plan", lambda config: called.append("plan") or [])
+    sweep.main([str(write(tmp_path / "a.yaml", {**BASE, "shard": shard})), "--plan", "True"])
+    assert called == [{"many": many, "keep": False}, "plan"]
+
+
 def test_a_plan_is_printed_and_nothing_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep.main([str(write(tmp_path / "a.yaml")), "--plan", "True", "--out", str(tmp_path / "out")])
     said = capsys.readouterr().out

@@ -27,7 +27,16 @@ from helpers import (
 from lorasa_jax.core.distributions import categorical, mask_logits
 from lorasa_jax.core.types import Weights
 from lorasa_jax.envs.toy import ceilings, make_toy
-from lorasa_jax.learning.rollout import STEPS_PER_START, collect, evaluate, initial_state, record_episode, select
+from lorasa_jax.learning import rollout
+from lorasa_jax.learning.rollout import (
+    STEPS_PER_START,
+    collect,
+    evaluate,
+    initial_state,
+    mark_missing,
+    record_episode,
+    select,
+)
 from lorasa_jax.learning.system import make_system
 
 ENVS, LENGTH, CHUNK = 4, 2 * STEPS_PER_START, 8
@@ -290,6 +299,23 @@ def test_a_recorded_episode_has_all_its_states(name):
     states = record_episode(p.system, p.weights, KEY)
     np.testing.assert_array_equal(states.time, np.arange(states.length[0] + 1))
     assert len(np.unique(states.number)) == 1
+
+
+def test_where_no_episode_ended_programs_say_0_and_the_host_says_nan():
+    """So that JAX_DEBUG_NANS, here for the second of two seeds, finds no NaN that means nothing."""
+    done = jnp.array([[[True, False]], [[False, False]]])
+    ended = {"done": done, "won": ~done, "return": jnp.full(done.shape, 3.0), "length": jnp.full(done.shape, 7)}
+    with jax.debug_nans(True):
+        said = jax.jit(jax.vmap(rollout._episode_statistics))(ended)
+    metrics = {name: np.asarray(value) for name, value in said.items()}
+    assert {name: value.tolist() for name, value in metrics.items()} == {
+        "episodes": [1, 0], "return": [3, 0], "win_rate": [0, 0], "length": [7, 0],
+    }  # fmt: skip
+    marked = mark_missing({**metrics, "kl": np.zeros(2)})
+    expected = {"episodes": [1, 0], "return": [3, np.nan], "win_rate": [0, np.nan], "length": [7, np.nan], "kl": [0, 0]}
+    for name, values in expected.items():
+        np.testing.assert_array_equal(marked[name], values)
+    assert marked["return"].dtype == np.float32
 
 
 def test_selection_is_by_environment():
