@@ -23,7 +23,6 @@ import pytest
 from lorasa_jax.config import Config
 from lorasa_jax.learning import clustering as grouping
 from lorasa_jax.running import loop
-from lorasa_jax.running.state import Report, RunState
 from lorasa_jax.storage import arrays as storage
 
 import cli
@@ -318,10 +317,10 @@ def test_a_run_that_diverges_says_where_and_what_is_kept(
 ) -> None:
     check, out = loop._Runner._check_finite, tmp_path / "out"
 
-    def spoil(runner: loop._Runner, report: Report, before: RunState) -> None:
-        if report.env_steps[0] == 3 * 64:
-            report.metrics["kl"] = report.metrics["kl"] * np.array([1.0, np.nan])
-        check(runner, report, before)
+    def spoil(runner: loop._Runner, measured: dict, active: Any, env_steps: Any, *rest: Any) -> None:
+        if env_steps[0] == 3 * 64:
+            measured["kl"] = measured["kl"] * np.array([1.0, np.nan])
+        check(runner, measured, active, env_steps, *rest)
 
     monkeypatch.setattr(loop._Runner, "_check_finite", spoil)
     assert stopped([*TINY, "--out", str(out)]) == 2

@@ -33,8 +33,8 @@ from lorasa_jax.running.loop import run
 from lorasa_jax.running.programs import over_seeds
 from lorasa_jax.running.state import Result
 
-TESTS = Path(__file__).parent
-RUN = TESTS.parent / "experiments" / "run.py"
+TESTS, REPOSITORY = Path(__file__).parent, Path(__file__).parents[2]
+RUN = REPOSITORY / "experiments" / "run.py"
 
 
 # In this process, with a single device
@@ -149,7 +149,7 @@ def test_several_processes_must_be_introduced(monkeypatch):
     ],
 )
 def test_memory_follows_the_formula(phase, changes):
-    spec = importlib.util.spec_from_file_location("memory", TESTS.parent / "benchmarks" / "memory.py")
+    spec = importlib.util.spec_from_file_location("memory", REPOSITORY / "benchmarks" / "memory.py")
     memory = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(memory)
     env = make_toy("probe_death", 3)
