@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from lorasa_jax.sharing.variants import NOTHING as NOTHING
     from lorasa_jax.sharing.variants import Adapter as Adapter
     from lorasa_jax.sharing.variants import low_rank as low_rank
+    from lorasa_jax.storage.runs import Team as Team
+    from lorasa_jax.storage.runs import load_run as load_run
 
 _HOMES = {
     "sharing.variants": ("NOTHING", "Adapter", "low_rank"),
@@ -66,6 +68,7 @@ _HOMES = {
     "sharing.schemes": ("SCHEMES", "Sharing"),
     "learning.trainer": ("Trainer", "count_params", "graft", "make_trainer", "train"),
     "core.types": ("PolicyParams", "Schedule", "TrainState", "Trajectory"),
+    "storage.runs": ("Team", "load_run"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -7,13 +7,16 @@ error is a `ConfigError` whose one line says what was expected.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from lorasa_jax.checks import LARGEST_INT, conform, nearest, require, require_in_range, require_positive
 from lorasa_jax.checks import ConfigError as ConfigError
+
+T = TypeVar("T")
 
 LARGEST_SEED = 2**32 - 1
 """Keys are made of 32 bits; a larger seed would be a smaller one."""
@@ -428,3 +431,42 @@ class Config:
             )
             chosen |= hits
         return tuple(name for name in names if name in chosen)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the settings in JSON's own types; `from_dict` is the inverse."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: plain(entry) for name, entry in value.items()}
+            if isinstance(value, tuple):
+                return list(map(plain, value))
+            return str(value) if isinstance(value, Path) or value == math.inf else value
+
+        whole: dict[str, Any] = plain(asdict(self))
+        return whole
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any], ignore: Collection[str] = ()) -> Self:
+        """Returns the configuration with these settings, and defaults for what they leave out.
+
+        Args:
+            settings: by name, as in a run's `config.json`.
+            ignore: names of settings that are passed over.
+
+        Raises:
+            ConfigError: a name is unknown, or a value does not fit.
+        """
+        return _from_dict(cls, {name: value for name, value in settings.items() if name not in ignore}, "")
+
+
+def _from_dict(section: type[T], settings: Mapping[str, Any], prefix: str) -> T:
+    known = {each.name: each for each in fields(section)}  # type: ignore[arg-type]
+    values = {}
+    for name, value in settings.items():
+        require(name in known, f"there is no setting {prefix + str(name)!r}{nearest(str(name), known)}")
+        inner: Any = known[name].default_factory
+        if isinstance(inner, type) and is_dataclass(inner):
+            require(isinstance(value, Mapping), f"{prefix}{name} is a section, with settings of its own")
+            value = _from_dict(inner, value, f"{prefix}{name}.")
+        values[name] = math.inf if value == "inf" else value
+    return section(**values)

@@ -57,6 +57,11 @@ def corrections(system: System, params: PolicyParams) -> dict[str, Correction]:
         homes = sharing.groups
         trunks = jax.tree.map(lambda leaf: leaf[jnp.array(homes)], nothing)
         added = jax.vmap(sharing.adapter.merge)(trunks, system.actor.whole(params))
+    require(
+        not system.config.actor.module,
+        f"corrections are read from the built-in network, not from {system.config.actor.module}; compare its weights "
+        "with lorasa_jax.deltas.difference",
+    )
     adapted = {layer for name in sharing.stacks for layer in sharing.split(params)[name]}
     in_order = [name for name in (*system.config.actor.layer_names, "log_std") if name in adapted]
     kernels = {name: np.asarray(params.shared[name]["kernel"])[list(homes)] for name in in_order}

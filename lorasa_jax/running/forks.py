@@ -91,7 +91,7 @@ def common_config(configs: Sequence[C]) -> C:
         seeds=len(configs),
         rank=rank,
         alpha=first.alpha if first.alpha is None or first.ranks else first.alpha / first.rank * rank,
-        placement=tuple(name for name in first.actor.layer_names if name in layers),
+        placement=tuple(sorted(layers) if first.actor.module else filter(layers.__contains__, first.actor.layer_names)),
         switch_step=switches.pop() if len(switches) == 1 else "auto",
         ppo=replace(first.ppo, adapter_lr=None),
     )

@@ -137,6 +137,7 @@ def save(directory: Path | str, params: PolicyParams, system: System) -> Path:
     require(not directory.exists(), f"{directory} exists already; name another folder for the adapters")
     own = {name: np.ascontiguousarray(leaf) for name, leaf in by_path(params.agents).items()}
     require(bool(own), f"under sharing {system.config.sharing} agents own no adapters in this phase")
+    _require_built_in(system)
     require_own(params.agents, system)
     parts = {name.rpartition("/")[2] for name in own}
     require(parts <= _FACTORS, "only low-rank adapters are kept in files, not whole layers")
@@ -183,6 +184,15 @@ def load(directory: Path | str) -> TeamAdapters:
         raise ConfigError(f"{path} is no valid safetensors file: {_one_line(error)}") from None
     _require_finite(own, str(path))
     return TeamAdapters(jax.tree.map(jnp.asarray, nested(own)), about)
+
+
+def _require_built_in(system: System) -> None:
+    module = system.config.actor.module
+    require(
+        not module,
+        f"these files are for adapters of the built-in network, not of {module}; a checkpoint keeps them, and "
+        "lorasa_jax.deltas.save writes deltas of any network",
+    )
 
 
 def require_own(own: PyTree, system: System) -> None:

@@ -101,6 +101,7 @@ def resize(
     members = [[source] if isinstance(source, int) else list(everyone) for source in sources]
     weight = np.stack([np.eye(n_old, dtype=np.float32)[of].mean(axis=0) for of in members])
     n_ids = n_old if before.actor.sharing.agent_id else 0
+    require(not before.config.actor.module, "only teams of the built-in network can change their size")
     first = before.config.actor.layer_names[0]
 
     def ids_last(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,140 @@
+"""A finished or stopped run, loaded in one line: a trained team that plays in any loop."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from lorasa_jax.config import Config, require
+from lorasa_jax.core.own_network import with_networks
+from lorasa_jax.core.types import PolicyParams, Weights
+from lorasa_jax.envs import make_env
+from lorasa_jax.envs.base import Env
+from lorasa_jax.learning.system import System
+from lorasa_jax.storage import adapter_files
+from lorasa_jax.storage.arrays import complete
+from lorasa_jax.storage.checkpoints import load_team
+
+COMMAND = ("preset", "out", "gif", "track", "cache", "save_every", "resume", "shard", "distributed", "plugins")
+"""Settings in `config.json` that say how a command ran, and not what it computed."""
+
+
+@dataclass(frozen=True)
+class Team:
+    """The policies of one trained team.
+
+    Attributes:
+        config: of its run.
+        system: of the phase that the run was in.
+        params: of the actors: trunks, and what agents own.
+        weights: every agent's full weights, and the statistics of inputs.
+        checkpoint: where they were found.
+    """
+
+    config: Config
+    system: System
+    params: PolicyParams
+    weights: Weights
+    checkpoint: Path
+
+    @property
+    def env(self) -> Env:
+        """The environment it was trained in."""
+        return self.system.env
+
+    def initial_carry(self, batch: int = 1) -> Float[Array, "E N H"]:
+        """Returns the recurrent states before the first step, all zero; H is 0 without recurrence."""
+        return self.system.acting.initial_carry(batch)
+
+    def act(
+        self,
+        obs: Float[Array, "E N D"],
+        carry: Float[Array, "E N H"],
+        *,
+        avail: Bool[Array, "E N A"] | None = None,
+        key: PRNGKeyArray | None = None,
+        first: Bool[Array, " E"] | None = None,
+        role: Int[Array, "E N"] | None = None,
+    ) -> tuple[Int[Array, "E N"] | Float[Array, "E N A"], Float[Array, "E N H"]]:
+        """Returns what every agent does, and the recurrent states after it. It can be jitted and vmapped.
+
+        Args:
+            obs: what every agent sees, as the environment shows it.
+            carry: from `initial_carry`, or from the step before.
+            avail: the actions that may be taken; None: all.
+            key: to draw actions with; None: the most probable ones.
+            first: environments whose episode begins here, where the state before counts as zero; None: none.
+            role: the role of every agent, where roles change.
+
+        Raises:
+            ConfigError: the observations do not have the shape that the team was trained on.
+        """
+        system, spec = self.system, self.system.env.spec
+        expected = (spec.n_agents, spec.obs_dim)
+        require(
+            obs.ndim == 3 and obs.shape[1:] == expected,
+            f"observations must be [environments, {expected[0]} agents, {expected[1]} numbers], got {list(obs.shape)}",
+        )
+        changing = system.acting.sharing.changing
+        require(not changing or role is not None, "the roles of these agents change; give role, [environments, agents]")
+        begins = jnp.zeros(len(obs), bool) if first is None else first
+        opens = jnp.broadcast_to(begins[:, None], obs.shape[:2])
+        seen, _ = system.inputs.apply(self.weights.inputs, obs, jnp.zeros((len(obs), spec.state_dim)))
+        owner = role[None] if changing and role is not None else None
+        carries, output = system.acting.unroll(self.weights.actors, carry, seen[None], opens[None], owner=owner)
+        may = jnp.ones((*obs.shape[:2], spec.n_actions), bool) if avail is None else avail
+        params = system.dist.mask(output[0], may)
+        action = system.dist.mode(params) if key is None else system.dist.sample(key, params)
+        return system.dist.to_env(action), carries[0]
+
+    def save_adapters(self, directory: Path | str) -> Path:
+        """Writes its adapters into a new folder (`lorasa_jax.adapters.save`), and returns the folder."""
+        return adapter_files.save(directory, self.params, self.system)
+
+
+def load_run(
+    path: Path | str,
+    *,
+    row: int = 0,
+    best: bool = False,
+    env: Env | None = None,
+    actor: Any = None,
+    critic: Any = None,
+) -> Team:
+    """Returns the team of a run.
+
+    Args:
+        path: of the run's directory, of which the newest checkpoint is taken, or of one checkpoint.
+        row: which of the run's seeds or forks, from 0.
+        best: the team that played best in an evaluation of the last phase, instead of the last one.
+        env: the environment of a run with `env="own"`.
+        actor: the network of a run that was handed one from Python.
+        critic: likewise.
+
+    Raises:
+        ConfigError: there is no run or checkpoint, it is damaged, or something that it needs is not given.
+    """
+    path = Path(path)
+    inside = path.resolve().parent.name == "checkpoints"
+    directory = path.resolve().parents[1] if inside else path
+    settings = directory / "config.json"
+    require(settings.is_file(), f"there is no run in {directory}: it has no config.json")
+    try:
+        known = json.loads(settings.read_text())
+    except ValueError:
+        known = None
+    require(isinstance(known, dict), f"{settings} is no valid JSON; a run writes it whole, so it was changed since")
+    config = with_networks(Config.from_dict(known, ignore=COMMAND), actor, critic)
+    require(0 <= row < config.seeds, f"the rows of this run are 0 to {config.seeds - 1}, got {row}")
+    require(config.env != "own" or env is not None, f"the run in {directory} has an environment of its own; give env")
+    checkpoints = [path] if inside else complete(directory / "checkpoints")
+    require(bool(checkpoints), f"{directory} has no checkpoint yet; one is written after a minute, or at the end")
+    saved = load_team(checkpoints[-1], config, env or make_env(config), best=best)
+    params, weights = (jax.tree.map(lambda leaf: leaf[row], tree) for tree in (saved.params, saved.weights))
+    return Team(config, saved.system, params, weights, checkpoints[-1])
