@@ -16,7 +16,6 @@ be right.
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +28,7 @@ from lorasa_jax.config import ConfigError, require
 from lorasa_jax.core.trees import not_finite
 from lorasa_jax.deltas.algebra import Deltas, require_shapes
 from lorasa_jax.deltas.spec import Spec, Target
+from lorasa_jax.files import whole
 
 FORMAT = 1
 """Changes where what is written changes."""
@@ -48,8 +48,9 @@ def save(path: Path | str, deltas: Deltas) -> Path:
 
     Raises:
         ConfigError: the folder exists, or the deltas hold NaN or lack their owner axis.
+        OSError: it cannot be written.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as to_bytes
 
     path = Path(path)
     require(not path.exists(), f"{path} exists already; name another folder for the deltas")
@@ -61,14 +62,11 @@ def save(path: Path | str, deltas: Deltas) -> Path:
     }
     _require_right(arrays, deltas.spec, n, "these deltas")
 
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    (unfinished / CONFIG_FILE).write_text(json.dumps(_to_json(deltas.spec, n), indent=2) + "\n")
-    save_file(arrays, unfinished / WEIGHTS_FILE)
-    # safetensors lets nobody but the writer read its file
-    (unfinished / WEIGHTS_FILE).chmod((unfinished / CONFIG_FILE).stat().st_mode)
-    unfinished.rename(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as folder:
+        folder.mkdir()
+        (folder / CONFIG_FILE).write_text(json.dumps(_to_json(deltas.spec, n), indent=2) + "\n")
+        (folder / WEIGHTS_FILE).write_bytes(to_bytes(arrays))
     return path
 
 

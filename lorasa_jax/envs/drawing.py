@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from lorasa_jax.files import whole
 
 COLOURS = 64
 LAST_FRAME_MS = 1500
@@ -27,7 +28,6 @@ def save_gif(frames: Sequence[Any], path: str | Path, fps: float = 10) -> None:
     """
     from PIL import Image
 
-    path = Path(path)
     width, height = frames[0].size
     samples = frames[:: max(1, len(frames) // 8)]
     sheet = Image.new("RGB", (width, height * len(samples)))
@@ -36,12 +36,8 @@ def save_gif(frames: Sequence[Any], path: str | Path, fps: float = 10) -> None:
     palette = sheet.quantize(COLOURS)
     first, *rest = [frame.convert("RGB").quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     durations = [round(100 / fps) * 10] * len(rest) + [LAST_FRAME_MS]
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        first.save(unfinished, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, optimize=True)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole(Path(path)) as file:
+        first.save(file, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, optimize=True)
 
 
 def write(pen: Any, x: float, y: float, text: str, size: float, fill: str, anchor: str) -> float:

@@ -21,7 +21,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ import numpy as np
 from lorasa_jax.config import ConfigError, require
 from lorasa_jax.core.trees import by_path, digest, nested, not_finite
 from lorasa_jax.core.types import PolicyParams, PyTree
+from lorasa_jax.files import whole
 from lorasa_jax.learning.system import System
 from lorasa_jax.sharing.variants import low_rank
 
@@ -130,8 +130,9 @@ def save(directory: Path | str, params: PolicyParams, system: System) -> Path:
 
     Raises:
         ConfigError: there are no low-rank adapters, or they hold NaN; the folder exists.
+        OSError: it cannot be written.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as to_bytes
 
     directory = Path(directory)
     require(not directory.exists(), f"{directory} exists already; name another folder for the adapters")
@@ -148,13 +149,11 @@ def save(directory: Path | str, params: PolicyParams, system: System) -> Path:
     _require_fit({name: (array.shape, str(array.dtype)) for name, array in own.items()}, about, "these parameters")
     _require_finite(own, "these adapters")
 
-    unfinished = directory.with_name(f".{directory.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    (unfinished / CONFIG_FILE).write_text(json.dumps(fields, indent=2) + "\n")
-    save_file(own, unfinished / WEIGHTS_FILE)
-    (unfinished / WEIGHTS_FILE).chmod((unfinished / CONFIG_FILE).stat().st_mode)  # not for their writer alone
-    unfinished.rename(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with whole(directory) as folder:
+        folder.mkdir()
+        (folder / CONFIG_FILE).write_text(json.dumps(fields, indent=2) + "\n")
+        (folder / WEIGHTS_FILE).write_bytes(to_bytes(own))
     return directory
 
 

@@ -8,7 +8,7 @@ A checkpoint is a directory of items, each of them arrays by their paths, beside
 =============  ==========================================================================
 
 The arrays are written by orbax. It reads flipped bits and other types without a word, hence
-the digests; and where it stumbles over a damaged file it says so at length, hence a look at the files before it.
+the digests; and its errors do not name a damaged file, hence a look at the files before it.
 It takes some characters of a path for patterns or addresses, hence links with plain names (`_plain`).
 A checkpoint gets its name, a number, when all of it has been written and opened again; what has another name is none.
 """
@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -33,6 +34,7 @@ import numpy as np
 
 from lorasa_jax.config import ConfigError, require
 from lorasa_jax.core.trees import by_path, nested
+from lorasa_jax.files import naming
 
 KEEP = 2
 """Complete checkpoints that stay."""
@@ -77,44 +79,47 @@ def write(directory: Path, snapshot: Snapshot, keep: int | None = KEEP) -> Path:
 
     Raises:
         OSError: it could not be written, or not be opened again, for instance because the disk is full; what was
-            there before still is.
+            there before still is. The error names the checkpoint.
     """
     import orbax.checkpoint as ocp  # takes its time, and many runs never need it
 
     path, unfinished = directory / str(snapshot.rows), directory / f"{snapshot.rows}{_UNFINISHED}"
-    directory.mkdir(parents=True, exist_ok=True)
-    _require_space(directory, snapshot)
     described = {item: {name: _describe(a) for name, a in arrays.items()} for item, arrays in snapshot.items.items()}
     # Orbax writes no empty arrays; their shape says all there is to know.
     trees = {item: nested({name: a for name, a in arrays.items() if a.size}) for item, arrays in snapshot.items.items()}
     args = {item: ocp.args.StandardSave(tree) for item, tree in trees.items() if tree}
     args[_META] = ocp.args.JsonSave({"format": FORMAT, **snapshot.meta, "leaves": described})
-    try:
-        _save(unfinished, ocp.args.Composite(**args))
-        files = _digests(unfinished)
-        (unfinished / _FILES).write_text(json.dumps({"sha256": _digest_of(files), "files": files}))
-        for item, arrays in read_meta(unfinished)["leaves"].items():
-            _require_stored(unfinished, item, arrays)
-        unfinished.rename(path)
-        for older in complete(directory)[:-keep] if keep else ():
-            _remove(older)
-    except ConfigError as error:  # it cannot be read
-        raise OSError(errno.EIO, str(error).removesuffix(elsewhere(unfinished))) from error
-    finally:
-        clean(directory)
+    with naming(path, directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        _require_space(directory, snapshot)
+        try:
+            _save(unfinished, ocp.args.Composite(**args))
+            files = _digests(unfinished)
+            (unfinished / _FILES).write_text(json.dumps({"sha256": _digest_of(files), "files": files}))
+            for item, arrays in read_meta(unfinished)["leaves"].items():
+                _require_stored(unfinished, item, arrays)
+            unfinished.rename(path)
+            for older in complete(directory)[:-keep] if keep else ():
+                _remove(older)
+        except ConfigError as error:  # it cannot be read
+            raise OSError(errno.EIO, str(error).removesuffix(elsewhere(unfinished))) from error
+        finally:
+            clean(directory)
     return path
 
 
 def _save(path: Path, args: Any) -> None:
-    """Lets orbax write a checkpoint; whatever stops it is an `OSError`."""
+    """Lets orbax write a checkpoint. What the file system said, it passes on as text in errors of its own."""
     try:
         with _orbax() as checkpointer, _plain(path.parent) as named:
             checkpointer.save(named / path.name, args=args)
     except OSError:
         raise
-    except Exception as error:  # however orbax passes on what the file system said
-        code = errno.ENOSPC if "RESOURCE_EXHAUSTED" in str(error) else errno.EIO
-        raise OSError(code, os.strerror(code)) from error
+    except Exception as error:  # whatever its libraries make of it
+        known = re.search(r"(?:os_error_code='|OS error )(\d+)", str(error))
+        if known is None:
+            raise OSError(" ".join(str(error).split())[:100]) from error
+        raise OSError(int(known[1]), os.strerror(int(known[1]))) from error
 
 
 @contextmanager
@@ -131,15 +136,16 @@ def _plain(directory: Path) -> Iterator[Path]:
 
 
 def _require_space(directory: Path, snapshot: Snapshot) -> None:
-    """Orbax reports a full disk with pages of traces; a look ahead spares them in all but the rarest cases."""
+    """Leaves a disk that is nearly full to the run's record, which is small."""
     needed = 2 * sum(array.nbytes for arrays in snapshot.items.values() for array in arrays.values()) + 2**20
-    if shutil.disk_usage(directory).free < needed:
+    disk = shutil.disk_usage(directory)
+    if disk.free < needed and disk.total > 0:  # some file systems do not know their sizes
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _digests(directory: Path) -> dict[str, str]:
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != _FILES)
-    return {str(path.relative_to(directory)): _digest(path) for path in files}
+    return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def complete(directory: Path) -> list[Path]:
@@ -290,8 +296,24 @@ def _reading(path: Path, item: str) -> Iterator[Path]:
         raise ConfigError(f"{item} of checkpoint {path} cannot be read ({said}){elsewhere(path)}") from None
 
 
-def _orbax() -> Any:
-    """What writes and reads; of several processes each for itself alone, without waiting for the others."""
+@contextmanager
+def _orbax() -> Iterator[Any]:
+    """What writes and reads. It logs pages about each error that it raises; here raising is enough."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "orbax" not in record.pathname
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(is_other)
+    try:
+        with _checkpointer() as checkpointer:
+            yield checkpointer
+    finally:
+        logger.removeFilter(is_other)
+
+
+def _checkpointer() -> Any:
+    """Orbax's; of several processes each for itself alone, without waiting for the others."""
     import orbax.checkpoint as ocp
 
     if jax.process_count() == 1:

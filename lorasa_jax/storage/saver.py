@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from lorasa_jax.config import Config
+from lorasa_jax.files import reason
 from lorasa_jax.running.devices import anywhere, is_leader
 from lorasa_jax.running.state import RunState, is_finished
 from lorasa_jax.storage.arrays import clean, complete, write
@@ -26,12 +28,16 @@ class Saver:
         config: of the run.
         every: seconds between two checkpoints, at least; 0: one after every iteration.
         complain: takes one line when a checkpoint could not be written.
+
+    Attributes:
+        lost: why the last checkpoint that was due is not there; None: it is.
     """
 
     def __init__(self, directory: Path, config: Config, every: float, complain: Callable[[str], None]):
         self.directory, self._config, self._every, self._complain = directory, config, every, complain
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._job: Future[Path] | None = None
+        self.lost: OSError | None = None
         self._last, self._phase = time.monotonic(), ""
         if is_leader():
             clean(directory)
@@ -52,7 +58,7 @@ class Saver:
         """Writes this state, unless it has been."""
         self.wait()
         self._last = time.monotonic()
-        exists = (self.directory / str(state.rows)).exists()
+        exists = os.path.exists(self.directory / str(state.rows))
         if anywhere(is_leader() and not exists):
             snapshot = take_snapshot(state, self._config)
             if is_leader():
@@ -65,10 +71,12 @@ class Saver:
             return
         try:
             job.result()
+            self.lost = None
         except OSError as error:
+            self.lost = error
             newest = self.newest()
             kept = f"the last one is still {newest}" if newest else "there is none yet"
-            self._complain(f"a checkpoint could not be written ({error.strerror or error}); {kept}; the run goes on")
+            self._complain(f"a checkpoint could not be written: {reason(error)}; {kept}")
 
     def newest(self) -> Path | None:
         """Returns the newest complete checkpoint."""

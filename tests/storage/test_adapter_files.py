@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -75,6 +76,17 @@ def test_adapters_come_back_to_the_bit_and_fit_their_backbone(tmp_path: Path, sc
     assert (team.about.task, team.about.rank, team.about.scale) == ("probe_policy", 2, 1.0)
     assert team.about.groups == system.actor.sharing.groups
     assert_same(adapters.attach(PolicyParams(params.shared, {}), team), params)
+
+
+def test_a_folder_that_does_not_fit_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    system = system_of()
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"team'$"):
+        adapters.save(tmp_path / "team", random_params(system.actor), system)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_files_are_what_others_read(folder: Path) -> None:

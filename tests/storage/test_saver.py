@@ -35,8 +35,13 @@ def test_states_are_taken_in_time_at_the_switch_and_at_the_end(
     assert taken == ([1, 2, 3, last] if every == 0 else [2, last])
 
 
-def test_a_full_disk_is_said_and_the_run_goes_on(
-    kept: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+TENSORSTORE = "RESOURCE_EXHAUSTED: Error opening driver: {} [os_error_code='{}']"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.EMFILE])
+@pytest.mark.parametrize("kind", [OSError, ValueError, "look ahead"])
+def test_what_the_file_system_says_is_said_and_the_run_goes_on(
+    kept: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, kind: Any
 ) -> None:
     import orbax.checkpoint as ocp
 
@@ -47,21 +52,87 @@ def test_a_full_disk_is_said_and_the_run_goes_on(
         saver.take(numbered(kept.states[SHARED], iteration))
         saver.wait()
 
-    def full(*args: Any, **kwargs: Any) -> None:
-        raise ValueError("RESOURCE_EXHAUSTED: Error writing: [OS error 28: No space left on device]")
+    def fail(*args: Any, **kwargs: Any) -> None:
+        text = os.strerror(code)
+        raise OSError(code, text) if kind is OSError else ValueError(TENSORSTORE.format(text, code))
 
     take(1)
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+        if kind == "look ahead":
+            patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000, total=10**9))
+            code = errno.ENOSPC
+        else:
+            patch.setattr(ocp.Checkpointer, "save", fail)
         take(2)
-    with monkeypatch.context() as patch:
-        patch.setattr(ocp.Checkpointer, "save", full)
-        take(3)
-    assert len(said) == 2
-    for line in said:
-        assert os.strerror(errno.ENOSPC) in line
-        assert line.endswith(f"the last one is still {tmp_path / '1'}; the run goes on")
+    (line,) = said
+    assert line.startswith(f"a checkpoint could not be written: {tmp_path / '2'}: {os.strerror(code)}; ")
+    assert line.endswith(f"the last one is still {tmp_path / '1'}")
+    assert saver.lost is not None and saver.lost.errno == code
     take(4)
     saver.close()
-    assert len(said) == 2
+    assert len(said) == 1 and saver.lost is None
     assert [path.name for path in tmp_path.iterdir() if path.name not in "14"] == []
+
+
+def test_what_orbax_makes_of_an_error_is_said_and_the_run_goes_on(
+    kept: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import orbax.checkpoint as ocp
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("lost\nits mind")
+
+    said: list[str] = []
+    monkeypatch.setattr(ocp.Checkpointer, "save", fail)
+    saver = Saver(tmp_path, kept.config, 0.0, said.append)
+    saver.take(numbered(kept.states[SHARED], 2))
+    saver.close()
+    assert said == [f"a checkpoint could not be written: {tmp_path / '2'}: lost its mind; there is none yet"]
+
+
+def test_a_disk_that_does_not_know_its_size_is_written_to(
+    kept: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0, total=0))
+    saver = Saver(tmp_path, kept.config, 0.0, pytest.fail)
+    saver.take(numbered(kept.states[SHARED], 2))
+    saver.close()
+    assert saver.newest() == tmp_path / "2"
+
+
+def test_a_disk_that_cannot_be_read_back_gives_no_checkpoint(
+    kept: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its digests would be those of nothing."""
+
+    def fail(path: Path) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    said: list[str] = []
+    saver = Saver(tmp_path, kept.config, 0.0, said.append)
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    saver.take(numbered(kept.states[SHARED], 2))
+    saver.close()
+    assert saver.newest() is None and len(said) == 1
+    assert f"{tmp_path / '2'}: {os.strerror(errno.EIO)}" in said[0]
+
+
+def test_a_full_disk_is_said_in_one_line(
+    kept: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Orbax logs traces of every error besides, which it raises as well."""
+    import orbax.checkpoint as ocp
+    from absl import logging
+
+    def fail(self: ocp.Checkpointer, path: Path, args: Any) -> None:
+        exec(compile("log('Traceback')", ocp.__file__, "exec"), {"log": logging.error})
+        logging.error("of another package")
+        raise ValueError
+
+    said: list[str] = []
+    monkeypatch.setattr(ocp.Checkpointer, "save", fail)
+    saver = Saver(tmp_path, kept.config, 0.0, said.append)
+    saver.take(numbered(kept.states[SHARED], 2))
+    saver.close()
+    assert len(said) == 1
+    assert [record.getMessage() for record in caplog.records] == ["of another package"]
