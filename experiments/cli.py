@@ -8,10 +8,11 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
@@ -19,7 +20,9 @@ from typing import Any, Literal, NoReturn, TypeVar
 import tyro
 
 from lorasa_jax.config import TASKS, Config, ConfigError, changed_settings, nearest, require
+from lorasa_jax.files import reason
 
+from streams import complain, open_streams
 from yaml_reader import read_yaml
 
 PRESETS = Path(__file__).parent / "configs"
@@ -85,24 +88,32 @@ def parse(config_type: type[C], argv: Sequence[str]) -> C:
 
 @contextmanager
 def polite() -> Iterator[None]:
-    """Ends the program in one line where a setting cannot work, and in silence where nobody reads on."""
+    """Ends the program in one line where a setting or a file cannot work."""
     try:
         yield
     except ConfigError as error:
         fail(error)
-    except BrokenPipeError:  # `--help | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
     except OSError as error:
-        if error.filename is None:
-            raise
-        fail(f"{error.filename}: {error.strerror}")
+        fail(reason(error))
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
 
 
+@contextmanager
+def optional() -> Iterator[None]:
+    """Goes on where the block cannot write its file, and says so: a picture, which a run can do without."""
+    try:
+        yield
+    except OSError as error:
+        complain(f"note: not written: {reason(error)}")
+
+
 def leave(main: Callable[[], None]) -> None:
-    """Runs a command. Where it was stopped the process ends at once, and does not wait for what still compiles."""
+    """Runs a command, which no output can fail.
+
+    Where it was stopped the process ends at once, and does not wait for what still compiles.
+    """
+    open_streams()
     try:
         main()
     except SystemExit as stop:
@@ -115,9 +126,14 @@ def leave(main: Callable[[], None]) -> None:
 
 
 def python() -> str:
-    """Returns what to call this Python in a command: as in the README where it lies in this directory."""
-    found = Path(sys.executable)
-    return str(found.relative_to(Path.cwd())) if found.is_relative_to(Path.cwd()) else "python"
+    """Returns what to call this Python in a command: `python` alone only where that would start this one."""
+    ran, called = Path(sys.executable), shutil.which("python")
+    with suppress(OSError, ValueError):  # it lies elsewhere, or there is no working directory any more
+        inside = ran.relative_to(Path.cwd())
+        return str(inside) if len(inside.parts) > 1 else f"./{inside}"
+    # A virtual environment's Python is a link to one elsewhere, which without its folder is another.
+    same = called is not None and Path(called).parent.resolve() == ran.parent.resolve() and ran.samefile(called)
+    return "python" if same else str(ran)
 
 
 def read_flags(config_type: type[T], argv: Sequence[str], **default: Any) -> T:
@@ -207,10 +223,29 @@ def from_settings(config_type: type[C], settings: dict[str, Any], path: Path) ->
     return read_flags(config_type, [*_flags(config_type, settings, path)])
 
 
-def run_of(resume: Path) -> Path:
-    """Returns the run directory of what `--resume` names, itself or one of its checkpoints."""
-    inside = resume.parent.name in (CHECKPOINTS, BACKBONES) and resume.name.isdecimal()
-    return resume.parent.parent if inside else resume
+def locate(path: Path) -> tuple[Path, Path | None]:
+    """Returns the run directory of what a path names, and the checkpoint if it names one; as it was typed if possible.
+
+    Links to a checkpoint are followed, and so is its number alone, typed in the folder of checkpoints.
+    """
+    real = Path(os.path.realpath(path))
+    if _is_checkpoint(path):
+        return path.parent.parent, path
+    if not _is_checkpoint(real):
+        return path, None
+    home = str(real.parent.parent)
+    run = Path(min(home, os.path.relpath(home), key=len))
+    is_link = path.name != real.name or os.path.realpath(path.parent) != str(real.parent)
+    return run, run / real.parent.name / real.name if is_link else path
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return path.parent.name in (CHECKPOINTS, BACKBONES) and path.name.isdecimal()
+
+
+def run_of(path: Path) -> Path:
+    """Returns the run directory of what a path names: itself, or that of a checkpoint."""
+    return locate(path)[0]
 
 
 def require_place(path: Path | None, flag: str = "--out") -> None:

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from lorasa_jax.config import require
+from lorasa_jax.files import whole
 
-from cli import polite, read_flags, require_place, run_of
+from cli import leave, locate, optional, polite, read_flags, require_place, run_of
 from saved import find_row, labels_of, load_run, measures, words
+from streams import can_redraw
 
 if TYPE_CHECKING:
     from lorasa_jax.analysis.diagnosis import Diagnosis
@@ -69,8 +71,8 @@ class Progress:
 
     def show(self, text: str) -> None:
         """Shows it; an empty text clears the line."""
-        now, live = time.monotonic(), sys.stderr.isatty()
-        if live:
+        now = time.monotonic()
+        if can_redraw(sys.stderr):
             print(f"\r\033[K{f'{now - self._began:4.0f} s  {text}' * bool(text)}", end="", file=sys.stderr, flush=True)
         elif text and now - self._said > SECONDS_BETWEEN:
             print(f"{now - self._began:4.0f} s  {text}", file=sys.stderr, flush=True)
@@ -150,8 +152,9 @@ def _by_role(found: Diagnosis, matrix: Any, form: str = ".3f") -> str:
 
 def folder_of(config: DiagnoseConfig, row: int) -> str:
     """Returns the name of the folder of a diagnosis: one for each checkpoint and row that is asked for."""
-    checkpoint = "" if run_of(config.run) == config.run else f"-{config.run.name}"
-    return f"diagnosis{checkpoint}" + (f"-row{row}" if (config.seed, config.row) != (None, None) else "")
+    checkpoint = locate(config.run)[1]
+    number = "" if checkpoint is None else f"-{checkpoint.name}"
+    return f"diagnosis{number}" + (f"-row{row}" if (config.seed, config.row) != (None, None) else "")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -199,12 +202,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         how = "sampled" if config.sampled else "greedy"
         title = f"{team.system.env.spec.name}, {words(label)}, {config.episodes} {how} episodes, from {checkpoint}"
         said = [title, *report(found, team.system.config.steps_per_iteration)]
+        print("\n".join(said))
         write_json(out / SAID_IN, {**about, "said": said, **as_dict(found)})
         for name, figure in pictures(found).items():
-            figure.savefig(out / f"{name}.png", dpi=130)
-        print("\n".join(said))
+            with optional(), whole(out / f"{name}.png") as file:
+                figure.savefig(file, format="png", dpi=130)
         print(f"numbers and figures are in {out}")
 
 
 if __name__ == "__main__":
-    main()
+    leave(main)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from rich.console import Console
@@ -16,6 +17,8 @@ from rich.text import Text
 
 from lorasa_jax.config import Config, ConfigError
 from lorasa_jax.running.state import Report
+
+from streams import can_redraw, complain
 
 BAR = 16
 WINDOW = 20
@@ -29,26 +32,52 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-class Display:
-    """One line that says where a run stands; without a terminal, one line per evaluation."""
+def bar(share: float, encoding: str) -> str:
+    """Returns a bar of which a share is filled, in characters that an encoding has."""
+    filled = round(BAR * share)
+    for full, empty in ("█░", "#-"):
+        text = full * filled + empty * (BAR - filled)
+        if text == text.encode(encoding, "replace").decode(encoding):
+            break
+    return text
 
-    def __init__(self, config: Config, console: Console | None = None, wins: bool = True):
+
+class Display:
+    """One line that says where a run stands; one line per evaluation where a line cannot be drawn anew.
+
+    Args:
+        config: of the run.
+        file: where to; None: stdout.
+        wins: whether games can be won.
+    """
+
+    def __init__(self, config: Config, file: TextIO | None = None, wins: bool = True):
         self.config, self.wins = config, wins
-        self.console = console or Console(stderr=False, highlight=False)
+        self._file = file or sys.stdout
         self._text = ""
         self._waits_since: float | None = None
-        self._live = Live(get_renderable=self._line, console=self.console, refresh_per_second=4, transient=True)
+        self._live = self._make_live() if can_redraw(self._file) else None
         self._ticks: deque[tuple[float, float]] = deque(maxlen=WINDOW)
         self._seen: dict[str, float] = {}
         self._phase = ""
 
+    def _make_live(self) -> Live:
+        console = Console(file=self._file, force_terminal=True)
+        return Live(
+            get_renderable=self._line,
+            console=console,
+            refresh_per_second=4,
+            transient=True,
+            redirect_stderr=sys.stderr.isatty(),  # where both meet, what is said there stands above the line
+        )
+
     def __enter__(self) -> Display:
-        if self.console.is_terminal:
+        if self._live is not None:
             self._live.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self.console.is_terminal:
+        if self._live is not None:
             self._live.stop()
 
     def status(self, text: str) -> None:
@@ -71,11 +100,10 @@ class Display:
         speed = self._speed()
         budget = self.config.iterations * self.config.steps_per_iteration
         share = float(report.env_steps.mean()) / budget
-        filled = round(BAR * share)
         left = f"{duration((budget * len(active) - done) / speed)} left" if speed else "-"
         wins = f"  win {self._recall('win_rate', '.0%')} (greedy {self._recall('greedy win_rate', '.0%')})"
         self._show(
-            f"{report.phase:8} {'█' * filled}{'░' * (BAR - filled)} "
+            f"{report.phase:8} {bar(share, self._file.encoding or 'utf-8')} "
             f"{report.env_steps.mean():,.0f}/{budget:,} steps  {f'{speed:,.0f}' if speed else '-'} steps/s  "
             f"return {self._recall('return')} (greedy {self._recall('greedy return')})"
             f"{wins if self.wins else ''}  {left}",
@@ -98,37 +126,84 @@ class Display:
 
     def _show(self, text: str, always: bool, waits: bool = False) -> None:
         self._text, self._waits_since = text, time.perf_counter() if waits else None
-        if not self.console.is_terminal and always:
-            self.console.print(text, soft_wrap=True)
+        if self._live is None and always:
+            print(text, file=self._file)
 
     def _line(self) -> Text:
         waited = "" if self._waits_since is None else f"  {duration(time.perf_counter() - self._waits_since)}"
         return Text(self._text + waited, overflow="ellipsis", no_wrap=True)
 
 
+class Tracker:
+    """Sends rows to a tracker for as long as it takes them; it has copies, so no run ends because it does not.
+
+    Args:
+        send: sends one row.
+        close: ends.
+    """
+
+    def __init__(self, send: Callable[[dict[str, Any]], None], close: Callable[[], None]):
+        self._send, self._close, self._open = send, close, True
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        """Sends one row."""
+        if self._open:
+            self._try(self._send, row)
+
+    def close(self) -> None:
+        """Ends."""
+        self._try(self._close)
+
+    def _try(self, do: Callable[..., None], *row: dict[str, Any]) -> None:
+        try:
+            do(*row)
+        except Exception as error:  # whatever its package raises
+            if self._open:
+                complain(f"note: the tracker takes nothing more ({' '.join(str(error).split())}); the run goes on")
+            self._open = False
+
+
+def to_tensorboard(directory: Path) -> Tracker:
+    """Returns what writes events for TensorBoard, at once: a writer with a thread of its own hangs where that ends."""
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.summary import scalar
+
+    directory.mkdir(parents=True, exist_ok=True)
+    writer = EventsWriter(str(directory / "events"))
+
+    def send(row: dict[str, Any]) -> None:
+        for key, value in row.items():
+            if isinstance(value, int | float) and key not in ("seed", "env_steps"):
+                summary = scalar(f"seed{row['seed']}/{key}", value)
+                writer.write_event(Event(wall_time=time.time(), step=row["env_steps"], summary=summary))
+        writer.flush()
+
+    return Tracker(send, writer.close)
+
+
+def to_wandb(directory: Path, config: dict[str, Any]) -> Tracker:
+    """Returns what sends to Weights & Biases.
+
+    Raises:
+        ConfigError: its package is not installed.
+    """
+    try:
+        import wandb
+    except ModuleNotFoundError:
+        raise ConfigError(
+            "--track wandb needs the package wandb: pip install -c constraints.txt -e '.[wandb]'"
+        ) from None
+
+    run = wandb.init(project="lorasa_jax", name=directory.name, config=config)
+    return Tracker(lambda row: run.log({f"seed{row['seed']}/{key}": value for key, value in row.items()}), run.finish)
+
+
 @contextmanager
 def tracker(kind: str, directory: Path, config: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Holds a tracker open; gives what sends one row to it, or does nothing."""
-    if kind == "tensorboard":
-        from tensorboardX import SummaryWriter
-
-        with SummaryWriter(str(directory)) as writer:
-
-            def to_tensorboard(row: dict[str, Any]) -> None:
-                for key, value in row.items():
-                    if isinstance(value, int | float) and key not in ("seed", "env_steps"):
-                        writer.add_scalar(f"seed{row['seed']}/{key}", value, row["env_steps"])
-
-            yield to_tensorboard
-    elif kind == "wandb":
-        try:
-            import wandb
-        except ModuleNotFoundError:
-            raise ConfigError(
-                "--track wandb needs the package wandb: pip install -c constraints.txt -e '.[wandb]'"
-            ) from None
-
-        with wandb.init(project="lorasa_jax", name=directory.name, config=config) as run:
-            yield lambda row: run.log({f"seed{row['seed']}/{key}": value for key, value in row.items()})
-    else:
+    if kind == "none":
         yield lambda row: None
+        return
+    with closing(to_tensorboard(directory) if kind == "tensorboard" else to_wandb(directory, config)) as track:
+        yield track

@@ -12,7 +12,7 @@ import tyro
 
 from lorasa_jax.config import require
 
-from cli import polite, read_flags, require_place
+from cli import leave, polite, read_flags, require_place
 from saved import Label, labels_of, load_run, measures, points_of
 
 if TYPE_CHECKING:
@@ -129,4 +129,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    leave(main)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import tyro
 
 from lorasa_jax.config import require
+from lorasa_jax.files import whole
 
-from cli import polite, read_flags, require_place
+from cli import leave, polite, read_flags, require_place
 from saved import find_checkpoint, find_row, labels_of, load_run, row_config
 
 if TYPE_CHECKING:
@@ -105,10 +106,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         if config.out is not None:
             content = export_policy(team, row).serialize()
             config.out.parent.mkdir(parents=True, exist_ok=True)
-            config.out.write_bytes(content)
+            with whole(config.out) as file:
+                file.write_bytes(content)
             loader = Path(__file__).with_name("play_export.py")
             print(f"the policy in {checkpoint} is in {config.out}; {loader} shows how to load it")
 
 
 if __name__ == "__main__":
-    main()
+    leave(main)

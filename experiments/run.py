@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
-import os
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lorasa_jax.config import ConfigError, require
+from lorasa_jax.config import require
+from lorasa_jax.files import naming, reason
 from lorasa_jax.surroundings import join_processes, load_jax, prepare
 
-from cli import CHECKPOINTS, RunConfig, fail, leave, parse, python, require_place
+from cli import CHECKPOINTS, RunConfig, fail, leave, locate, optional, parse, polite, python, require_place
 from saved import measures
+from streams import can_redraw, complain, say_now
 
 if TYPE_CHECKING:
     from lorasa_jax.envs import Env
@@ -50,22 +50,33 @@ class Reporter:
 
 
 class Stop:
-    """Holds the first Ctrl-C or SIGTERM back until the run stands between two iterations; the next one acts at once.
+    """Holds the first signal that ends a command back until it can stop; the next one acts at once.
+
+    Such are Ctrl-C, SIGTERM, SIGHUP (the terminal is gone), and those by which batch systems say that time is up.
+    What comes within `TWICE` seconds of the first is the same one: `timeout` signals a command and then its group,
+    and a shell hands on a SIGHUP that the terminal has sent.
+
+    Args:
+        text: what is said when one comes.
 
     Attributes:
         signal: the one that came.
     """
 
-    DEFAULTS: ClassVar[dict[int, Any]] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    TWICE = 0.5
+    DEFAULTS: ClassVar[dict[int, Any]] = {
+        signal.SIGINT: signal.default_int_handler,
+        **dict.fromkeys((signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2), signal.SIG_DFL),
+    }
 
-    def __init__(self) -> None:
-        self.signal = 0
-        # What is ignored, as in a job in the background of a script, stays ignored.
-        self._found = {s: signal.getsignal(s) for s in self.DEFAULTS if signal.getsignal(s) != signal.SIG_IGN}
+    def __init__(self, text: str) -> None:
+        self.signal, self._text = 0, text
+        found = {number: signal.getsignal(number) for number in self.DEFAULTS}
+        # What is ignored, as in a job in the background of a script, stays so, and what is not Python's own.
+        self._found = {number: handler for number, handler in found.items() if handler not in (signal.SIG_IGN, None)}
 
     def __enter__(self) -> Stop:
-        for number in self._found:
-            signal.signal(number, self._note)
+        self._set(dict.fromkeys(self._found, self._note))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -73,15 +84,21 @@ class Stop:
 
     def release(self) -> None:
         """Lets signals act as before."""
-        for number, handler in self._found.items():
-            signal.signal(number, handler)
+        self._set(self._found)
+
+    def _set(self, handlers: dict[int, Any]) -> None:
+        for number in self._found:
+            signal.signal(number, handlers[number])
 
     def _note(self, number: int, frame: object) -> None:
         self.signal = number
-        for each in self._found:
-            signal.signal(each, self.DEFAULTS[each])
-        # Not print, which may be in the middle of something else.
-        os.write(2, b"\nstopping after this iteration and what is being compiled for it; once more: at once\n")
+        self._set(dict.fromkeys(self._found, lambda again, frame: None))
+        say_now(f"\n{self._text}; once more: at once")
+        time.sleep(self.TWICE)
+        self._set(self.DEFAULTS)
+
+
+STOPPING = "stopping after this iteration and what is being compiled for it"
 
 
 class Keeper:
@@ -189,22 +206,35 @@ def train(config: RunConfig, began: float) -> None:
         return
     directory = config.directory
     with tracker(config.track, directory, dataclasses.asdict(config)) as track:
-        try:
+        with ready(config):
             run_dir = RunDir(directory, config)
-        except OSError as error:
-            fail(f"{directory} cannot be made: {error.strerror}; name another directory with --out")
         with closing(run_dir):
-            start = find_start(config, env, run_dir)
+            with ready(config):
+                start = find_start(config, env, run_dir)
             result, summary = fill(config, env, run_dir, track, start, began - run_dir.wall_seconds, again(directory))
     print_result(config, result, summary)
+
+
+@contextmanager
+def ready(config: RunConfig) -> Iterator[None]:
+    """Ends the command in one line where the block cannot ready its directory."""
+    try:
+        with naming(config.directory):
+            yield
+    except OSError as error:
+        elsewhere = "; or name another directory with --out" if config.resume is None else ""
+        fail(f"{reason(error)}{elsewhere}")
 
 
 def find_checkpoint(config: RunConfig) -> Path | None:
     """Returns the checkpoint that a run goes on from, if it does."""
     from lorasa_jax.storage.arrays import complete
 
-    if config.resume is None or config.resume != config.directory:
-        return config.resume
+    if config.resume is None:
+        return None
+    _, checkpoint = locate(config.resume)
+    if checkpoint is not None:
+        return checkpoint
     newest = next(reversed(complete(config.directory / CHECKPOINTS)), None)
     require(
         newest is not None or not (config.directory / "summary.json").exists(),
@@ -224,7 +254,7 @@ def follow(config: RunConfig, env: Env) -> None:
     start = load(path, config, env) if path else None
     saver = Saver(config.directory / CHECKPOINTS, config, config.save_every, complain)
     try:
-        with closing(saver), Stop() as stop:
+        with closing(saver), Stop(STOPPING) as stop:
             result = Keeper(saver, stop).run(config, env, start=start, shard=config.shard)
             stop.release()
     except Diverged:
@@ -288,46 +318,46 @@ def fill(
     from display import Display
     from run_dir import write_json
 
-    directory = config.directory
-    saver = Saver(directory / CHECKPOINTS, config, config.save_every, complain)
+    directory, stop = config.directory, Stop(STOPPING)
     try:
-        with closing(saver), Stop() as stop, Display(config, wins=env.spec.winnable) as display:
+        saver = Saver(directory / CHECKPOINTS, config, config.save_every, complain)
+        with naming(directory), closing(saver), stop, Display(config, wins=env.spec.winnable) as display:
             keeper, reporter = Keeper(saver, stop, also), Reporter(display, run_dir, track)
             result = keeper.run(config, env, reporter, start=start, names=run_dir.names, shard=config.shard)
             stop.release()
+            saver.wait()
+            if saver.lost is not None:  # what was learnt; going on from an earlier state comes to the same
+                raise saver.lost
             seconds = time.perf_counter() - began
             summary = summarise(config, result, seconds, run_dir.labels, len(run_dir.rows))
             write_json(directory / "summary.json", summary)
             display.status("drawing")
-            run_dir.draw_curve()
-            if config.gif:
-                draw_episode(result, directory / "episode.gif")
+            with optional():
+                run_dir.draw_curve()
+            with optional():
+                if config.gif:
+                    draw_episode(result, directory / "episode.gif")
     except KeyboardInterrupt:
-        run_dir.draw_curve()
+        with optional():
+            run_dir.draw_curve()
         steps = run_dir.rows[-1]["env_steps"] if run_dir.rows else 0
         complain(f"stopped after {steps:,} steps; what was measured so far is in {directory}")
         complain(f"go on with: {go_on}")
         raise SystemExit(128 + (stop.signal or signal.SIGINT)) from None
     except Diverged as error:
-        write_json(directory / "diverged.json", describe(error, run_dir))
+        with optional():
+            write_json(directory / "diverged.json", describe(error, run_dir))
         kept = f"; the state before is {saver.newest()}" if saver.newest() else ""
         verdict = "the environment is at fault" if error.culprit else "the run diverged"
         fail(f"{verdict}: {error}; what was measured until then is in {directory}{kept}")
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        fail(f"no space is left in {directory}; make some, and go on with: {go_on}")
+        fail(f"{reason(error)}; go on with: {go_on}")
     return result, summary
 
 
 def again(directory: Path) -> str:
     """Returns the command that goes on with a run."""
     return shlex.join([python(), sys.argv[0], "--resume", str(directory)])
-
-
-def complain(text: str) -> None:
-    """Prints one line to stderr."""
-    print(text, file=sys.stderr)
 
 
 def describe(error: Diverged, run_dir: RunDir) -> dict[str, Any]:
@@ -382,25 +412,20 @@ def is_taken(config: RunConfig) -> bool:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     began = time.perf_counter()
-    config = parse(RunConfig, sys.argv[1:] if argv is None else argv)
-    if config.resume is not None and is_done(config):
-        steps = config.iterations * config.steps_per_iteration
-        print(f"nothing is left to do: {config.directory} has all of its {steps:,} steps")
-        return
-    try:
-        if is_taken(config):
-            raise ConfigError(
-                f"{config.directory} exists already; name another directory with --out, remove it, "
-                "or go on with --resume"
-            )
-        if sys.stdout.isatty():
+    with polite():
+        config = parse(RunConfig, sys.argv[1:] if argv is None else argv)
+        if config.resume is not None and is_done(config):
+            steps = config.iterations * config.steps_per_iteration
+            print(f"nothing is left to do: {config.directory} has all of its {steps:,} steps")
+            return
+        require(
+            not is_taken(config),
+            f"{config.directory} exists already; name another directory with --out, remove it, or go on with --resume",
+        )
+        if can_redraw(sys.stdout):
             print("loading", end="\r", flush=True)
         load_jax()
         train(config, began)
-    except ConfigError as error:
-        fail(error)
-    except KeyboardInterrupt:  # before the run has begun
-        raise SystemExit(128 + signal.SIGINT) from None
 
 
 if __name__ == "__main__":

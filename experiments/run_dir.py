@@ -20,19 +20,20 @@ from typing import Any
 import numpy as np
 
 from lorasa_jax.config import Config, ConfigError, changed_settings, require
+from lorasa_jax.files import naming, whole, write_text
 from lorasa_jax.running.state import Report
 from lorasa_jax.surroundings import TOLD, switches
 
+from cli import python
 from saved import rows_of, words
+from streams import complain
 
 PACKAGES = ("lorasa-jax", "jax", "jaxlib", "flax", "optax", "chex", "jaxmarl", "brax", "mujoco", "numpy")
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
     """Leaves the file whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(json.dumps(_plain(data), indent=2) + "\n")
-    unfinished.replace(path)
+    write_text(path, json.dumps(_plain(data), indent=2) + "\n")
 
 
 def _plain(value: Any) -> Any:
@@ -51,8 +52,12 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def versions() -> dict[str, Any]:
-    """Returns what the run was made with: packages, interpreter, machine, commit, command line."""
+def versions(python: str = "python") -> dict[str, Any]:
+    """Returns what a command ran with: packages, interpreter, machine, commit, command line.
+
+    Args:
+        python: what the command line calls the interpreter.
+    """
     import jax
 
     found: dict[str, str | None] = {}
@@ -69,7 +74,7 @@ def versions() -> dict[str, Any]:
         "devices": [str(device.device_kind) for device in jax.devices()],
         "switches": switches(),
         "commit": _commit(),
-        "command": ["python", *sys.argv],
+        "command": [python, *sys.argv],
     }
 
 
@@ -100,19 +105,49 @@ class RunDir:
         self.directory, self.config = directory, config
         self.labels = labels or [{"seed": config.seed + k} for k in range(config.seeds)]
         self.rows: list[dict[str, Any]] = []
+        self._made = not directory.exists()
         directory.mkdir(parents=True, exist_ok=True)
-        self._metrics = (directory / "metrics.jsonl").open("a+")
+        try:
+            self._metrics = (directory / "metrics.jsonl").open("a+")
+        except OSError:
+            self._withdraw()
+            raise
+        self._lock()
+
+    def _lock(self) -> None:
+        """Keeps other processes out, where the file system can."""
         try:
             fcntl.flock(self._metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.close()
-            raise ConfigError(f"another process is writing {directory}; wait for it, or stop it") from None
+            raise ConfigError(f"another process is writing {self.directory}; wait for it, or stop it") from None
+        except OSError as error:
+            complain(
+                f"note: {self.directory} cannot be locked ({error.strerror}); see that no other process writes it too"
+            )
 
     def begin(self) -> None:
-        """Says what is run, and with what; nothing has been measured yet."""
-        self._metrics.truncate(0)
-        self._write_config()
-        write_json(self.directory / "versions.json", versions())
+        """Says what is run, and with what; nothing has been measured yet.
+
+        Raises:
+            OSError: it cannot be written; a directory that was made for it is removed.
+        """
+        try:
+            self._metrics.truncate(0)
+            self._write_config()
+            write_json(self.directory / "versions.json", versions(python()))
+        except OSError:
+            self._withdraw()
+            raise
+
+    def _withdraw(self) -> None:
+        """Removes the directory of a run that could not begin, if it was made for it and nothing else is in it."""
+        if not self._made:
+            return
+        with suppress(OSError):
+            for name in ("metrics.jsonl", "config.json", "versions.json"):
+                (self.directory / name).unlink(missing_ok=True)
+            self.directory.rmdir()
 
     def notes(self) -> Iterator[str]:
         """Yields what someone who goes on with this run should know of it."""
@@ -158,7 +193,8 @@ class RunDir:
             (self.directory / name).unlink(missing_ok=True)
         self._write_config()
         before = json.loads((self.directory / "versions.json").read_text())
-        write_json(self.directory / "versions.json", {**before, "resumed": [*before.get("resumed", []), versions()]})
+        resumed = [*before.get("resumed", []), versions(python())]
+        write_json(self.directory / "versions.json", {**before, "resumed": resumed})
 
     def _write_config(self) -> None:
         settings = dataclasses.asdict(self.config)
@@ -186,8 +222,10 @@ class RunDir:
                 **clock,
             }
             rows.append(_plain(row))
-        self._metrics.write("".join(json.dumps(row) + "\n" for row in rows))
-        self._metrics.flush()
+        with naming(Path(self._metrics.name)):
+            os.stat(self._metrics.name)  # what was moved or removed would take rows, too
+            self._metrics.write("".join(json.dumps(row) + "\n" for row in rows))
+            self._metrics.flush()
         self.rows += rows
         return rows
 
@@ -244,7 +282,8 @@ class RunDir:
         numbers = sorted({label["seed"] for label in self.labels})
         seeds = f"seed {numbers[0]}" if len(numbers) == 1 else f"seeds {numbers[0]}-{numbers[-1]}"
         figure.suptitle(f"{config.task}, {config.algo}, {config.sharing}, {seeds}", fontsize=11)
-        figure.savefig(self.directory / "curve.png", dpi=120)
+        with whole(self.directory / "curve.png") as file:
+            figure.savefig(file, format="png", dpi=120)
         plt.close(figure)
 
     def _switches(self) -> set[int]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lorasa_jax.config import require
 from lorasa_jax.surroundings import prepare
 
-from cli import CHECKPOINTS, ROWS, RunConfig, from_settings, read_config, run_of
+from cli import CHECKPOINTS, ROWS, RunConfig, from_settings, locate, read_config, run_of
 
 if TYPE_CHECKING:
     from lorasa_jax.storage.checkpoints import SavedTeam
@@ -103,14 +103,14 @@ def find_checkpoint(path: Path) -> tuple[RunConfig, Path]:
     """Returns a run's settings and a checkpoint: the one that the path names, or the newest of the run it names."""
     from lorasa_jax.storage.arrays import complete
 
-    directory = run_of(path)
+    directory, checkpoint = locate(path)
     settings = directory / "config.json"
     jobs = sorted(path.parent.name for path in directory.glob("*/config.json"))
     beside = f", but those of its folders {', '.join(jobs)} do: name one of them" if jobs else ""
     require(settings.is_file(), f"there is no run in {directory}: it has no config.json{beside}")
     config = read_config(RunConfig, settings)
-    if path != directory:
-        return config, path
+    if checkpoint is not None:
+        return config, checkpoint
     found = complete(directory / CHECKPOINTS)
     require(bool(found), f"{directory} has no checkpoint yet; one is written after a minute, or when the run stops")
     return config, found[-1]

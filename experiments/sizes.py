@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from lorasa_jax.config import Config, ConfigError, nearest, require
+from lorasa_jax.config import Config, nearest, require
 from lorasa_jax.surroundings import prepare
 
-from cli import fail, parse
+from cli import leave, parse, polite
 
 if TYPE_CHECKING:
     from lorasa_jax.envs import Env
@@ -89,8 +89,8 @@ def nps_width(config: Config, env: Env) -> tuple[int, int, int]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
-    config = parse(SizesConfig, sys.argv[1:] if argv is None else argv)
-    try:
+    with polite():
+        config = parse(SizesConfig, sys.argv[1:] if argv is None else argv)
         prepare()
         from lorasa_jax.envs import make_env
         from lorasa_jax.sharing.schemes import SCHEMES
@@ -104,10 +104,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         scheme = as_scheme(config, config.match)
         require(scheme is not None, f"{config.match} needs groups; give --groups")
         hidden, size, goal = nps_width(scheme or config, make_env(config))
-    except ConfigError as error:
-        fail(error)
-    print(f"--sharing nps --actor.hidden {hidden}: {size:,} parameters; {config.match}: {goal:,}")
+        print(f"--sharing nps --actor.hidden {hidden}: {size:,} parameters; {config.match}: {goal:,}")
 
 
 if __name__ == "__main__":
-    main()
+    leave(main)

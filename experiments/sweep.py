@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shlex
+import signal
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -17,13 +20,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from lorasa_jax.config import Config, ConfigError, changed_settings, require
+from lorasa_jax.files import whole
 from lorasa_jax.surroundings import prepare
 
 import plan
-from cli import BACKBONES, ROWS, RunConfig, leave, polite, python, read_config, read_flags, require_place
+from cli import BACKBONES, ROWS, RunConfig, leave, optional, polite, python, read_config, read_flags, require_place
 from plan import Job
-from run import complain
+from run import Stop
 from saved import measures, rows_of, word
+from streams import complain
 
 if TYPE_CHECKING:
     from lorasa_jax.envs import Env
@@ -125,9 +130,13 @@ def run_job(job: Job, out: Path, go_on: str) -> None:
     begun = (directory / "versions.json").exists()
     config = replace(job.config, out=directory, resume=directory if begun else None)
     env = env_of(config)
-    with closing(RunDir(directory, config, [row.label for row in job.rows])) as run_dir:
-        write_json(directory / ROWS, {"rows": [row.label for row in job.rows], "own": [row.own for row in job.rows]})
-        start = run.find_start(config, env, run_dir, lambda: find_origins(job, out, env))
+    rows = {"rows": [row.label for row in job.rows], "own": [row.own for row in job.rows]}
+    with run.ready(config):
+        run_dir = RunDir(directory, config, rows["rows"])
+    with closing(run_dir):
+        with run.ready(config):
+            write_json(directory / ROWS, rows)
+            start = run.find_start(config, env, run_dir, lambda: find_origins(job, out, env))
         run.fill(config, env, run_dir, ignore, start, began - run_dir.wall_seconds, go_on, keeper(job, directory))
 
 
@@ -223,8 +232,51 @@ def is_done(directory: Path) -> bool:
     return (directory / "summary.json").exists()
 
 
+YEAR = 365 * 24 * 60
+"""In minutes: how long a local job may take, where --cluster does not say."""
+
+
 def launch(config: SweepConfig, jobs: list[Job], go_on: str) -> list[str]:
-    """Runs jobs through submitit, each as soon as its backbone is there; returns the names of those that failed."""
+    """Runs jobs through submitit, each as soon as its backbone is there; returns the names of those that failed.
+
+    A signal that stops the sweep stops local jobs, too, which save and end before it does.
+    """
+    executor, command = _executor(config)
+    out, local = config.directory, config.launcher == "local"
+    waiting = [job for job in jobs if not is_done(out / job.name)]
+    running: dict[str, Any] = {}
+    failed: list[str] = []
+    stop = Stop("stopping when the jobs have saved" if local else "stopping")
+    with stop:
+        try:
+            while (waiting or running) and not stop.signal:
+                for job in list(waiting):
+                    if job.origin and job.origin[0] in failed:
+                        waiting.remove(job)
+                        failed.append(job.name)
+                    elif not job.origin or is_done(out / job.origin[0]):
+                        waiting.remove(job)
+                        with _own_signals():
+                            running[job.name] = executor.submit(command(_command(config, job), Path.cwd()))
+                        print(f"{job.name}: submitted as {running[job.name].job_id}")
+                for name in [name for name, submitted in running.items() if submitted.done()]:
+                    errors = running.pop(name).paths.stderr
+                    print(f"{name}: {'done' if is_done(out / name) else f'failed; see {errors}'}")
+                    if not is_done(out / name):
+                        failed.append(name)
+                time.sleep(1)
+        finally:
+            if local:
+                _end(running.values())
+    if stop.signal:
+        left = "were stopped" if local else "go on in the cluster"
+        complain(f"stopped; the jobs that ran ({', '.join(running) or 'none'}) {left}; go on with: {go_on}")
+        raise SystemExit(128 + stop.signal)
+    return failed
+
+
+def _executor(config: SweepConfig) -> tuple[Any, type]:
+    """What takes jobs, and the class of those jobs."""
     try:
         import submitit
     except ModuleNotFoundError:
@@ -232,41 +284,53 @@ def launch(config: SweepConfig, jobs: list[Job], go_on: str) -> list[str]:
             f"--launcher {config.launcher} needs the package submitit: pip install -c constraints.txt -e '.[cluster]'"
         ) from None
 
-    class Command(submitit.helpers.CommandFunction, submitit.helpers.Checkpointable):
-        """A job that begins again where its machine was taken from it."""
+    class Command(submitit.helpers.Checkpointable):
+        """A command that gets the SIGTERM of its job, saves and ends; so it does where its machine is taken from it,
+        which is another exception, and then begins again."""
 
-    out, options = config.directory, _options(config.cluster)
+        def __init__(self, words: list[str], folder: Path):
+            self.words, self.folder = words, folder
+
+        def __call__(self) -> None:
+            def end(number: int, frame: object) -> None:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                raise SystemExit(128 + signal.SIGTERM)
+
+            signal.signal(signal.SIGTERM, end)
+            with subprocess.Popen(self.words, cwd=self.folder) as process:
+                try:
+                    status = process.wait()
+                finally:
+                    process.terminate()
+            if status:
+                raise subprocess.CalledProcessError(status, self.words)
+
+    options = ({"timeout_min": YEAR} if config.launcher == "local" else {}) | _options(config.cluster)
     try:
-        executor = submitit.AutoExecutor(folder=out / "logs", cluster=config.launcher)
+        executor = submitit.AutoExecutor(folder=config.directory / "logs", cluster=config.launcher)
         executor.update_parameters(**options)
     except (RuntimeError, ValueError, NameError) as error:
         raise ConfigError(f"--launcher {config.launcher}: {' '.join(str(error).split())}") from None
-    waiting = [job for job in jobs if not is_done(out / job.name)]
-    running: dict[str, Any] = {}
-    failed: list[str] = []
+    return executor, Command
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Lets what starts in the block not have the signals that a terminal sends to every process in it: only the sweep
+    acts on them, so that a job ends in order."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
-        while waiting or running:
-            for job in list(waiting):
-                if job.origin and job.origin[0] in failed:
-                    waiting.remove(job)
-                    failed.append(job.name)
-                elif not job.origin or is_done(out / job.origin[0]):
-                    waiting.remove(job)
-                    running[job.name] = executor.submit(Command(_command(config, job), cwd=Path.cwd()))
-                    print(f"{job.name}: submitted as {running[job.name].job_id}", flush=True)
-            for name in [name for name, submitted in running.items() if submitted.done()]:
-                errors = running.pop(name).paths.stderr
-                print(f"{name}: {'done' if is_done(out / name) else f'failed; see {errors}'}", flush=True)
-                if not is_done(out / name):
-                    failed.append(name)
-            time.sleep(1)
-    except KeyboardInterrupt:
-        for submitted in running.values() if config.launcher == "local" else ():
-            submitted.cancel(check=False)
-        left = "were stopped" if config.launcher == "local" else "go on in the cluster"
-        complain(f"stopped; the jobs that ran ({', '.join(running) or 'none'}) {left}; go on with: {go_on}")
-        raise
-    return failed
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end(running: Collection[Any]) -> None:
+    """Stops local jobs and waits until they have ended; their numbers are those of processes that hand on SIGTERM."""
+    for submitted in running:
+        os.kill(int(submitted.job_id), signal.SIGTERM)
+    while not all(submitted.done() for submitted in running):
+        time.sleep(0.1)
 
 
 def _command(config: SweepConfig, job: Job) -> list[str]:
@@ -320,7 +384,7 @@ def write_table(jobs: list[Job], out: Path) -> Path:
     names = list(dict.fromkeys(name for row in rows for name in row))
     out.mkdir(parents=True, exist_ok=True)
     path = out / "table.csv"
-    with path.open("w", newline="") as file:
+    with whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names, restval="")
         writer.writeheader()
         writer.writerows(rows)
@@ -362,8 +426,8 @@ def curves(jobs: list[Job], out: Path, name: str) -> dict[str, tuple[list[int], 
     }
 
 
-def draw(jobs: list[Job], out: Path) -> Path:
-    """Draws the greedy return and win rate of every point over environment steps; returns where."""
+def draw(jobs: list[Job], path: Path) -> None:
+    """Draws the greedy return and win rate of every point over environment steps."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -373,17 +437,16 @@ def draw(jobs: list[Job], out: Path) -> Path:
     figure, axes = plt.subplots(1, 2, figsize=(12, 4), constrained_layout=True)
     for axis, name in zip(axes, ("return", "win_rate"), strict=True):
         axis.set_prop_cycle(color=plt.get_cmap("tab20").colors)  # type: ignore[attr-defined]
-        for point, (steps, values) in curves(jobs, out, name).items():
+        for point, (steps, values) in curves(jobs, path.parent, name).items():
             axis.plot(steps, values, lw=1.3, marker=".", label=point)
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.set(xlabel="environment steps", ylabel=f"greedy {name.replace('_', ' ')}")
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
     axes[1].legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    path = out / "curves.png"
-    figure.savefig(path, dpi=120)
+    with whole(path) as file:
+        figure.savefig(file, format="png", dpi=120)
     plt.close(figure)
-    return path
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -407,7 +470,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print_plan(jobs)
         failed = run_here(jobs, out, go_on) if config.launcher == "here" else launch(config, jobs, go_on)
         print_results(jobs, out)
-        print(f"one row per point and seed: {write_table(jobs, out)}; drawn: {draw(jobs, out)}")
+        print(f"one row per point and seed: {write_table(jobs, out)}")
+        with optional():
+            draw(jobs, out / "curves.png")
+            print(f"drawn: {out / 'curves.png'}")
         again = "run the same command again to go on"
         require(not failed, f"{len(failed)} of {len(jobs)} jobs failed: {', '.join(failed)}; {again}")
 

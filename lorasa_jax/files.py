@@ -62,3 +62,13 @@ def whole(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text, whole or not at all, in UTF-8 whatever the locale.
+
+    Raises:
+        OSError: it could not be written; the error names `path`.
+    """
+    with whole(path) as file:
+        file.write_text(text, encoding="utf-8")

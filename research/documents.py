@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from lorasa_jax.config import nearest, require
+from lorasa_jax.files import write_text
 
 from research import figures, records, tables
 from research.commands import diagnose
@@ -91,7 +92,7 @@ class Reporter:
     def document(self, path: Path) -> tuple[str, list[str]]:
         """Returns a document as it should be, and the blocks that differ from it now."""
         require(path.is_file(), f"there is no {path}; --root names a repository with {', '.join(DOCUMENTS)}")
-        found, changed = path.read_text(), []
+        found, changed = path.read_text(encoding="utf-8"), []
         require(
             [BEGIN, END] * len(BLOCK.findall(found)) == MARK.findall(found),
             f"{path}: every `{BEGIN}PART NAME -->` needs an `{END}` of its own, each on a line",
@@ -111,7 +112,7 @@ class Reporter:
             text, changed = self.document(path)
             wrong = f"is not what the records give in {', '.join(map(repr, changed))}"
             if changed:
-                yield path, wrong, partial(path.write_text, text)
+                yield path, wrong, partial(write_text, path, text)
         for name, (kind, data) in self.figures.items():
             path = self.root / FIGURES_IN / f"{name}.png"
             if not figures.is_current(path, data):
@@ -120,7 +121,7 @@ class Reporter:
     def require_shown(self) -> None:
         """Raises `ConfigError` if the results do not show an experiment."""
         path = self.root / SHOWN_IN
-        shown = {asked for asked, _ in BLOCK.findall(path.read_text())}
+        shown = {asked for asked, _ in BLOCK.findall(path.read_text(encoding="utf-8"))}
         for name in self.experiments:
             place = f"give it a place with `{BEGIN}all {name} -->` and `{END}`"
             there = not shown.isdisjoint({f"all {name}", f"schemes {name}"})

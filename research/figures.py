@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from lorasa_jax.analysis import statistics as stats
+from lorasa_jax.files import whole
 
 from research.records import by
 from research.tables import everywhere, metric_of, overview, scores, spaced
@@ -86,7 +87,8 @@ def draw(kind: str, data: Data, path: Path) -> None:
     labelled = {line.get_label(): line for axis in axes.flat for line in axis.get_legend_handles_labels()[0]}
     figure.legend(labelled.values(), labelled.keys(), frameon=False, fontsize=8, loc="outside right upper")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90, metadata={"Comment": digest(data)})
+    with whole(path) as file:
+        figure.savefig(file, format="png", dpi=90, metadata={"Comment": digest(data)})
     plt.close(figure)
 
 

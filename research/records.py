@@ -43,6 +43,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from lorasa_jax.config import ConfigError, changed_settings, require
+from lorasa_jax.files import write_text
 
 from research.commands import cli, plan, saved, yaml_reader
 
@@ -212,7 +213,7 @@ def _sources(found: Sequence[Sequence[Path]]) -> list[dict[str, Any]]:
 def _source(job: Path) -> dict[str, Any]:
     versions = json.loads((job / "versions.json").read_text())
     resumed = len(versions.pop("resumed", []))
-    words = versions["command"]
+    words = ["python", *versions["command"][1:]]  # wherever that was
     for flag in ("--out", "--only"):  # where results were written, and how jobs were spread over processes
         if flag in words:
             words = words[: words.index(flag)] + words[words.index(flag) + 2 :]
@@ -330,4 +331,4 @@ def write_record(record: Record, path: Path) -> None:
     for beginning, indent in (('"name": "[^"]*", "source"', 2), ('"point"', 3), ('"seed"', 4)):
         text = re.sub(rf" ?(\{{{beginning}: )", rf"\n{indent * ' '}\1", text)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{{\n{text}\n}}\n")
+    write_text(path, f"{{\n{text}\n}}\n")

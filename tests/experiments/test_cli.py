@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -224,6 +225,7 @@ def test_a_command_that_was_stopped_waits_for_nothing(monkeypatch: pytest.Monkey
     """Of one that failed, or has ended, what still runs is waited for, as ever."""
     codes: list[int] = []
     monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(cli, "open_streams", lambda: None)
     for code in (130, 2, 0):
         with pytest.raises(SystemExit):
             leave(lambda code=code: sys.exit(code))  # type: ignore[misc]
@@ -232,17 +234,59 @@ def test_a_command_that_was_stopped_waits_for_nothing(monkeypatch: pytest.Monkey
 
 
 def test_a_command_names_the_python_that_it_ran_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv" / "bin" / "python"))
-    assert python() == ".venv/bin/python"
-    monkeypatch.setattr(sys, "executable", str(tmp_path.parent / "bin" / "python3"))
+    """The same file under another folder may be another environment."""
+    for folder in ("here/bin", "there/bin"):
+        (tmp_path / folder).mkdir(parents=True)
+        for name in ("python", "python3"):
+            (tmp_path / folder / name).symlink_to(sys.executable)
+    ran = tmp_path / "here" / "bin" / "python3"
+    monkeypatch.setattr(sys, "executable", str(ran))
+    for folder, name in ((".", "here/bin/python3"), ("here/bin", "./python3"), ("there", str(ran))):
+        monkeypatch.chdir(tmp_path / folder)
+        monkeypatch.setenv("PATH", str(tmp_path / "there" / "bin"))
+        assert python() == name
+    monkeypatch.setenv("PATH", str(tmp_path / "here" / "bin"))
     assert python() == "python"
+    monkeypatch.setenv("PATH", "")
+    assert python() == str(ran)
+
+
+def test_a_folder_that_is_gone_does_not_keep_a_command_from_naming_its_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    monkeypatch.setenv("PATH", "")
+    assert python() == sys.executable
 
 
 def test_a_checkpoint_is_told_from_a_run_in_a_folder_of_that_name() -> None:
     assert cli.run_of(Path("mine/checkpoints/341")) == Path("mine")
     assert cli.run_of(Path("mine/backbones/341")) == Path("mine")
     assert cli.run_of(Path("checkpoints/mine")) == Path("checkpoints/mine")
+
+
+def test_a_checkpoint_is_found_from_anywhere_and_through_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = tmp_path / "runs" / "mine" / "checkpoints" / "8"
+    checkpoint.mkdir(parents=True)
+    (tmp_path / "latest").symlink_to(checkpoint)
+    (tmp_path / "9").symlink_to(checkpoint)
+    (tmp_path / "folder").symlink_to(checkpoint.parent)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    monkeypatch.chdir(tmp_path)
+    there = (Path("runs/mine"), Path("runs/mine/checkpoints/8"))
+    for typed in ("latest", "9", "runs/mine/checkpoints/8", "runs/mine/../mine/checkpoints/8"):
+        run, found = cli.locate(Path(typed))
+        assert found is not None
+        assert (Path(os.path.normpath(run)), Path(os.path.normpath(found))) == there
+    assert cli.locate(Path("folder/8")) == (Path("runs/mine"), Path("folder/8"))  # as it was typed
+    for typed in ("loop", "nowhere", "runs/mine", "runs/mine/checkpoints"):
+        assert cli.locate(Path(typed)) == (Path(typed), None)
+    monkeypatch.chdir(checkpoint.parent)
+    assert cli.locate(Path("8")) == (Path(".."), Path("8"))
+    monkeypatch.chdir(checkpoint)
+    assert cli.locate(Path(".")) == (Path("../.."), Path("../../checkpoints/8"))
 
 
 def test_a_job_of_a_sweep_goes_on_with_its_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -258,6 +302,21 @@ def test_a_file_that_cannot_be_written_is_one_line(capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit), cli.polite():
         Path("/dev/null/x").mkdir()
     assert capsys.readouterr().err.endswith("error: /dev/null/x: Not a directory\n")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
+def test_an_error_that_names_no_file_is_one_line(capsys: pytest.CaptureFixture[str], code: int) -> None:
+    with pytest.raises(SystemExit) as stop, cli.polite():
+        raise OSError(code, os.strerror(code))
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert f"error: {os.strerror(code)}; " in said and said.count("\n") == 1
+
+
+def test_what_a_run_can_do_without_is_said_where_it_is_not_written(capsys: pytest.CaptureFixture[str]) -> None:
+    with cli.optional():
+        raise OSError(errno.EDQUOT, "Quota exceeded", "curve.png")
+    assert capsys.readouterr().err == ("note: not written: curve.png: Quota exceeded; free some of your quota there\n")
 
 
 def test_a_file_of_a_sweep_is_no_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from saving import save_run
+
+from lorasa_jax.analysis import diagnosis
 
 import diagnose
 
@@ -63,6 +68,24 @@ def test_what_cannot_be_diagnosed_is_one_line(
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
     assert not (saved / "diagnosis").exists()
+
+
+def test_a_diagnosis_that_cannot_be_kept_is_printed(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(self: Path, text: str, **how: Any) -> int:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(diagnosis, "diagnose", lambda *args, **how: {})
+    monkeypatch.setattr(diagnose, "report", lambda *args: ["what was found"])
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(SystemExit) as stop:
+        diagnose.main([str(saved), "--out", str(tmp_path)])
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert said.out.endswith("what was found\n")
+    assert f"{tmp_path / 'diagnosis.json'}: {os.strerror(errno.EDQUOT)}" in said.err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_checkpoint_and_row_that_is_asked_for_has_a_folder() -> None:

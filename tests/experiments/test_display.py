@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
+from tensorboardX.event_file_writer import EventsWriter
 
 from lorasa_jax.running.state import ADAPTERS, SHARED, Report
 
@@ -29,7 +31,7 @@ def test_without_a_terminal_there_is_a_line_per_evaluation(monkeypatch: pytest.M
     seconds = iter(range(100))
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(seconds)))
     said = io.StringIO()
-    with display.Display(CONFIG, Console(file=said, width=200)) as shown:
+    with display.Display(CONFIG, said) as shown:
         assert shown.report(told(SHARED, [64, 64], [0.5, 0.7])) is None  # one moment has no speed
         speed = shown.report(told(SHARED, [128, 128], [np.nan, np.nan], greedy=0.8))
         assert speed is not None and speed > 0
@@ -42,8 +44,38 @@ def test_without_a_terminal_there_is_a_line_per_evaluation(monkeypatch: pytest.M
 
 def test_where_nothing_can_be_won_nothing_is_said_of_it() -> None:
     said = io.StringIO()
-    display.Display(CONFIG, Console(file=said, width=200), wins=False).report(told(SHARED, [64], [0.5], greedy=0.5))
+    display.Display(CONFIG, said, wins=False).report(told(SHARED, [64], [0.5], greedy=0.5))
     assert "return 0.50" in said.getvalue() and "win" not in said.getvalue()
+
+
+def shown_on(stream: io.StringIO) -> list[str]:
+    """The lines of a short run."""
+    with display.Display(CONFIG, stream) as shown:
+        shown.status("compiling [/update]")
+        shown.report(told(SHARED, [64], [0.5], greedy=0.5))
+    return stream.getvalue().splitlines()
+
+
+def test_a_file_gets_whole_lines_whatever_the_environment_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    status, line = shown_on(io.StringIO())
+    assert (status, line[:8]) == ("compiling [/update]", "shared  ")
+    assert "\x1b" not in line
+
+
+@pytest.mark.parametrize("term", ["dumb", "xterm"])
+def test_a_terminal_that_cannot_move_its_cursor_gets_whole_lines(monkeypatch: pytest.MonkeyPatch, term: str) -> None:
+    monkeypatch.setenv("TERM", term)
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    lines = shown_on(stream)
+    assert (len(lines) == 2 and "\x1b" not in lines[1]) == (term == "dumb")
+
+
+def test_a_bar_is_drawn_in_characters_that_there_are() -> None:
+    assert display.bar(0.5, "utf-8") == "████████░░░░░░░░"
+    assert display.bar(0.25, "latin-1") == display.bar(0.25, "ascii") == "####------------"
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(0, "0:00"), (61.9, "1:01"), (3_600, "1:00:00")])
@@ -59,3 +91,19 @@ def test_a_tracker_gets_the_numbers_of_every_row(tmp_path: Path) -> None:
     with display.tracker("none", tmp_path / "nowhere", {}) as track:
         track({"seed": 3})
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_tracker_that_fails_is_said_once_and_no_run_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(self: EventsWriter) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(EventsWriter, "flush", full)
+    monkeypatch.setattr(EventsWriter, "close", lambda self: self._py_recordio_writer.close())
+    with display.tracker("tensorboard", tmp_path, {}) as track:
+        for step in range(100):
+            track({"seed": 3, "env_steps": step, "return": 0.5})
+    said = capsys.readouterr().err
+    assert "the tracker takes nothing more ([Errno 28] No space left on device); the run goes on" in said
+    assert said.count("\n") == 1

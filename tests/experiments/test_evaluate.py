@@ -16,8 +16,10 @@ from saving import save_run
 from lorasa_jax.analysis.statistics import bootstrap_interval
 from lorasa_jax.learning import trainer
 
+import diagnose
 import evaluate
 import run
+from cli import RunConfig, parse
 from saved import labels_of, load_run
 
 EXPERIMENTS = Path(evaluate.__file__).parent
@@ -43,6 +45,23 @@ def test_a_run_is_played_as_it_was_learnt(saved: Path, capsys: pytest.CaptureFix
     assert lines[1].startswith("win rate  100.0%")
     assert lines[2].startswith("length    1.0")
     assert note.endswith("over the means of 2 seeds")
+
+
+def test_a_checkpoint_is_found_from_its_own_folder_and_through_a_link(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By all who read it, and by a run that goes on."""
+    (tmp_path / "latest").symlink_to(saved / "checkpoints" / "10")
+    for folder, typed in ((saved / "checkpoints", "10"), (tmp_path, "latest")):
+        monkeypatch.chdir(folder)
+        _, checkpoint = load_run(Path(typed))
+        assert checkpoint.resolve() == saved / "checkpoints" / "10"
+        assert str(checkpoint) == typed or typed == "latest"
+        assert labels_of(Path(typed)) == [{"seed": 3}, {"seed": 4}]
+        assert diagnose.folder_of(diagnose.DiagnoseConfig(Path(typed)), 0) == "diagnosis-10"
+        config = parse(RunConfig, ["--resume", typed])
+        assert config.directory.resolve() == saved
+        assert run.find_checkpoint(config) == checkpoint
 
 
 def test_the_best_team_plays_where_asked(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +45,22 @@ def artifact(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("export") / "new" / "policy.bin"
     export.main([str(saved), "--out", str(path), "--seed", "4"])
     return path
+
+
+def test_a_policy_that_does_not_fit_is_one_line_and_no_file(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write = Path.write_bytes
+
+    def half(self: Path, data: bytes) -> int:
+        write(self, data[:1])
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(export, "export_policy", lambda team, row: SimpleNamespace(serialize=lambda: b"policy"))
+    monkeypatch.setattr(Path, "write_bytes", half)
+    said = refusal(capsys, str(saved), "--out", str(tmp_path / "policy.bin"))
+    assert f"{tmp_path / 'policy.bin'}: {os.strerror(errno.EDQUOT)}; free some of your quota there" in said
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_process_with_only_jax_and_numpy_plays_the_game(artifact: Path) -> None:

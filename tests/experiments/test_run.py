@@ -10,8 +10,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,15 @@ import numpy as np
 import pytest
 
 from lorasa_jax.config import Config
+from lorasa_jax.envs import make_env
 from lorasa_jax.learning import clustering as grouping
 from lorasa_jax.running import loop
+from lorasa_jax.running.state import Diverged
 from lorasa_jax.storage import arrays as storage
 
 import cli
 import run
+import run_dir
 from run_dir import RunDir
 
 TINY = [
@@ -155,8 +160,7 @@ def outcome(directory: Path) -> tuple[list[dict[str, Any]], dict[str, Any], dict
 @pytest.fixture(autouse=True)
 def heard() -> Iterator[None]:
     """Signals act as in a terminal, also where the tests run in the background of a script, which ignores Ctrl-C."""
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    before = {number: signal.signal(number, handler) for number, handler in run.Stop.DEFAULTS.items()}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -338,20 +342,159 @@ def test_a_run_that_diverges_says_where_and_what_is_kept(
     assert "note: this run diverged in iteration 3 (kl became nan for seed 4)" in capsys.readouterr().err
 
 
-def test_a_record_that_finds_no_space_stops_the_run_in_one_line(
-    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+CODES = pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE])
+
+
+def failing(code: int, *name: str) -> Any:
+    """A function that the file system does not let work."""
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError(code, os.strerror(code), *name)
+
+    return fail
+
+
+def fill(out: Path, monkeypatch: pytest.MonkeyPatch, train: Any = lambda *args, **kwargs: None) -> None:
+    """Fills a run directory with what a run leaves that trains in no time."""
+    monkeypatch.setattr(loop, "run", train)
+    monkeypatch.setattr(run, "summarise", lambda *args: {"final": 1})
+    config = cli.parse(cli.RunConfig, [*TINY, "--out", str(out)])
+    with closing(RunDir(out, config)) as run_dir:
+        run.fill(config, make_env(config), run_dir, None, None, 0.0, "python again")
+
+
+@CODES
+def test_a_record_that_cannot_be_written_stops_the_run_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: int
 ) -> None:
-    out = tmp_path / "out"
-
-    def full(self: run.Reporter, report: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(run.Reporter, "report", full)
-        assert stopped([*TINY, "--out", str(out)]) == 2
+    with pytest.raises(SystemExit) as stop:
+        fill(tmp_path, monkeypatch, failing(code))
+    assert stop.value.code == 2
     message = capsys.readouterr().err
-    assert f"no space is left in {out}; make some, and go on with: {cli.python()}" in message
+    assert f"error: {tmp_path}: {os.strerror(code)}; " in message
+    assert message.endswith("; go on with: python again\n")
     assert message.count("\n") == 1
+
+
+@CODES
+def test_a_run_whose_last_state_is_not_kept_has_not_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: int
+) -> None:
+    """Going on with it gives the same numbers, and the team."""
+
+    def train(keeper: run.Keeper, *args: Any, **kwargs: Any) -> None:
+        keeper.saver._job = Future()
+        keeper.saver._job.set_exception(OSError(code, os.strerror(code), "checkpoints/16"))
+
+    monkeypatch.setattr(run.Keeper, "run", train)
+    with pytest.raises(SystemExit) as stop:
+        fill(tmp_path, monkeypatch)
+    assert stop.value.code == 2
+    complaint, error = capsys.readouterr().err.splitlines()
+    assert complaint.startswith(f"a checkpoint could not be written: checkpoints/16: {os.strerror(code)}")
+    assert error.endswith("; go on with: python again")
+    assert not (tmp_path / "summary.json").exists()
+
+
+@CODES
+def test_a_picture_that_cannot_be_written_does_not_fail_a_finished_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: int
+) -> None:
+    monkeypatch.setattr(RunDir, "draw_curve", failing(code, "curve.png"))
+    monkeypatch.setattr(run, "draw_episode", failing(code, "episode.gif"))
+    fill(tmp_path, monkeypatch)
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"final": 1}
+    curve, episode = capsys.readouterr().err.splitlines()
+    assert curve.startswith(f"note: not written: curve.png: {os.strerror(code)}")
+    assert episode.startswith(f"note: not written: episode.gif: {os.strerror(code)}")
+
+
+@CODES
+def test_a_run_that_is_stopped_says_how_to_go_on_whatever_cannot_be_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: int
+) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunDir, "draw_curve", failing(code, "curve.png"))
+    with pytest.raises(SystemExit) as stop:
+        fill(tmp_path, monkeypatch, interrupted)
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.endswith("go on with: python again\n")
+
+
+@CODES
+def test_a_run_that_diverges_says_so_where_it_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: int
+) -> None:
+    def diverges(*args: Any, **kwargs: Any) -> None:
+        error = Diverged.__new__(Diverged, "kl became nan for seed 3")
+        error.quantity, error.value, error.row, error.iteration, error.phase = "kl", float("nan"), 0, 1, "shared"
+        error.culprit = None
+        raise error
+
+    monkeypatch.setattr(run.Keeper, "run", diverges)
+    monkeypatch.setattr(run_dir, "write_json", failing(code, "diverged.json"))
+    with pytest.raises(SystemExit) as stop:
+        fill(tmp_path, monkeypatch)
+    assert stop.value.code == 2
+    note, error = capsys.readouterr().err.splitlines()
+    assert note.startswith(f"note: not written: diverged.json: {os.strerror(code)}")
+    assert "error: the run diverged: kl became nan for seed 3" in error
+
+
+@pytest.mark.parametrize("number", run.Stop.DEFAULTS)
+def test_a_signal_that_is_sent_twice_is_one(number: int, capfd: pytest.CaptureFixture[str]) -> None:
+    """As `timeout` does, to the command and to its group. Another kind may come with it."""
+    with run.Stop("stopping") as stop:
+        for delay, again in ((0.1, number), (0.2, signal.SIGTERM)):
+            threading.Timer(delay, os.kill, (os.getpid(), again)).start()
+        os.kill(os.getpid(), number)
+        assert stop.signal == number
+        assert signal.getsignal(number) == run.Stop.DEFAULTS[number]  # the next one acts at once
+    assert capfd.readouterr().err == "\nstopping; once more: at once\n"
+
+
+def test_what_is_ignored_stays_ignored() -> None:
+    """As under `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with run.Stop("stopping") as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+    signal.signal(signal.SIGHUP, before)
+    assert stop.signal == 0
+
+
+LONG = [
+    "--env", "toy", "--n-envs", "8", "--rollout-length", "8", "--total-steps", "10_000_000", "--eval-episodes", "8",
+    "--gif", "False", "--seeds", "1",
+]  # fmt: skip
+
+
+def test_a_run_whose_reader_ends_first_saves_and_ends_with_its_signal(tmp_path: Path) -> None:
+    """As in `run.py 2>&1 | tee log`, where Ctrl-C reaches both."""
+    out = tmp_path / "out"
+    command = [sys.executable, str(Path(run.__file__)), *LONG, "--out", str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdout is not None
+        while not (out / "metrics.jsonl").exists() or len(rows(out)) < 3:
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.stdout.close()
+        process.send_signal(signal.SIGINT)
+        threading.Timer(60, process.kill).start()
+    assert process.returncode == 130
+    assert storage.complete(out / "checkpoints")[-1].name == str(len(rows(out)))
+
+
+def test_a_run_to_which_no_stream_is_left_is_complete(directory: Path, tmp_path: Path) -> None:
+    """Its files hold what it measured and nothing that was printed; this one goes on from the end of its training."""
+    out = tmp_path / "out"
+    shutil.copytree(directory, out)
+    (out / "summary.json").unlink()
+    command = f"'{sys.executable}' '{run.__file__}' --resume '{out}' <&- >&- 2>&-"
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1", "FORCE_COLOR": "1"}
+    assert subprocess.run(["sh", "-c", command], env=environment).returncode == 0
+    assert outcome(out) == outcome(directory)
 
 
 def unfinished(checkpoints: Path) -> set[tuple[str, int]]:

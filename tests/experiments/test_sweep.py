@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +24,7 @@ import yaml
 
 from lorasa_jax import adapters
 from lorasa_jax.config import ConfigError
+from lorasa_jax.storage import arrays as storage
 
 import cli
 import evaluate
@@ -352,3 +360,151 @@ def test_a_launcher_fills_the_same_folder(done: Path, tmp_path: Path) -> None:
         [str(done / "a.yaml"), "--out", str(tmp_path / "out"), "--launcher", "local", "--cluster", "timeout_min=9"]
     )
     assert table(tmp_path / "out") == table(done / "out")
+
+
+SAVES = """
+import pathlib, signal, sys, time
+def end(number, frame):
+    time.sleep(0.5)
+    pathlib.Path("saved").write_text(str(sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, [])))))
+    sys.exit(143)
+signal.signal(signal.SIGTERM, end)
+pathlib.Path("ready").touch()
+time.sleep(60)
+"""
+"""A program that takes its time to end in order, and says which signals do not reach it."""
+
+
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Signals act as in a terminal, also where the tests run in the background of a script."""
+    before = {number: signal.signal(number, handler) for number, handler in run.Stop.DEFAULTS.items()}
+    yield
+    for number, found in before.items():
+        signal.signal(number, found)
+
+
+def when_ready(folder: Path, number: int) -> None:
+    """Sends a signal to this process as soon as the program is there."""
+
+    def send() -> None:
+        while not (folder / "ready").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=send).start()
+
+
+class Here:
+    """A launcher whose jobs are processes that were just started."""
+
+    def submit(self, process: subprocess.Popen) -> SimpleNamespace:
+        return SimpleNamespace(job_id=str(process.pid), done=lambda: process.poll() is not None)
+
+
+@pytest.mark.usefixtures("heard")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_sweep_that_is_stopped_stops_its_jobs_and_waits_until_they_have_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    """What a terminal sends to all its processes reaches the sweep alone."""
+
+    def start(words: list[str], folder: Path) -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, "-c", SAVES], cwd=tmp_path)
+
+    monkeypatch.setattr(sweep, "_executor", lambda config: (Here(), start))
+    when_ready(tmp_path, number)
+    file = write(tmp_path / "a.yaml", grids=[{"sharing": "ps"}])
+    with pytest.raises(SystemExit) as stop:
+        sweep.main([str(file), "--launcher", "local", "--out", str(tmp_path / "out")])
+    assert stop.value.code == 128 + number
+    assert json.loads((tmp_path / "saved").read_text()) == [signal.SIGHUP, signal.SIGINT]
+    said = capsys.readouterr().err
+    assert f"the jobs that ran (1-ps) were stopped; go on with: {cli.python()}" in said
+
+
+def test_a_sweep_that_fails_leaves_no_job_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: list[subprocess.Popen] = []
+
+    def start(words: list[str], folder: Path) -> subprocess.Popen:
+        if jobs:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        jobs.append(subprocess.Popen([sys.executable, "-c", SAVES], cwd=tmp_path))
+        return jobs[0]
+
+    monkeypatch.setattr(sweep, "_executor", lambda config: (Here(), start))
+    file = write(tmp_path / "a.yaml", grids=[{"sharing": ["ps", "nps"]}])
+    with pytest.raises(SystemExit) as stop:
+        sweep.main([str(file), "--launcher", "local", "--out", str(tmp_path / "out")])
+    assert stop.value.code == 2
+    assert jobs[0].poll() is not None
+
+
+class Taken(Exception):
+    """What a launcher raises in a job whose machine is taken."""
+
+
+@pytest.mark.usefixtures("heard")
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_job_hands_on_the_signal_that_ends_it(tmp_path: Path, taken: bool) -> None:
+    def take(number: int, frame: object) -> None:
+        raise Taken
+
+    signal.signal(signal.SIGHUP, take)
+    _, command = sweep._executor(sweep.SweepConfig(tmp_path / "a.yaml", out=tmp_path, launcher="local"))
+    when_ready(tmp_path, signal.SIGHUP if taken else signal.SIGTERM)
+    with pytest.raises(Taken if taken else SystemExit):
+        command([sys.executable, "-c", SAVES], tmp_path)()
+    assert (tmp_path / "saved").exists()
+
+
+def test_a_local_job_may_take_its_time(tmp_path: Path) -> None:
+    """Where nobody says otherwise; the launcher's own limit is two minutes."""
+    for cluster, minutes in (((), sweep.YEAR), (("timeout_min=9",), 9)):
+        config = sweep.SweepConfig(tmp_path / "a.yaml", out=tmp_path, launcher="local", cluster=cluster)
+        executor, _ = sweep._executor(config)
+        assert executor._executor.parameters["timeout_min"] == minutes
+
+
+def test_jobs_that_cannot_be_written_fail_in_one_line_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(RunDir, "begin", full)
+    jobs = jobs_of(write(tmp_path / "a.yaml", grids=[{"sharing": ["ps", "nps"]}]))
+    assert sweep.run_here(jobs, tmp_path / "out", "again") == ["1-ps", "2-nps"]
+    said = capsys.readouterr().err
+    assert said.count("\n") == said.count(f"{os.strerror(errno.EDQUOT)}; free some of your quota there") == 2
+
+
+def test_curves_that_cannot_be_written_do_not_fail_a_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "curves.png")
+
+    monkeypatch.setattr(sweep, "draw", full)
+    monkeypatch.setattr(sweep, "run_here", lambda *args: [])
+    sweep.main([str(write(tmp_path / "a.yaml")), "--out", str(tmp_path / "out")])
+    said = capsys.readouterr()
+    assert said.err.startswith("note: not written: curves.png: ") and "drawn" not in said.out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_jobs_of_a_launcher_save_when_their_sweep_is_stopped(tmp_path: Path, number: int) -> None:
+    file = write(tmp_path / "a.yaml", base={**BASE, "total_steps": 10_000_000}, grids=[{"sharing": "ps"}])
+    job = tmp_path / "out" / "1-ps"
+    command = [sys.executable, str(Path(sweep.__file__)), str(file), "--launcher", "local", "--out", str(job.parent)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not (job / "metrics.jsonl").exists() or not (job / "metrics.jsonl").read_text():
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "the jobs that ran (1-ps) were stopped; go on with: " in said
+    measured = (job / "metrics.jsonl").read_text().splitlines()
+    assert [path.name for path in storage.complete(job / "checkpoints")] == [str(len(measured))]

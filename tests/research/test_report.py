@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
+import os
 import shutil
 from contextlib import closing
 from dataclasses import replace
@@ -129,6 +131,23 @@ def test_the_committed_documents_are_what_the_records_give() -> None:
     report.main(["--check", "True", "--root", str(ROOT)])
 
 
+def test_a_document_that_cannot_be_written_is_as_before(kept: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    shutil.copytree(kept, tmp_path / "root")
+    (tmp_path / "root" / "README.md").write_text(f"{documents.BEGIN}all four -->\n{documents.END}\n")
+    before = {path: path.read_bytes() for path in (tmp_path / "root").rglob("*") if path.is_file()}
+    write_text = Path.write_text
+
+    def half(self: Path, text: str, **how: Any) -> None:
+        write_text(self, text[:9])
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(SystemExit) as stop:
+        report.main(["--root", str(tmp_path / "root")])
+    assert stop.value.code == 2
+    assert {path: path.read_bytes() for path in (tmp_path / "root").rglob("*") if path.is_file()} == before
+
+
 def test_committed_files_are_small() -> None:
     kept = {path for folder in ("docs/figures", "results") for path in (ROOT / folder).rglob("*") if path.is_file()}
     assert all(path.stat().st_size < 300_000 for path in kept)
@@ -160,7 +179,8 @@ def test_a_record_says_every_command_and_commit_that_its_jobs_come_from(sweep: P
     known = json.loads((directory / "1-ps_id" / "versions.json").read_text())
     command = ["python", "experiments/sweep.py", "four.yaml"]
     for job, commit in (("1-ps_id", "a" * 40), ("2-lorasa", "b" * 40), ("3-ps_restart", "b" * 40), ("4-nps", "a" * 40)):
-        said = {**known, "commit": commit, "command": [*command, "--out", "elsewhere", "--only", job]}
+        words = ["/elsewhere/python", *command[1:], "--out", "elsewhere", "--only", job]
+        said = {**known, "commit": commit, "command": words}
         write_json(directory / job / "versions.json", said)
     record = records.make_record([directory])
     assert [(source["command"], source["commit"][0]) for source in record["sources"]] == [
