@@ -22,3 +22,9 @@ def test_deltas_beat_the_shared_network_in_a_loop_of_ones_own(capsys):
     assert len(losses) == 3
     for shared, own in losses:
         assert float(own) < 0.1 * float(shared)
+
+
+@pytest.mark.slow
+def test_adapters_on_a_network_of_ones_own_reach_the_optimum(capsys):
+    assert runpy.run_path(str(EXAMPLES / "own_network.py"))["main"]() == 1.0
+    assert "attention/query" in capsys.readouterr().out
