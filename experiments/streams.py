@@ -9,6 +9,8 @@ import sys
 from contextlib import suppress
 from typing import Any, TextIO
 
+from lorasa_jax.surroundings import can_move_cursor
+
 
 class _Lossy(io.FileIO):
     """A file to which writing always works: what it cannot take is lost."""
@@ -41,7 +43,7 @@ def open_streams() -> None:
 
 def can_redraw(stream: TextIO) -> bool:
     """Says whether a stream is a terminal on which a line can be drawn anew."""
-    return stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+    return stream.isatty() and can_move_cursor()
 
 
 def complain(text: str) -> None:

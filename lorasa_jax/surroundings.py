@@ -142,6 +142,11 @@ def cache_folder() -> Path | None:
     return home / "lorasa_jax"
 
 
+def can_move_cursor() -> bool:
+    """Says whether the terminal, by its name in TERM, can draw a line anew; one without a name cannot."""
+    return os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+
+
 # Cores
 
 

@@ -43,7 +43,7 @@ def test_a_program_goes_on_and_its_files_hold_nothing_else(tmp_path: Path, how: 
     (tmp_path / "talk.py").write_text(TALKS)
     out = tmp_path / "out"
     command = f"{{ '{sys.executable}' talk.py '{out}'; echo $? > status; }}"
-    environment = {**os.environ, "PYTHONPATH": str(EXPERIMENTS)}
+    environment = {**os.environ, "PYTHONPATH": f"{EXPERIMENTS}:{EXPERIMENTS.parent}"}
     subprocess.run(["sh", "-c", how.format(command)], cwd=tmp_path, env=environment, capture_output=True)
     assert ((tmp_path / "status").read_text(), out.read_text()) == ("0\n", "done")
 
