@@ -50,7 +50,7 @@ def main():
     size, greedy = count_params(result.trainer), float(result.final["greedy"]["return"][0])
     print(f"greedy return {greedy:.2f} (random play {result.random_return[0]:.2f})")
     print(f"{size['shared']} shared parameters, {size['per_agent']} in the adapters of each agent:")
-    for layer, parts in result.states.learner.actor.agents.items():
+    for layer, parts in result.states.learner.actor.agents["agent"].items():
         print(f"  {layer:16}", {name: leaf.shape[2:] for name, leaf in parts.items()})
     return greedy
 

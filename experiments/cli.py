@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import tyro
 
 from lorasa_jax.config import TASKS, Config, ConfigError, changed_settings, nearest, require
 from lorasa_jax.files import reason
+from lorasa_jax.levels import Renamed
 
 from streams import complain, open_streams
 from yaml_reader import read_yaml
@@ -36,6 +38,8 @@ FREE = ("gif", "track", "cache", "save-every", "resume", "total-steps", "shard",
 """Flags that may differ when a run goes on. Whether its budget may is found out with its checkpoint."""
 LONGEST_NAME, LONGEST_PATH = 255, 3800
 """Bytes in the name of a file, and in a path below which there is still room for files (Linux takes 4096)."""
+_HINTED: set[str] = set()
+"""What has been said of old names."""
 C = TypeVar("C", bound=Config)
 T = TypeVar("T")
 
@@ -140,12 +144,24 @@ def read_flags(config_type: type[T], argv: Sequence[str], **default: Any) -> T:
     """Returns what flags say; raises `ConfigError` where they cannot be read."""
     said = io.StringIO()
     try:
-        with redirect_stderr(said):
+        with _hints(), redirect_stderr(said):
             return tyro.cli(config_type, args=argv, config=(tyro.conf.FlagConversionOff,), **default)
     except SystemExit as stop:
         if not stop.code:
             raise
     raise ConfigError(_one_line(said.getvalue()))
+
+
+@contextmanager
+def _hints() -> Iterator[None]:
+    """Prints what is said of old names as one line each, once in a command."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", Renamed)
+        yield
+    for hint in dict.fromkeys(str(warning.message) for warning in caught):
+        if hint not in _HINTED:
+            _HINTED.add(hint)
+            print(f"{Path(sys.argv[0]).name}: {hint}", file=sys.stderr)
 
 
 def _one_line(box: str) -> str:

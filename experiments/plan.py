@@ -20,7 +20,9 @@ Point = dict[str, Any]
 """Settings by their dotted names, beside those that all points have."""
 RESERVED = ("seed", "seeds", "out", "resume", "gif", "track", "cache", "save_every", "shard", "distributed")
 """Settings that are no part of a grid."""
-ADAPTERS_ONLY = ("rank", "ranks", "alpha", "placement", "adapter_key", "switch_step", "ppo.adapter_lr")
+SHAPES = ("levels", "rank", "ranks", "alpha", "placement", "adapter_key")
+"""Settings of adapters."""
+ADAPTERS_ONLY = (*SHAPES, "switch_step", "freeze_trunk", "ppo.adapter_lr", "ppo.trunk_optimizer")
 """Settings that concern only the second phase."""
 
 
@@ -160,8 +162,8 @@ def make_jobs(env_of: Callable[[RunConfig], Env], configs: Iterable[tuple[Point,
         env = env_of(config)
         whole = replace(backbone_config(config, env), seed=config.seed, seeds=config.seeds)
         two_phase = is_two_phase(config, env)
-        # Under hyper and mask, rank and placement shape what the one phase trains.
-        own = ("rank", "placement") if make_sharing(env.spec, config).levels and not two_phase else ()
+        # Under hyper, mask and lorasa_joint such settings shape what the one phase trains.
+        own = SHAPES if make_sharing(env.spec, config).levels and not two_phase else ()
         first = {name: value for name, value in point.items() if name not in ADAPTERS_ONLY or name in own}
         points.setdefault(whole, {**first, "sharing": whole.sharing})
         if two_phase:

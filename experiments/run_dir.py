@@ -274,7 +274,8 @@ class RunDir:
             axis.spines[["top", "right"]].set_visible(False)
             axis.grid(alpha=0.25)
         if switches:
-            axes[0].plot([], [], color="#c2410c", ls="--", lw=1, label="trunk frozen, adapters start")
+            label = "adapters start" if self.config.freeze_trunk is False else "trunk frozen, adapters start"
+            axes[0].plot([], [], color="#c2410c", ls="--", lw=1, label=label)
         axes[1].set_ylim(-0.03, 1.03)
         if axes[0].get_legend_handles_labels()[0]:  # an episode has ended
             axes[0].legend(frameon=False, fontsize=8)

@@ -29,12 +29,10 @@ class SizesConfig(Config):
 
 def as_scheme(config: Config, name: Any) -> Config | None:
     """Returns the configuration under another scheme; None where that needs groups that are not given."""
-    from lorasa_jax.sharing.schemes import is_clustered
+    from lorasa_jax.sharing.schemes import is_clustered, under
 
-    groups, config = config.groups, replace(config, sharing=name, groups=None)
-    if not is_clustered(config):
-        return config
-    return None if groups is None else replace(config, groups=groups)
+    config = under(config, name)
+    return None if is_clustered(config) and config.groups is None else config
 
 
 def rows(config: Config, env: Env) -> Iterator[list[str]]:
@@ -66,7 +64,7 @@ def nps_width(config: Config, env: Env) -> tuple[int, int, int]:
     import jax
 
     from lorasa_jax.learning.system import is_two_phase, make_system
-    from lorasa_jax.sharing.schemes import count
+    from lorasa_jax.sharing.schemes import count, under
 
     def actors(config: Config) -> int:
         system = make_system(config, env, adapting=is_two_phase(config, env))
@@ -74,7 +72,7 @@ def nps_width(config: Config, env: Env) -> tuple[int, int, int]:
 
     @cache
     def size(hidden: int) -> int:
-        return actors(replace(config, sharing="nps", groups=None, actor=replace(config.actor, hidden=hidden)))
+        return actors(replace(under(config, "nps"), actor=replace(config.actor, hidden=hidden)))
 
     goal = actors(config)
     low, high = 0, 1

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from lorasa_jax.checks import LARGEST_INT, conform, nearest, require, require_in_range, require_positive
 from lorasa_jax.checks import ConfigError as ConfigError
+from lorasa_jax.levels import DEFAULT, AdapterLevel, LevelSettings, from_old_names, parse_levels
 
 T = TypeVar("T")
 
@@ -130,6 +131,9 @@ class PPOConfig:
     """Learning rate of the critic."""
     adapter_lr: float | None = None
     """Learning rate of the actors from the switch on, in schemes with two phases; not given: lr."""
+    trunk_optimizer: Literal["carry", "restart"] | None = None
+    """Adam's moments of a trunk that is not frozen at the switch: carry: they go on; restart: they start from zero, as
+    those of adapters do; not given: carry."""
     anneal_lr: bool = False
     """Let both fall linearly to zero over the run, by environment steps."""
     adam_eps: float = 1e-5
@@ -246,7 +250,7 @@ class Config:
     """Algorithm: all agents move at once (mappo); one after the other, each corrected for those before it (a2po);
     the same without the correction of advantages (sequential)."""
     sharing: Literal[
-        "ps", "ps_id", "ps_restart", "nps", "mtl", "hyper", "mask", "lorasa", "seps", "seps_lora"
+        "ps", "ps_id", "ps_restart", "nps", "mtl", "hyper", "mask", "lorasa", "lorasa_joint", "seps", "seps_lora"
     ] = "lorasa"  # fmt: skip
     """Who shares parameters with whom."""
     groups: tuple[int, ...] | None = None
@@ -261,18 +265,25 @@ class Config:
     """Environment step at which the second phase begins: the trunk freezes and adapters start (lorasa, seps_lora), or
     only the optimiser starts again (ps_restart); auto: when learning slows, and after 60 % of the budget at the
     latest."""
+    freeze_trunk: bool | None = None
+    """Freeze the trunk at the switch; False: from there on trunk and adapters are trained together. Not given: what the
+    scheme says (lorasa and seps_lora freeze it, lorasa_joint never does)."""
+    levels: tuple[str, ...] = DEFAULT
+    """Who owns adapters, which add up: SCOPE[:RANK][@FACTOR][/LAYERS] for each level, such as team:8 agent:4@0.1 or
+    agent:4/head+early. Scopes: team: one for all agents; unit_type: one for all units of a type, also where types are
+    drawn anew each episode (smax); agent: one for every agent. FACTOR multiplies the learning rate."""
     rank: int = 8
-    """Rank of the adapters; layers no wider than this get a full-rank one. Under hyper the width of an embedding."""
-    adapter_key: AdapterKey = "agent"
-    """Whom an adapter belongs to. agent: every agent has its own; unit_type: all units of a type share one, also where
-    types are drawn anew each episode (smax); unit_type,agent: both, added up."""
+    """Rank of the adapters at levels that name none; layers no wider than this get a full-rank one. Under hyper the
+    width of an embedding."""
+    adapter_key: AdapterKey | None = None
+    """Old name of levels, for one more release."""
     ranks: tuple[int, ...] | None = None
-    """A rank for each level of adapter-key, in its order; not given: the rank is the same at every level."""
+    """Old name of the ranks in levels, for one more release."""
     alpha: float | None = None
     """Adapters are scaled by alpha / rank; not given: alpha = rank."""
     placement: tuple[str, ...] = ("all",)
-    """Layers that get an adapter (under hyper a generator, under mask thresholds), by name or pattern, or all, early,
-    recurrent, late, head."""
+    """Layers that get an adapter, at levels that name none (under hyper a generator, under mask thresholds), by name or
+    pattern, or all, early, recurrent, late, head."""
     n_envs: int = 32
     """Environments stepped side by side."""
     rollout_length: int = 160
@@ -318,7 +329,14 @@ class Config:
         self._check_budget()
         self._check_minibatches()
         self.adapted_layers  # noqa: B018  (raises where the placement names no layer)
-        self.adapter_levels  # noqa: B018  (raises where the ranks do not fit the levels)
+        self._set_levels()
+
+    def _set_levels(self) -> None:
+        """Writes the levels in one way, so that equal ones compare equal."""
+        levels = from_old_names(parse_levels(self.levels), self.adapter_key, self.ranks)
+        for name, value in (("levels", tuple(map(str, levels))), ("adapter_key", None), ("ranks", None)):
+            object.__setattr__(self, name, value)
+        self.adapter_levels  # noqa: B018  (raises where a level names no layer)
 
     def _check_seeds(self) -> None:
         last = self.seed + self.seeds - 1
@@ -397,36 +415,35 @@ class Config:
         return self.ppo.chunk_length or self.rollout_length
 
     @property
-    def adapter_levels(self) -> tuple[tuple[str, int, float], ...]:
-        """For each level of adapters, which add up: its key, its rank, and the factor on its products."""
-        keys = self.adapter_key.split(",")
-        ranks = (self.rank,) * len(keys) if self.ranks is None else self.ranks
-        require(
-            len(ranks) == len(keys) and min(ranks) > 0,
-            f"ranks must be a positive number for each level of adapter-key {self.adapter_key}, got {self.ranks}",
-        )
-        scales = (1.0 if self.alpha is None else self.alpha / rank for rank in ranks)
-        return tuple(zip(keys, ranks, scales, strict=True))
+    def adapter_levels(self) -> tuple[AdapterLevel, ...]:
+        """The levels of adapters, which add up, from the coarsest scope to the finest, with nothing left open."""
 
-    @property
-    def adapter_scales(self) -> tuple[float, ...]:
-        """alpha / rank of each level of adapters."""
-        return tuple(scale for *_, scale in self.adapter_levels)
+        def complete(level: LevelSettings) -> AdapterLevel:
+            rank = level.rank or self.rank
+            scale = 1.0 if self.alpha is None else self.alpha / rank
+            layers = self._layers_of(level.layers, f"levels {level}:") if level.layers else self.adapted_layers
+            return AdapterLevel(level.scope, rank, scale, level.factor, layers)
+
+        return tuple(map(complete, parse_levels(self.levels)))
 
     @property
     def adapted_layers(self) -> tuple[str, ...]:
-        """The layers of the actor that carry an adapter, from input to output."""
+        """The layers of the actor that carry an adapter at levels that name none, from input to output."""
+        known = "" if self.actor.module else f"some of {', '.join(self.actor.layer_names)}, or "
+        require(bool(self.placement), f"placement is empty; name {known}all")
+        return self._layers_of(self.placement, "placement")
+
+    def _layers_of(self, words: tuple[str, ...], setting: str) -> tuple[str, ...]:
         if self.actor.module:  # whose layers are not known here
-            return tuple("*" if word == "all" else word for word in self.placement)
+            return tuple("*" if word == "all" else word for word in words)
         names = self.actor.layer_names
-        require(bool(self.placement), f"placement is empty; name some of {', '.join(names)}, or all")
         chosen: set[str] = set()
-        for word in self.placement:
+        for word in words:
             pattern = PLACEMENTS.get(word, word)
             hits = {name for name in names if fnmatchcase(name, pattern)}
             require(
                 bool(hits),
-                f"placement {word!r} names no layer{nearest(word, {*names, *PLACEMENTS} - {word})}; "
+                f"{setting} {word!r} names no layer{nearest(word, {*names, *PLACEMENTS} - {word})}; "
                 f"layers: {', '.join(names)}; groups: {', '.join(PLACEMENTS)}",
             )
             chosen |= hits

@@ -163,12 +163,12 @@ axis.legend()
 
 # %%
 actor = jax.tree.map(lambda leaf: leaf[0], result.states).learner.actor
-layers = list(actor.agents)
+layers = list(actor.agents["agent"])
 
 
 def share(layer: str) -> np.ndarray:
     """The norm of every agent's correction, over that of the trunk's kernel."""
-    own, kernel = actor.agents[layer], actor.shared[layer]["kernel"][0]
+    own, kernel = actor.agents["agent"][layer], actor.shared[layer]["kernel"][0]
     delta = own["full"] if "full" in own else own["left"] @ own["right"]
     return np.linalg.norm(delta, axis=(1, 2)) / np.linalg.norm(kernel)
 

@@ -68,7 +68,7 @@ result.final["greedy"]["return"]
 # %% [markdown]
 # ## The tree
 #
-# `shared` holds the trunk, with a leading axis of trunks (one here). `agents` holds the adapters, with a leading axis of agents: `left`
+# `shared` holds the trunk, with a leading axis of trunks (one here). `agents` holds the adapters by who owns them (here `agent`), with a leading axis of owners: `left`
 # (in, r) and `right` (r, out) for every layer, or a matrix `full` where a layer is no wider than the rank.
 
 # %%

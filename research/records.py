@@ -296,7 +296,7 @@ def ceiling(config: cli.RunConfig, spec: EnvSpec) -> dict[str, float] | None:
 
     known, sharing, n = ceilings(config.task, config.n_agents), make_sharing(spec, config), spec.n_agents
     trunks = len(set(config.groups)) if config.groups else 1
-    if spec.n_roles and not (sharing.levels and "unit_type" in config.adapter_key.split(",")):
+    if spec.n_roles and "unit_type" not in sharing.stacks:
         trunks = 1  # the index of an agent does not say what it should do
     elif sharing.agent_id or sharing.levels or config.sharing == "nps" or trunks == n:
         return {"greedy": known.optimum, "sampled": known.optimum}

@@ -26,6 +26,7 @@ from lorasa_jax.config import (
     nearest,
     require,
 )
+from lorasa_jax.levels import Renamed
 
 BATCH = 32 * 160
 
@@ -171,7 +172,7 @@ def test_a_feed_forward_network_has_no_recurrent_layers():
 
 @pytest.mark.parametrize(("alpha", "rank", "scale"), [(None, 8, 1.0), (None, 3, 1.0), (16.0, 8, 2.0), (1.0, 4, 0.25)])
 def test_adapters_are_scaled_by_alpha_over_rank(alpha, rank, scale):
-    assert Config(alpha=alpha, rank=rank).adapter_levels == (("agent", rank, scale),)
+    assert Config(alpha=alpha, rank=rank).adapter_levels[0][:3] == ("agent", rank, scale)
 
 
 def test_chunks_are_steps_without_recurrence_and_the_rollout_with_0():
@@ -200,10 +201,61 @@ def test_configuration_does_not_load_jax():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_every_level_of_adapters_has_a_rank_and_a_scale():
-    levels = Config(adapter_key="unit_type,agent", ranks=(2, 4), alpha=4.0).adapter_levels
-    assert levels == (("unit_type", 2, 2.0), ("agent", 4, 1.0))
-    assert Config(adapter_key="unit_type,agent", rank=3).adapter_levels == (("unit_type", 3, 1.0), ("agent", 3, 1.0))
-    for ranks in ((2, 4), (0,), ()):
-        with pytest.raises(ConfigError, match="ranks must be a positive number for each level of adapter-key agent"):
-            Config(ranks=ranks)
+def test_levels_say_who_owns_what_and_leave_the_rest_to_the_settings_of_all():
+    config = Config(levels=("agent:4@0.1/head+early", "team"), rank=3, alpha=6.0, actor=NetworkConfig(layers=1))
+    everywhere = ("fc1", "gru_in", "gru_hidden", "after1", "head")
+    assert config.adapter_levels == (("team", 3, 2.0, 1.0, everywhere), ("agent", 4, 1.5, 0.1, ("fc1", "head")))
+    assert Config().adapter_levels == (("agent", 8, 1.0, 1.0, Config().adapted_layers),)
+
+
+def test_equal_levels_are_written_alike():
+    """From the coarsest scope to the finest, also where one word holds several; and they come back from JSON."""
+    config = Config(levels=("agent:08@1.0 team:2@1e-1",))
+    assert config == Config(levels=["team:2@0.1", "agent:8"])
+    assert config.levels == ("team:2@0.1", "agent:8")
+    assert Config(**json.loads(json.dumps({"levels": config.levels}))) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"levels": ("agnet:4",)}, r"'agnet:4' begins with no scope \(did you mean 'agent'\?\); a level is SCOPE"),
+        ({"levels": ("agent:0",)}, "the rank in 'agent:0' must be a positive whole number, got '0'"),
+        ({"levels": ("agent:4:2",)}, "the rank in 'agent:4:2' must be a positive whole number, got '4:2'"),
+        ({"levels": ("team@-1",)}, "the learning rate factor in 'team@-1' must be a positive number, got '-1'"),
+        ({"levels": ("team@nan",)}, "factor in 'team@nan' must be a positive number"),
+        ({"levels": ("agent:2/",)}, "'agent:2/' ends without a layer"),
+        ({"levels": ("agent/haed",)}, r"levels agent/haed: 'haed' names no layer \(did you mean 'head'"),
+        ({"levels": ("team", "agent:2", "agent")}, r"the scope agent more than once \(agent:2 and agent\)"),
+        ({"levels": ()}, "levels must name an owner, one or more of team, unit_type, agent"),
+        ({"levels": "agent"}, "levels must be a list"),
+        (
+            {"levels": ("team",), "adapter_key": "agent"},
+            "levels team and adapter-key agent, its old",
+        ),
+        ({"levels": ("agent:2",), "ranks": (3,)}, "levels agent:2 and ranks 3, its old name, name different ranks"),
+        ({"ranks": (2, 4)}, "ranks .* must be a positive number for each of agent, got 2 4"),
+        ({"ranks": (0,)}, "ranks .* must be a positive number for each of agent, got 0"),
+        ({"ranks": ()}, "ranks .* must be a positive number for each of agent, got none"),
+    ],
+)
+def test_wrong_levels_are_told_in_one_line(changes, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        Config(**changes)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "levels"),
+    [
+        ({"adapter_key": "agent"}, ("agent",)),
+        ({"adapter_key": "unit_type"}, ("unit_type",)),
+        ({"adapter_key": "unit_type,agent", "ranks": (2, 4)}, ("unit_type:2", "agent:4")),
+        ({"ranks": (3,)}, ("agent:3",)),
+        ({"levels": ("unit_type:2",), "adapter_key": "unit_type", "ranks": (2,)}, ("unit_type:2",)),
+    ],
+)
+def test_old_names_of_levels_work_with_a_hint(old, levels):
+    with pytest.warns(Renamed, match=f"is an old name .* say levels {' '.join(levels)}$"):
+        config = Config(**old)
+    assert config == Config(levels=levels)  # nothing is left of the old names, and so no second hint

@@ -35,6 +35,7 @@ FEW = [
     ("ps", "mappo", "specialisation", "feed-forward"),
     ("nps", "a2po by epochs", "specialisation", "feed-forward"),
     ("lorasa", "a2po by agents", "own_number", "feed-forward"),
+    ("lorasa_joint", "mappo", "own_number", "feed-forward"),
     ("seps", "a2po by agents", "specialisation", "feed-forward"),
 ]
 ALL = [
@@ -157,16 +158,16 @@ def test_values_are_those_of_the_states(task, limit, values, network):
 
 
 @pytest.mark.parametrize(
-    ("task", "key", "algo", "reached"),
+    ("task", "levels", "algo", "reached"),
     [
         pytest.param("drawn_kinds", "unit_type", "mappo", 1.0, marks=pytest.mark.slow),
-        pytest.param("drawn_kinds", "unit_type,agent", "mappo", 1.0, marks=pytest.mark.slow),
+        pytest.param("drawn_kinds", "team unit_type agent@0.3", "mappo", 1.0, marks=pytest.mark.slow),
         pytest.param("drawn_kinds", "agent", "mappo", 0.5, marks=pytest.mark.slow),
         pytest.param("two_kinds", "unit_type", "mappo", 1.0, marks=pytest.mark.slow),
         pytest.param("two_kinds", "unit_type", "a2po by epochs", 1.0, marks=pytest.mark.slow),
     ],
 )
-def test_adapters_of_roles_do_what_no_agents_own_can(task, key, algo, reached):
-    config = make_config(task, "lorasa", switch_step=0, adapter_key=key, rank=4, **ALGOS[algo])
+def test_adapters_of_roles_do_what_no_agents_own_can(task, levels, algo, reached):
+    config = make_config(task, "lorasa", switch_step=0, levels=(levels,), rank=4, **ALGOS[algo])
     greedy, sampled = returns(*trained(config))
     assert (greedy, sampled) == pytest.approx((reached,) * 2, abs=0.06)

@@ -34,7 +34,7 @@ NETWORK: dict[str, tuple] = {
 CRITIC = {**NETWORK, "scope": ("auto", "team", "agent", "own"), "separate": (False, False, True)}
 PPO: dict[str, tuple] = {
     "epochs": (1, 2), "minibatches": (1, 2, 4, 3), "chunk_length": (0, 2, 4, 3), "lr": (1e-3, 1e-2, 1),
-    "critic_lr": (1e-3,), "adapter_lr": (None, 1e-3),
+    "critic_lr": (1e-3,), "adapter_lr": (None, 1e-3), "trunk_optimizer": (None, None, "carry", "restart"),
     "anneal_lr": (True, False), "adam_eps": (1e-8, 1e-5), "max_grad_norm": (0.5, math.inf),
     "clip_eps": (0.2, 0.9, math.inf), "ratio": ("joint", "per_dim"), "value_clip": (0.2, math.inf),
     "huber_delta": (1.0, math.inf), "value_coef": (0.0, 1.0), "entropy_coef": (0, 0.01), "gamma": (0, 0.9, 1),
@@ -44,8 +44,9 @@ PPO: dict[str, tuple] = {
 TOP: dict[str, tuple] = {
     "task": tuple(GAMES), "algo": ("mappo", "mappo", "a2po", "sequential"), "sharing": tuple(SCHEMES),
     "groups": (None, None, (0, 0), (0, 1, 0), [0, 1, 0, 1]), "seed": (0, 7, 2**32 - 2, np.int64(3)), "seeds": (1, 1, 2),
-    "switch_step": ("auto", 0, 1, 20), "rank": (1, 3, 64), "adapter_key": ("agent", "unit_type", "unit_type,agent"),
-    "ranks": (None, None, (1,), [2, 3]), "alpha": (None, 0.5),
+    "switch_step": ("auto", 0, 1, 20), "rank": (1, 3, 64),
+    "levels": (("agent",), ("unit_type:2",), ("team", "unit_type:1@0.1", "agent"), ("team:1/head",)),
+    "freeze_trunk": (None, None, False), "alpha": (None, 0.5),
     "placement": (("all",), ("head",), ("early", "late"), ("gru_*",)),
     "n_envs": (1, 2, 4), "rollout_length": (4, 8, 12), "evaluations": (1, 3), "eval_episodes": (1, 3),
     "time_limit": ("bootstrap", "terminal"), "reset_on_death": (True, False), "standardise": (True, False),

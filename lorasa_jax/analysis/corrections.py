@@ -35,13 +35,13 @@ class Correction(NamedTuple):
 def corrections(system: System, params: PolicyParams) -> dict[str, Correction]:
     """Returns by layer what is added to the trunk for every agent: scale L R, or the full-rank D, of all levels.
 
-    Where owners change, for every owner instead. Empty where nothing is added to trunks that are frozen.
+    Where owners change, for every owner instead. Empty where there are no low-rank adapters.
 
     Raises:
         ConfigError: owners change, and there are several levels of them, or several trunks that they might stand on.
     """
     sharing = system.actor.sharing
-    if not (sharing.levels and sharing.two_phase):
+    if not sharing.leveled:
         return {}
     # What an adapter makes of a trunk of zeros is what it adds.
     nothing = jax.tree.map(jnp.zeros_like, params.shared)
@@ -50,9 +50,10 @@ def corrections(system: System, params: PolicyParams) -> dict[str, Correction]:
             len(sharing.levels) == 1 and sharing.n_trunks == 1,
             "where owners change, corrections are of one owner and one trunk only if there is one level and one trunk",
         )
-        homes = (0,) * sharing.levels[0].n_owners
+        level = sharing.levels[0]
+        homes = (0,) * level.n_owners
         trunk = jax.tree.map(lambda leaf: leaf[0], nothing)
-        added = jax.vmap(lambda own: sharing.levels[0].adapter.merge(trunk, own))(params.agents)
+        added = jax.vmap(lambda own: level.adapter.merge(trunk, own))(params.agents[level.scope])
     else:
         homes = sharing.groups
         trunks = jax.tree.map(lambda leaf: leaf[jnp.array(homes)], nothing)
@@ -62,7 +63,7 @@ def corrections(system: System, params: PolicyParams) -> dict[str, Correction]:
         f"corrections are read from the built-in network, not from {system.config.actor.module}; compare its weights "
         "with lorasa_jax.deltas.difference",
     )
-    adapted = {layer for name in sharing.stacks for layer in sharing.split(params)[name]}
+    adapted = {layer for own in params.agents.values() for layer in own}
     in_order = [name for name in (*system.config.actor.layer_names, "log_std") if name in adapted]
     kernels = {name: np.asarray(params.shared[name]["kernel"])[list(homes)] for name in in_order}
     found = {name: Correction(kernels[name], np.asarray(added[name]["kernel"])) for name in in_order}

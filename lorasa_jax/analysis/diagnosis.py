@@ -171,7 +171,7 @@ def _why_none(system: System) -> str:
     if system.actor.sharing.n_trunks == system.actor.sharing.n_agents > 1:
         return f"under {system.config.sharing} every agent has a network of its own, without adapters"
     if is_two_phase(system.config, system.env):
-        return f"there are none under {system.config.sharing} before its trunk is frozen"
+        return f"there are none under {system.config.sharing} before the switch"
     return f"there are none under {system.config.sharing}"
 
 

@@ -22,7 +22,7 @@ from lorasa_jax.envs.checks import checked
 from lorasa_jax.learning.update_order import SCHEDULES, Scheduler
 from lorasa_jax.sharing.any_tree import layer_names
 from lorasa_jax.sharing.policy import Policy, make_policy
-from lorasa_jax.sharing.schemes import Sharing, critic_sharing, each_its_own, make_sharing, merged, trunks_only
+from lorasa_jax.sharing.schemes import Sharing, critic_sharing, each_its_own, make_sharing, merged, split, trunks_only
 from lorasa_jax.sharing.variants import Layers
 from lorasa_jax.surroundings import require_switches
 
@@ -80,8 +80,8 @@ def make_system(config: Config, env: Env, *, adapting: bool = False) -> System:
     Args:
         config: the run's configuration.
         env: its environment.
-        adapting: the second phase of a two-phase scheme, in which the trunks are frozen
-            and what the agents own is trained. Otherwise the trunks are trained.
+        adapting: the second phase of a two-phase scheme, in which what the agents own is trained, alone or
+            together with the trunks. Otherwise the trunks are trained.
 
     Raises:
         ConfigError: the configuration does not fit the environment, or one of JAX's switches forbids what is done here.
@@ -188,16 +188,22 @@ def own_weights(system: System, params: PolicyParams) -> PolicyParams:
 def _trained_parts(sharing: Sharing) -> tuple[str, ...]:
     if not sharing.levels:
         return ("shared",)
-    return ("agents",) if sharing.two_phase else ("shared", "agents")  # adapters stand on frozen trunks
+    return ("agents",) if sharing.frozen else ("shared", "agents")
 
 
 def trained_stacks(system: System, params: PolicyParams) -> dict[str, PyTree]:
-    """Returns the stacks of slots that are trained, by name: `shared`, `agents` or the levels that agents own at."""
-    stacks = system.actor.sharing.split(params)
+    """Returns the stacks of slots that are trained, by name: `shared`, and the scopes that agents own something at."""
+    stacks = split(params)
     return {name: stack for name, stack in stacks.items() if (name if name == "shared" else "agents") in system.train}
 
 
 def init_optimizer(system: System, learner: Learner) -> Learner:
-    """Returns the learner with a fresh optimiser for its actors; what is frozen gets none."""
+    """Returns the learner with a fresh optimiser for its actors; what is frozen gets none.
+
+    That of trunks that go on beside adapters goes on as well, unless `ppo.trunk_optimizer` says that it restarts.
+    """
     state = {name: system.optimizer.init(stack) for name, stack in trained_stacks(system, learner.actor).items()}
+    goes_on = system.actor.sharing.levels and system.config.ppo.trunk_optimizer != "restart"
+    if goes_on and "shared" in state and "shared" in learner.actor_opt:
+        state["shared"] = learner.actor_opt["shared"]
     return learner._replace(actor_opt=state)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -16,7 +15,7 @@ from lorasa_jax.envs.base import Env
 from lorasa_jax.learning.rollout import collect, evaluate, initial_state
 from lorasa_jax.learning.system import System, init_optimizer, is_two_phase, make_system, trained_stacks
 from lorasa_jax.learning.update import run_schedule
-from lorasa_jax.sharing.schemes import count
+from lorasa_jax.sharing.schemes import count, under
 
 # What a run's key is used for; most of them once in every iteration.
 _INIT, _COLLECT, _UPDATE, _GRAFT, _EVALUATE, EPISODE, GROUPING, REPLAY = range(8)
@@ -46,7 +45,7 @@ class Trainer(NamedTuple):
 
 
 def make_trainer(config: Config, env: Env, *, adapting: bool = False) -> Trainer:
-    """Returns the trainer of a phase: of the trunks, or (`adapting`) of what the agents own.
+    """Returns the trainer of a phase: of the trunks, or (`adapting`) of what agents own, alone or beside the trunks.
 
     What only plays, `collect` and `evaluate`, is the same in both phases of a scheme.
     """
@@ -111,7 +110,8 @@ def graft(trainer: Trainer, state: TrainState) -> TrainState:
 
     The trunks stay as they are, and so do the critic with its optimiser, the value
     statistics, the environments and the recurrent states. What the agents own and the actors'
-    optimiser start afresh: every agent's network still equals its trunk.
+    optimiser start afresh: every agent's network still equals its trunk. The optimiser of trunks that are
+    not frozen goes on, unless `ppo.trunk_optimizer` says otherwise.
 
     Args:
         trainer: of the second phase.
@@ -158,7 +158,7 @@ def count_params(trainer: Trainer) -> dict[str, int]:
 
     Returns:
         `shared`: of the trunks, unless every agent has one to itself. `per_agent`: what each agent uses besides,
-        for itself or with its role. `owners`: how many hold it: agents or roles, or both. `critic`. `actors` = shared
+        for itself or with others. `owners`: how many hold it, of all scopes together. `critic`. `actors` = shared
         and what all owners hold (N per_agent where they are the agents), `total` = actors + critic;
         `nps_actors` and `nps_total`, the same with one plain network per agent.
     """
@@ -168,11 +168,9 @@ def count_params(trainer: Trainer) -> dict[str, int]:
     per_trunk = count(actor.shared) // sharing.n_trunks
     apart = sharing.n_trunks == sharing.n_agents
     shared = 0 if apart else count(actor.shared)
-    stacks = sharing.split(actor)
-    per_agent = sum(count(stacks[name]) // level.n_owners for name, level in sharing.stacks.items())
+    per_agent = sum(count(actor.agents[name]) // level.n_owners for name, level in sharing.stacks.items())
     owners = sum(level.n_owners for level in sharing.levels) or (sharing.n_agents if apart else 0)
-    separate = replace(system.config, sharing="nps", groups=None)
-    alone = count(jax.eval_shape(make_system(separate, system.env).actor.init, key))
+    alone = count(jax.eval_shape(make_system(under(system.config, "nps"), system.env).actor.init, key))
     actors = count(actor)
     return {
         "shared": shared,

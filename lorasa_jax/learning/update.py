@@ -19,7 +19,7 @@ from lorasa_jax.core.losses import approximate_kl, masked_mean, normalise_advant
 from lorasa_jax.core.types import Learner, Metrics, PolicyParams, PyTree, Rates, Schedule, Trajectory
 from lorasa_jax.learning.minibatches import CARRIES, Batch, deal, make_batch, minibatch
 from lorasa_jax.learning.system import System, trained_stacks
-from lorasa_jax.sharing.schemes import Level
+from lorasa_jax.sharing.schemes import join
 
 
 class Progress(NamedTuple):
@@ -262,12 +262,11 @@ def _where(
 
 def _policy_loss(
     system: System, actor: PolicyParams, batch: Batch, block: Array | None, clip_eps: Float[Array, ""] | float
-) -> tuple[Callable[[dict[str, PyTree]], tuple[Array, Metrics]], Array, Array, Array]:
+) -> tuple[Callable[[dict[str, PyTree]], tuple[Array, Metrics]], Array, Array]:
     """The block's loss, as a function of what is trained, and whose samples it takes the mean over.
 
     Returns:
-        The loss; the samples of each member, [M]; the trunk each stands on, [M]; the samples of all members on
-        it, [M].
+        The loss; the samples of each member, [M]; the samples of all members on its trunk, [M].
     """
     sharing, ppo, dist = system.actor.sharing, system.config.ppo, system.dist
     members = jnp.arange(sharing.n_agents) if block is None else block
@@ -283,7 +282,7 @@ def _policy_loss(
         pool = jnp.full_like(pool, jnp.maximum(jnp.sum(counts), 1.0))
 
     def loss(stacks: dict[str, PyTree]) -> tuple[Array, Metrics]:
-        params = sharing.join(actor, stacks)
+        params = join(actor, stacks)
         played = batch.actor_carry, batch.obs, batch.actor_first
         _, logits = system.actor.unroll(params, *played, block, batch.owner if sharing.changing else None)
         logits = dist.mask(logits, batch.avail)
@@ -293,7 +292,7 @@ def _policy_loss(
             *judged, parts, entropy, advantage, batch.preceding, batch.mask, pool, clip_eps, ppo.entropy_coef
         )  # fmt: skip
 
-    return loss, counts, homes, pool
+    return loss, counts, pool
 
 
 def _update_actor(
@@ -306,44 +305,50 @@ def _update_actor(
 ) -> tuple[Learner, Metrics]:
     """One gradient step of the block's actors."""
     sharing = system.actor.sharing
-    loss, counts, homes, pool = _policy_loss(system, learner.actor, batch, block, clip_eps)
+    loss, counts, pool = _policy_loss(system, learner.actor, batch, block, clip_eps)
     stacks = trained_stacks(system, learner.actor)
     grads, info = jax.grad(loss, has_aux=True)(stacks)
-    moved = {"shared": None if block is None else jnp.zeros(sharing.n_trunks, bool).at[homes].set(True)}
-    for name, level in sharing.stacks.items():
-        if name in grads:
-            # The loss pools the agents of a trunk; what an owner has follows the mean over its own samples.
-            undilute, moved[name] = _own_samples(level, batch, counts, pool, block)
-            grads[name] = jax.vmap(lambda scale, tree: jax.tree.map(lambda g: scale * g, tree))(undilute, grads[name])
+    owners: dict[str, tuple[tuple[int, ...] | None, int]] = {"shared": (sharing.groups, sharing.n_trunks)}
+    owners |= {name: (level.owner, level.n_owners) for name, level in sharing.stacks.items()}
     states, norms = dict(learner.actor_opt), []
     for name, grad in grads.items():
+        # The loss pools the agents of a trunk, or all; what an owner has follows the mean over its own samples.
+        undilute, moved = _own_samples(*owners[name], batch, counts, pool, block)
+        grad = jax.vmap(lambda scale, tree: jax.tree.map(lambda g: scale * g, tree))(undilute, grad)
+        factor = 1.0 if name == "shared" else sharing.stacks[name].factor
         stacks[name], states[name], norm = system.optimizer.apply(
-            stacks[name], states[name], grad, rates.actor, moved[name]
+            stacks[name], states[name], grad, factor * rates.actor, moved
         )
-        norms.append(_mean_norm(norm, moved[name]))
-    learner = learner._replace(actor=sharing.join(learner.actor, stacks), actor_opt=states)
+        norms.append(_mean_norm(norm, moved))
+    learner = learner._replace(actor=join(learner.actor, stacks), actor_opt=states)
     return learner, {**info, "actor_grad_norm": sum(norms)}
 
 
 def _own_samples(
-    level: Level, batch: Batch, counts: Float[Array, " M"], pool: Float[Array, " M"], block: Array | None
+    owners: tuple[int, ...] | None,
+    n_owners: int,
+    batch: Batch,
+    counts: Float[Array, " M"],
+    pool: Float[Array, " M"],
+    block: Array | None,
 ) -> tuple[Float[Array, " K"], Bool[Array, " K"] | None]:
     """The pool's samples over each owner's own, and which owners move; None: all.
 
     Args:
-        level: what is owned, and by whom.
+        owners: the owner of each agent: of a trunk, or of what is owned at a level; None: it changes.
+        n_owners: K.
         batch: of the block.
         counts: samples of each member of the block.
         pool: those that the loss takes each member's mean over.
         block: the members; None: everyone.
     """
-    nobody = jnp.zeros(level.n_owners)
-    if level.owner is None:
+    nobody = jnp.zeros(n_owners)
+    if owners is None:
         # Who has no sample here keeps its moments, as if the batch had never been.
-        own = jax.nn.one_hot(batch.owner, level.n_owners) * batch.mask[..., None]
+        own = jax.nn.one_hot(batch.owner, n_owners) * batch.mask[..., None]
         own = jnp.sum(own, axis=(0, 1, 2))
         return pool[0] / jnp.maximum(own, 1.0), own > 0
-    owner = jnp.array(level.owner) if block is None else jnp.array(level.owner)[block]
+    owner = jnp.array(owners) if block is None else jnp.array(owners)[block]
     undilute = nobody.at[owner].max(pool) / jnp.maximum(nobody.at[owner].add(counts), 1.0)
     return undilute, None if block is None else (nobody > 0).at[owner].set(True)
 

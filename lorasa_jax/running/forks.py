@@ -13,7 +13,7 @@ gradients have always been zero: what is masked so stays zero, to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any, TypeVar
@@ -27,14 +27,15 @@ from lorasa_jax.core.types import PyTree, TrainState
 from lorasa_jax.envs.base import Env
 from lorasa_jax.learning.system import init_optimizer, make_system
 from lorasa_jax.learning.trainer import graft, make_trainer
+from lorasa_jax.levels import AdapterLevel, LevelSettings
 from lorasa_jax.running.state import ADAPTERS, Best, RunState
-from lorasa_jax.sharing.schemes import SCHEMES, make_sharing, trunks_only
+from lorasa_jax.sharing.schemes import SCHEMES, make_sharing, trunks_only, under
 
 C = TypeVar("C", bound=Config)
 _Leaves = dict[str, Any]
 
 
-OWN = ("rank", "alpha", "placement", "switch_step")
+OWN = ("levels", "rank", "alpha", "placement", "switch_step")
 """Settings in which forks that share a program may differ, beside the seed and `ppo.adapter_lr`."""
 
 
@@ -49,7 +50,9 @@ def backbone_config(config: C, env: Env) -> C:
     if sharing.two_phase:
         trunks = trunks_only(sharing)
         name = next(name for name, scheme in SCHEMES.items() if scheme(env.spec.n_agents, config) == trunks)
-    backbone = replace(_neutral(config), sharing=name, adapter_key="agent", ranks=None)
+    backbone = under(_neutral(config), name)
+    if sharing.leveled and not sharing.two_phase:
+        return replace(backbone, **{name: getattr(config, name) for name in OWN if name != "switch_step"})
     if sharing.levels and not sharing.two_phase and _parameters(config, env) != _parameters(backbone, env):
         return replace(backbone, rank=config.rank, placement=config.placement)  # they shape what the one phase trains
     return backbone
@@ -83,23 +86,42 @@ def share_programs(configs: Sequence[Config], env: Env) -> list[tuple[int, ...]]
 def common_config(configs: Sequence[C]) -> C:
     """Returns the configuration of the program that several forks share, a row for each of them."""
     first = configs[0]
-    rank = max(config.rank for config in configs)
-    layers = {layer for config in configs for layer in config.adapted_layers}
     switches = {config.switch_step for config in configs}
+    levels = (_widest(first, same) for same in zip(*(config.adapter_levels for config in configs), strict=True))
+    unscaled = all(level.scale == 1 for config in configs for level in config.adapter_levels)
+    # At one alpha / rank on every level, whoever has the largest alpha has the largest ranks.
+    alpha = None if unscaled else max(config.alpha for config in configs if config.alpha)
     return replace(
         first,
         seeds=len(configs),
-        rank=rank,
-        alpha=first.alpha if first.alpha is None or first.ranks else first.alpha / first.rank * rank,
-        placement=tuple(sorted(layers) if first.actor.module else filter(layers.__contains__, first.actor.layer_names)),
+        levels=first.levels if len({config.levels for config in configs}) == 1 else tuple(levels),
+        rank=max(config.rank for config in configs),
+        alpha=alpha,
+        placement=_in_order(first, [config.adapted_layers for config in configs]),
         switch_step=switches.pop() if len(switches) == 1 else "auto",
         ppo=replace(first.ppo, adapter_lr=None),
     )
 
 
+def _widest(config: Config, levels: Sequence[AdapterLevel]) -> str:
+    """The level that holds those of several forks."""
+    layers = _in_order(config, [level.layers for level in levels])
+    return str(LevelSettings(levels[0].scope, max(level.rank for level in levels), levels[0].factor, layers))
+
+
+def _in_order(config: Config, placements: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    """All layers that are named, from input to output."""
+    layers = {layer for placement in placements for layer in placement}
+    return tuple(sorted(layers) if config.actor.module else filter(layers.__contains__, config.actor.layer_names))
+
+
 def _fit(configs: Sequence[Config], env: Env) -> bool:
     """Says whether forks can be rows of one program."""
-    if len({(_neutral(config), config.adapter_scales) for config in configs}) > 1:
+    alike = {
+        (_neutral(config), tuple((level.scope, level.scale, level.factor) for level in config.adapter_levels))
+        for config in configs
+    }
+    if len(alike) > 1:
         return False
     whole = _leaves(_owned(common_config(configs), env))
     return all(_is_masked(_leaves(_owned(replace(config, seed=0), env)), whole) for config in configs)
@@ -127,8 +149,8 @@ def fork(configs: Sequence[Config], env: Env, origins: Sequence[tuple[RunState, 
     It is the `start` of `lorasa_jax.run` under `common_config(configs)`.
 
     Args:
-        configs: of each fork, which may differ in `rank`, `placement`, `alpha` (at one alpha / rank),
-            `ppo.adapter_lr`, `seed` and `switch_step`. They must share a program (`share_programs`).
+        configs: of each fork, which may differ in `rank` and `placement`, also those of their levels, in `alpha` (at
+            one alpha / rank), `ppo.adapter_lr`, `seed` and `switch_step`. They must share a program (`share_programs`).
         env: their environment.
         origins: where each fork begins: a run in its first phase, and the row that it goes on from.
 

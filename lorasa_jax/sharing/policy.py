@@ -22,7 +22,7 @@ from lorasa_jax.core.networks import Network
 from lorasa_jax.core.own_network import OwnNetwork
 from lorasa_jax.core.types import PolicyParams, PyTree
 from lorasa_jax.sharing.any_tree import on_any_tree
-from lorasa_jax.sharing.schemes import Level, Sharing
+from lorasa_jax.sharing.schemes import Level, Sharing, split
 from lorasa_jax.sharing.variants import multiplied_out, side_by_side
 
 
@@ -34,8 +34,8 @@ class Policy(NamedTuple):
         init: `init(key) -> PolicyParams`.
         graft: `graft(key, params) -> PolicyParams`: the same trunks with what the agents own
             started afresh, so that every agent's network equals its trunk.
-        whole: `whole(params) -> own`: what every agent uses, [N, ...], with a row for every id in the first layer of
-            trunks that have them; of corrections that it owns alone those of other ids are zeros.
+        whole: `whole(params) -> own`: what every agent uses at each level, [N, ...], with a row for every id in the
+            first layer of trunks that have them; of corrections that it owns alone those of other ids are zeros.
         merge: `merge(params) -> PolicyParams`: each agent's full weights; where owners change, what it was given.
         to_play: the same for a policy of the same network under `sharing.each_its_own(scheme)`, which plays as this
             one: what depends on an agent's id is put together, so that no agent's weights have a row for every id.
@@ -117,7 +117,7 @@ def make_policy(
         stacks = sharing.stacks
         keys = jax.random.split(key, len(stacks)) if len(stacks) > 1 else [key] * len(stacks)
         own = {name: start(k, name, level) for k, (name, level) in zip(keys, stacks.items(), strict=True)}
-        return sharing.join(PolicyParams(params.shared, {}), own)
+        return PolicyParams(params.shared, own)
 
     def rows(stack: PyTree, home: tuple[int, ...], block: Array | None) -> PyTree:
         """Each member's row of a stack; nothing is copied where everyone has the row of its own number."""
@@ -130,10 +130,10 @@ def make_policy(
         """What each agent owns, alone or with others, and its mapped axes; where owners change, what all own."""
         own, axes = {}, {}
         for name, level in sharing.stacks.items():
-            stack = sharing.split(params)[name]
+            stack = params.agents[name]
             own[name] = stack if level.owner is None else rows(stack, level.owner, block)
             axes[name] = None if level.owner is None else 0
-        return sharing.join(params, own).agents, sharing.join(params, axes).agents
+        return own, axes
 
     def trunks_of(shared: dict, block: Array | None) -> tuple[dict, int | None]:
         """The trunk of each agent, with its mapped axis; a single trunk is not copied."""
@@ -143,21 +143,15 @@ def make_policy(
 
     def by_stack(own: PyTree, function: Callable[[dict], dict]) -> PyTree:
         """What an agent uses, with the function of it at every level; mapped over owners where these change."""
-        stacks = sharing.split(PolicyParams({}, own))
-        return sharing.join(
-            PolicyParams({}, own),
-            {
-                name: function(stacks[name]) if level.owner is not None else jax.vmap(function)(stacks[name])
-                for name, level in sharing.stacks.items()
-            },
-        ).agents
+        return {
+            name: function(own[name]) if level.owner is not None else jax.vmap(function)(own[name])
+            for name, level in sharing.stacks.items()
+        }
 
     def whole(params: PolicyParams) -> PyTree:
         own, _ = own_of(params, None)
-        stacks = sharing.split(PolicyParams({}, own))
         widen = jax.vmap(partial(ids.widen, layer=first_layer, n_ids=n_ids))
-        wide = {name: widen(stacks[name], agent=jnp.arange(n_agents)) for name in stacks if alone.get(name)}
-        return sharing.join(PolicyParams({}, own), wide).agents
+        return {name: widen(own[name], agent=jnp.arange(n_agents)) if alone[name] else own[name] for name in own}
 
     def merge(params: PolicyParams) -> PolicyParams:
         if not params.agents or sharing.changing:
@@ -242,7 +236,7 @@ def _fitted(network: OwnNetwork, sharing: Sharing, obs_dim: int) -> tuple[OwnNet
     network = replace(network, width=obs_dim)
     require(
         not sharing.changing,
-        f"where roles change, adapters of roles need the built-in network, not {network.name}; use the level agent",
+        f"where roles change, adapters of roles need the built-in network, not {network.name}; use other scopes",
     )
     sees_id = sharing.agent_id and not network.takes_agent
     network = replace(network, n_ids=sharing.n_agents if sees_id else 0)
@@ -267,7 +261,7 @@ def _with_id(network: OwnNetwork, obs: Float[Array, "T E D"], agent: Array) -> F
 def _require_all_used(policy: Policy, obs_dim: int, name: str) -> None:
     """Raises `ConfigError` where the outputs of a team do not depend on something that its agents own."""
     params = jax.eval_shape(policy.init, jax.random.key(0))
-    stacks, layers = policy.sharing.split(params), ", ".join(params.shared)
+    stacks, layers = split(params), ", ".join(params.shared)
     for level in policy.sharing.stacks:
         empty = not jax.tree.leaves(stacks[level])
         require(not empty, f"the adapters fit no layer of the network {name}; its layers are {layers}")

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import jax
 
 from lorasa_jax.config import Config, ConfigError, require
 from lorasa_jax.core.types import PolicyParams, PyTree
 from lorasa_jax.envs.base import EnvSpec
+from lorasa_jax.levels import DEFAULT, AdapterLevel
 from lorasa_jax.sharing.variants import NOTHING, Adapter, Layers, added_up, generated, low_rank, masked, own_layers
+
+C = TypeVar("C", bound=Config)
 
 
 @dataclass(frozen=True)
@@ -18,16 +22,18 @@ class Level:
     """What is owned besides the trunks, and by whom.
 
     Attributes:
-        key: what makes an owner: `agent`, or `unit_type`, the agent's role.
+        scope: what makes an owner: `team`, all agents together; `unit_type`, the agent's role; or `agent`.
         adapter: what each owner has; where owners change it is applied to those of all owners.
         n_owners: K.
         owner: the owner of each agent, 0 <= owner[i] < K; None: it changes, and every time step says it.
+        factor: the learning rate of what is owned over that of the phase.
     """
 
-    key: str
+    scope: str
     adapter: Adapter
     n_owners: int
     owner: tuple[int, ...] | None
+    factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -36,13 +42,15 @@ class Sharing:
 
     Attributes:
         groups: the trunk of each agent, 0 <= groups[i] < G, every trunk with a tenant.
-        levels: what is owned besides; the corrections of several levels add up.
+        levels: what is owned besides, from the coarsest scope to the finest; the corrections of several levels add up.
         agent_id: a one-hot agent id is appended to what the agent sees.
         id_folded: every agent has a network to itself, in whose first layer the weights of its id are put together
             (`lorasa_jax.core.ids`).
-        two_phase: the trunks are trained alone first; then they freeze, and only what
-            the agents own is trained. Where they own nothing, the trunks go on with a fresh optimiser.
+        two_phase: the trunks are trained alone first, and what agents own starts at the switch. Where they own nothing,
+            the trunks go on with a fresh optimiser.
+        frozen: trunks are not trained together with what agents own.
         clustered: `groups` are those of the configuration, given or found before training.
+        leveled: `levels` are those of the configuration, of low-rank adapters.
     """
 
     groups: tuple[int, ...]
@@ -50,7 +58,9 @@ class Sharing:
     agent_id: bool
     id_folded: bool = False
     two_phase: bool = False
+    frozen: bool = False
     clustered: bool = False
+    leveled: bool = False
 
     @property
     def n_agents(self) -> int:
@@ -64,10 +74,8 @@ class Sharing:
 
     @property
     def adapter(self) -> Adapter:
-        """What one agent uses besides its trunk, of all levels together."""
-        if len(self.levels) > 1:
-            return added_up({level.key: level.adapter for level in self.levels})
-        return self.levels[0].adapter if self.levels else NOTHING
+        """What one agent uses besides its trunk, of all levels together: a dictionary by scope."""
+        return added_up({scope: level.adapter for scope, level in self.stacks.items()}) if self.levels else NOTHING
 
     @property
     def changing(self) -> bool:
@@ -81,24 +89,17 @@ class Sharing:
 
     @property
     def finest(self) -> tuple[tuple[int, ...] | None, int]:
-        """The owner of each agent, and how many owners there are: of the last level, or the trunks without levels."""
-        return (self.levels[-1].owner, self.levels[-1].n_owners) if self.levels else (self.groups, self.n_trunks)
+        """The owner of each agent, and how many there are: of the last level, or of trained trunks that are finer."""
+        trunks = (self.groups, self.n_trunks)
+        if not self.levels:
+            return trunks
+        last = self.levels[-1]
+        return trunks if not self.frozen and last.n_owners < self.n_trunks else (last.owner, last.n_owners)
 
     @property
     def stacks(self) -> dict[str, Level]:
-        """The levels by the name of their stack of slots: `agents` where there is but one, else their keys."""
-        return {level.key if len(self.levels) > 1 else "agents": level for level in self.levels}
-
-    def split(self, params: PolicyParams) -> dict[str, PyTree]:
-        """Returns the stacks that parameters consist of, every leaf [slots, ...]: `shared`, and one for each level."""
-        own = params.agents if len(self.levels) > 1 else {"agents": params.agents}
-        return {"shared": params.shared, **own}
-
-    def join(self, params: PolicyParams, stacks: dict[str, PyTree]) -> PolicyParams:
-        """Returns the parameters with the stacks that are given in the place of theirs."""
-        whole = {**self.split(params), **stacks}
-        shared = whole.pop("shared")
-        return PolicyParams(shared, whole if len(self.levels) > 1 else whole["agents"])
+        """The levels by the name of their stack of slots, the scope."""
+        return {level.scope: level for level in self.levels}
 
 
 def one_trunk(n_agents: int, agent_id: bool) -> Sharing:
@@ -126,20 +127,41 @@ def cluster_trunks(n_agents: int, config: Config) -> Sharing:
     return Sharing(groups, (), agent_id=False, clustered=True)
 
 
-def by_agent(n_agents: int, adapter: Adapter, key: str = "agent") -> Level:
+def split(params: PolicyParams) -> dict[str, PyTree]:
+    """Returns the stacks that parameters consist of, every leaf [slots, ...]: `shared`, and one for each level."""
+    return {"shared": params.shared, **params.agents}
+
+
+def join(params: PolicyParams, stacks: dict[str, PyTree]) -> PolicyParams:
+    """Returns the parameters with the stacks that are given in the place of theirs."""
+    whole = split(params) | stacks
+    return PolicyParams(whole.pop("shared"), whole)
+
+
+def by_agent(n_agents: int, adapter: Adapter) -> Level:
     """Returns the level of what every agent has for itself."""
-    return Level(key, adapter, n_agents, tuple(range(n_agents)))
+    return Level("agent", adapter, n_agents, tuple(range(n_agents)))
 
 
 def adapted(trunks: Sharing, config: Config) -> Sharing:
-    """Returns the same trunks, trained first and then frozen, with low-rank adapters at every level.
+    """Returns the same trunks, trained first and then frozen, with the low-rank adapters of `config.levels`.
 
     Who has which role is said by `make_sharing`.
     """
-    # Where there is a deviation of the actions, it is always the owner's own.
-    where = Layers((*config.adapted_layers, "log_std"))
-    levels = [by_agent(trunks.n_agents, low_rank(r, scale, where), key) for key, r, scale in config.adapter_levels]
-    return replace(trunks, levels=tuple(levels), two_phase=True)
+
+    def level(of: AdapterLevel) -> Level:
+        # Where there is a deviation of the actions, it is always the owner's own.
+        adapter = low_rank(of.rank, of.scale, Layers((*of.layers, "log_std")))
+        alone = replace(by_agent(trunks.n_agents, adapter), scope=of.scope, factor=of.factor)
+        return replace(alone, n_owners=1, owner=(0,) * trunks.n_agents) if of.scope == "team" else alone
+
+    levels = tuple(map(level, config.adapter_levels))
+    return replace(trunks, levels=levels, two_phase=True, frozen=True, leveled=True)
+
+
+def joint(sharing: Sharing) -> Sharing:
+    """Returns the scheme with trunks and what agents own trained together, from the start."""
+    return replace(sharing, two_phase=False, frozen=False)
 
 
 def one_phase(n_agents: int, adapter: Adapter) -> Sharing:
@@ -157,6 +179,7 @@ SCHEMES: dict[str, Callable[[int, Config], Sharing]] = {
     "hyper": lambda n, config: one_phase(n, generated(config.rank, Layers(config.adapted_layers))),
     "mask": lambda n, config: one_phase(n, masked(Layers(config.adapted_layers))),
     "lorasa": lambda n, config: adapted(one_trunk(n, agent_id=True), config),  # arXiv 2502.05573
+    "lorasa_joint": lambda n, config: joint(adapted(one_trunk(n, agent_id=True), config)),
     "seps": cluster_trunks,
     "seps_lora": lambda n, config: adapted(cluster_trunks(n, config), config),
 }
@@ -168,29 +191,65 @@ def is_clustered(config: Config) -> bool:
     return SCHEMES[config.sharing](1, replace(config, groups=(0,))).clustered
 
 
+def under(config: C, name: Any) -> C:
+    """Returns the configuration under another scheme, without the settings that mean nothing there."""
+    config = replace(config, sharing=name)
+    scheme = SCHEMES[name](1, replace(config, groups=(0,)))
+    changes: dict[str, Any] = {} if scheme.clustered else {"groups": None}
+    if not scheme.leveled:
+        changes["levels"] = DEFAULT
+    if not (scheme.leveled and scheme.two_phase):
+        changes["freeze_trunk"] = None
+    free = scheme.leveled and scheme.two_phase and config.freeze_trunk is False
+    return replace(config, ppo=config.ppo if free else replace(config.ppo, trunk_optimizer=None), **changes)
+
+
 def make_sharing(spec: EnvSpec, config: Config) -> Sharing:
     """Returns the scheme that the configuration names, for the agents of an environment.
 
     Raises:
-        ConfigError: it needs groups and has none, or they do not fit; or it has no use for them. It needs roles
-            and there are none, or they change and agents move one by one.
+        ConfigError: it needs groups and has none, or they do not fit; or it has no use for them, or for another
+            setting. It needs roles and there are none, or they change and agents move one by one.
     """
     require(
         config.groups is None or is_clustered(config),
         f"groups have no meaning under sharing {config.sharing}; leave them out, or choose seps or seps_lora",
     )
-    sharing = SCHEMES[config.sharing](spec.n_agents, config)
+    sharing = _with_freezing(SCHEMES[config.sharing](spec.n_agents, config), config)
     sharing = replace(sharing, levels=tuple(_with_owners(level, spec) for level in sharing.levels))
     require(
         config.algo == "mappo" or not sharing.changing,
         f"in {spec.name} roles change, and with them who shares an adapter, so agents cannot move one by one; "
-        "use algo mappo, or adapter-key agent",
+        "use algo mappo, or levels of scopes team and agent",
+    )
+    return sharing
+
+
+def _with_freezing(sharing: Sharing, config: Config) -> Sharing:
+    """The scheme with its trunks frozen or not as asked; refuses settings that it has no use for."""
+    name, freeze = config.sharing, config.freeze_trunk
+    choice = "choose lorasa, lorasa_joint or seps_lora"
+    require(
+        sharing.leveled or config.levels == DEFAULT,
+        f"levels {' '.join(config.levels)} have no meaning under sharing {name}, without low-rank adapters; {choice}",
+    )
+    if freeze is not None and freeze != sharing.frozen:
+        why = "where trunk and adapters learn together from step 0" if sharing.leveled else "without low-rank adapters"
+        require(
+            sharing.leveled and sharing.two_phase,
+            f"freeze-trunk {freeze} has no meaning under sharing {name}, {why}; leave it out, or choose lorasa",
+        )
+        sharing = replace(sharing, frozen=freeze)
+    require(
+        config.ppo.trunk_optimizer is None or (sharing.leveled and sharing.two_phase and not sharing.frozen),
+        f"ppo.trunk-optimizer {config.ppo.trunk_optimizer} has no meaning under sharing {name} here: no trunk goes on "
+        "beside adapters after a switch; leave it out, or give freeze-trunk False under lorasa or seps_lora",
     )
     return sharing
 
 
 def _with_owners(level: Level, spec: EnvSpec) -> Level:
-    if level.key == "agent":
+    if level.scope != "unit_type":
         return level
     if spec.roles is not None:
         require(
@@ -200,8 +259,8 @@ def _with_owners(level: Level, spec: EnvSpec) -> Level:
         return replace(level, n_owners=max(spec.roles) + 1, owner=spec.roles)
     require(
         spec.n_roles > 0,
-        f"adapter-key {level.key} needs agents with roles, and those of {spec.name} have none; in smax they do, and in "
-        "the toy games two_kinds and drawn_kinds; or use adapter-key agent",
+        f"levels of scope {level.scope} need agents with roles, and those of {spec.name} have none; in smax they do, "
+        "and in the toy games two_kinds and drawn_kinds; or use the scopes team and agent",
     )
     adapter = level.adapter._replace(factored=level.adapter.among)
     return replace(level, adapter=adapter, n_owners=spec.n_roles, owner=None)
@@ -209,7 +268,7 @@ def _with_owners(level: Level, spec: EnvSpec) -> Level:
 
 def trunks_only(sharing: Sharing) -> Sharing:
     """Returns the scheme of the first phase: the same trunks, nothing on top."""
-    return replace(sharing, levels=(), two_phase=False)
+    return replace(sharing, levels=(), two_phase=False, frozen=False, leveled=False)
 
 
 def merged(sharing: Sharing) -> Sharing:

@@ -149,7 +149,7 @@ def low_rank(rank: int, scale: float, where: Collection[str]) -> Adapter:
 
 
 def added_up(levels: Mapping[str, Adapter]) -> Adapter:
-    """Returns adapters whose corrections add up; what an agent uses is a dictionary of what it uses at each level.
+    """Returns adapters whose changes add up; what an agent uses is a dictionary of what it uses at each level.
 
     Low-rank products lie side by side: L_1 R_1 + L_2 R_2 = [L_1 L_2] [R_1; R_2].
     """
@@ -171,7 +171,12 @@ def added_up(levels: Mapping[str, Adapter]) -> Adapter:
         keys = jax.random.split(key, len(levels))
         return {name: adapter.init(k, trunk) for k, (name, adapter) in zip(keys, levels.items(), strict=True)}
 
-    return Adapter(init=init, factored=factored, merge=merge)
+    def rest(trunks: PyTree) -> PyTree:
+        for adapter in levels.values():
+            trunks = adapter.rest(trunks)
+        return trunks
+
+    return Adapter(init=init, factored=factored, merge=merge, rest=rest)
 
 
 def side_by_side(one: dict[str, PyTree], other: dict[str, PyTree]) -> dict[str, PyTree]:

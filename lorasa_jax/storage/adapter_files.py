@@ -87,7 +87,7 @@ class TeamAdapters(NamedTuple):
     """The adapters of a team, without a backbone.
 
     Attributes:
-        own: as `PolicyParams.agents`, leaves [N, ...].
+        own: as `PolicyParams.agents`, `{"agent": ...}` with leaves [N, ...].
         about: what they are.
     """
 
@@ -106,13 +106,13 @@ def describe(params: PolicyParams, system: System) -> AdapterConfig:
         system: of the phase in which they were trained.
     """
     config, sharing = system.config, system.actor.sharing
-    _, rank, scale = config.adapter_levels[0]
+    level = config.adapter_levels[0]
     return AdapterConfig(
         env=config.env,
         task=system.env.spec.name,
-        rank=rank,
-        scale=scale,
-        layers=tuple(params.agents),
+        rank=level.rank,
+        scale=level.scale,
+        layers=tuple(params.agents["agent"]),
         groups=sharing.groups,
         id_layer=config.actor.layer_names[0] if sharing.agent_id else None,
         trunk={name: tuple(leaf.shape[1:]) for name, leaf in by_path(params.shared).items()},
@@ -136,10 +136,10 @@ def save(directory: Path | str, params: PolicyParams, system: System) -> Path:
 
     directory = Path(directory)
     require(not directory.exists(), f"{directory} exists already; name another folder for the adapters")
-    own = {name: np.ascontiguousarray(leaf) for name, leaf in by_path(params.agents).items()}
-    require(bool(own), f"under sharing {system.config.sharing} agents own no adapters in this phase")
+    require(bool(params.agents), f"under sharing {system.config.sharing} agents own no adapters in this phase")
     _require_built_in(system)
     require_own(params.agents, system)
+    own = {name: np.ascontiguousarray(leaf) for name, leaf in by_path(params.agents["agent"]).items()}
     parts = {name.rpartition("/")[2] for name in own}
     require(parts <= _FACTORS, "only low-rank adapters are kept in files, not whole layers")
     about = describe(params, system)
@@ -182,7 +182,7 @@ def load(directory: Path | str) -> TeamAdapters:
     except (SafetensorError, OSError, ValueError) as error:
         raise ConfigError(f"{path} is no valid safetensors file: {_one_line(error)}") from None
     _require_finite(own, str(path))
-    return TeamAdapters(jax.tree.map(jnp.asarray, nested(own)), about)
+    return TeamAdapters({"agent": jax.tree.map(jnp.asarray, nested(own))}, about)
 
 
 def _require_built_in(system: System) -> None:
@@ -195,15 +195,14 @@ def _require_built_in(system: System) -> None:
 
 
 def require_own(own: PyTree, system: System) -> None:
-    """Refuses what agents share with others of their role, and what is neither a correction nor a layer."""
-    levels = system.actor.sharing.levels
-    alone = len(levels) <= 1 and all(level.owner == tuple(range(len(level.owner or ()))) for level in levels)
-    layers = own.values() if alone else ()
+    """Refuses what agents share with others, and what is neither a correction nor a layer."""
+    alone = own.keys() <= {"agent"}
+    layers = own.get("agent", {}).values()
     known = all(isinstance(parts, dict) and (parts.keys() <= _FACTORS or parts.keys() <= _WHOLE) for parts in layers)
     require(
         alone and known,
         "only low-rank adapters, or layers, of each agent's own can be moved; those of sharing "
-        f"{system.config.sharing} with adapter-key {system.config.adapter_key} are of another kind",
+        f"{system.config.sharing} with levels {' '.join(system.config.levels)} are of another kind",
     )
 
 

@@ -116,16 +116,16 @@ def resize(
     shared = nested({name: of_trunk(name, leaf) for name, leaf in by_path(params.shared).items()})
     fresh = jax.jit(lambda key: after.actor.init(key).agents)(key) if "fresh" in sources else {}
     agents = {}
-    for layer, parts in params.agents.items():
+    for layer, parts in params.agents.get("agent", {}).items():
         parts = {part: np.asarray(leaf) for part, leaf in parts.items()}
         rows = [
-            jax.tree.map(lambda leaf, j=j: leaf[j], fresh[layer])
+            jax.tree.map(lambda leaf, j=j: leaf[j], fresh["agent"][layer])
             if source == "fresh"
             else _mean([{part: leaf[i] for part, leaf in parts.items()} for i in members[j]])
             for j, source in enumerate(sources)
         ]
         agents[layer] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
-    return _as_needed(PolicyParams(shared, agents), after)
+    return _as_needed(PolicyParams(shared, {"agent": agents} if agents else {}), after)
 
 
 def _mean(owned: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -142,7 +142,7 @@ def _mean(owned: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 def _check_sources(before: System, after: System, sources: Sequence[int | str], key: PRNGKeyArray | None) -> None:
     n_old, n_new = before.env.spec.n_agents, after.env.spec.n_agents
-    scales = [system.config.adapter_scales for system in (before, after)]
+    scales = [[level.scale for level in system.config.adapter_levels] for system in (before, after)]
     require(scales[0] == scales[1], f"the teams scale their adapters (alpha / rank) by {scales[0]} and {scales[1]}")
     old, new = before.actor.sharing, after.actor.sharing
     require(len(sources) == n_new, f"sources must name one for each of the {n_new} agents, got {len(sources)}")

@@ -71,10 +71,10 @@ def test_the_smallest_entries_of_every_owner_are_dropped(shape):
     assert np.count_nonzero(drop_smallest(np.ones(shape), 0.5)) == 40  # where all are equal, half of them still
 
 
-@pytest.mark.parametrize("key", ["agent", "unit_type,agent"])
-def test_corrections_are_what_merging_adds(key):
+@pytest.mark.parametrize("levels", [("agent",), ("team", "unit_type", "agent")])
+def test_corrections_are_what_merging_adds(levels):
     env = with_roles(make_diary(), roles=(0, 1, 0))
-    system = lorasa(env, adapter_key=key)
+    system = lorasa(env, levels=levels)
     params = random_params(system.actor)
     found, full = corrections(system, params), own_weights(system, params)
     assert tuple(found) == LAYERS
@@ -82,7 +82,7 @@ def test_corrections_are_what_merging_adds(key):
         assert_same(layer.kernel, np.stack([params.shared[name]["kernel"][0]] * 3))
         assert_close(layer.kernel + layer.delta, full.shared[name]["kernel"])
         assert np.abs(layer.delta).max() > 0.1
-    left, right = row_of(params.agents, 2)["gru_in"].values() if key == "agent" else (None, None)
+    left, right = row_of(params.agents["agent"], 2)["gru_in"].values() if levels == ("agent",) else (None, None)
     if left is not None:
         assert_close(found["gru_in"].delta[2], 1.5 * left @ right)  # alpha / rank
 
@@ -109,12 +109,12 @@ def test_who_has_nothing_on_a_frozen_trunk_has_no_corrections():
 
 def test_roles_that_change_have_corrections_of_their_own():
     env = with_roles(make_diary(), n_roles=2)
-    system = lorasa(env, adapter_key="unit_type")
+    system = lorasa(env, levels=("unit_type",))
     params = random_params(system.actor)
     found = corrections(system, params)
     assert found["head"].delta.shape == (2, 8, 3)
-    parts = row_of(params.agents, 1)["head"]
+    parts = row_of(params.agents["unit_type"], 1)["head"]
     assert_close(found["head"].delta[1], 1.5 * parts["left"] @ parts["right"])
-    both = lorasa(env, adapter_key="unit_type,agent")
+    both = lorasa(env, levels=("unit_type", "agent"))
     with pytest.raises(ConfigError, match="only if there is one level and one trunk"):
         corrections(both, random_params(both.actor))

@@ -52,7 +52,7 @@ def own_numbers() -> SimpleNamespace:
     shared["after1_norm"] = {"scale": jnp.zeros((1, 8)), "bias": jnp.ones((1, 8))}  # the head's input
     shared["head"] = jax.tree.map(jnp.zeros_like, shared["head"])
     head = jnp.broadcast_to(jax.nn.one_hot(jnp.array(ASKS), N)[:, None], (N, 8, N))
-    params = params._replace(shared=shared, agents={**agents, "head": {"full": head}})
+    params = params._replace(shared=shared, agents={"agent": {**agents["agent"], "head": {"full": head}}})
     team, learner = alone(system), learner_of(system, own_weights(system, params))
     play = make_player(team, learner, KEY, greedy=True)
     return SimpleNamespace(system=system, params=params, actors=learner.actor, play=play, before=play(learner.actor))
@@ -102,7 +102,7 @@ def test_agents_are_called_by_their_roles():
 
 def test_of_roles_that_change_only_the_corrections_are_told():
     system = make_system(
-        small_config(sharing="lorasa", adapter_key="unit_type"), make_toy("drawn_kinds", N), adapting=True
+        small_config(sharing="lorasa", levels=("unit_type",)), make_toy("drawn_kinds", N), adapting=True
     )
     found = diagnose(system, learner_of(system), KEY)
     assert found.owners == ["role 0", "role 1"]

@@ -518,7 +518,7 @@ def test_roles_are_types_of_units():
 def test_adapters_of_types_that_are_drawn_anew_train_on_smax():
     network = {"hidden": 8, "layers": 1, "layers_after": 0}
     config = Config(
-        task="smacv2_5_units", adapter_key="unit_type,agent", ranks=(2, 1), n_envs=2, rollout_length=10, total_steps=60,
+        task="smacv2_5_units", levels=("unit_type:2", "agent:1"), n_envs=2, rollout_length=10, total_steps=60,
         switch_step=20, evaluations=1, eval_episodes=2, actor=NetworkConfig(**network), critic=CriticConfig(**network),
     )  # fmt: skip
     result = run(config, battle("smacv2_5_units"))

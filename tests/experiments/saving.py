@@ -45,7 +45,7 @@ def save_run(directory: Path, *argv: str, spoilt: float | None = None) -> Path:
 
     train = jax.tree.map(noise, jax.eval_shape(jax.vmap(trainer.init), keys))
     actor = train.learner.actor
-    trunk, own = {**actor.shared}, {**actor.agents}
+    trunk, own = {**actor.shared}, {**actor.agents["agent"]}
     before_head = next(name for name in ("after1_norm", "fc1_norm") if name in trunk)
     trunk[before_head] = {"scale": 0 * trunk[before_head]["scale"], "bias": jnp.ones((2, 1, 8))}
     trunk["head"] = jax.tree.map(jnp.zeros_like, trunk["head"])
@@ -54,12 +54,12 @@ def save_run(directory: Path, *argv: str, spoilt: float | None = None) -> Path:
     if spoilt is not None:
         trunk["fc1"]["bias"] = trunk["fc1"]["bias"].at[1, 0, 2].set(spoilt)
     reward_units = jax.tree.map(jnp.zeros_like, train.learner.value_norm)
-    learner = train.learner._replace(actor=actor._replace(shared=trunk, agents=own), value_norm=reward_units)
+    learner = train.learner._replace(actor=actor._replace(shared=trunk, agents={"agent": own}), value_norm=reward_units)
     train = train._replace(learner=learner, iteration=jnp.array([5, 5]))
     state = RunState(
         phase=ADAPTERS,
         train=train,
-        best=Best.none(train)._replace(actor=actor._replace(shared=trunk, agents=wrong)),
+        best=Best.none(train)._replace(actor=actor._replace(shared=trunk, agents={"agent": wrong})),
         switch_steps=(0, 0),
         curve=(),
         random_return=(0.25, 0.25),

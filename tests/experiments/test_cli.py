@@ -63,6 +63,36 @@ def test_a_configuration_comes_back_from_the_file_that_a_run_writes(
     assert parse(RunConfig, ["--resume", str(tmp_path)]) == replace(config, resume=tmp_path)
 
 
+def test_levels_come_back_from_the_file_that_a_run_writes(tmp_path: Path) -> None:
+    config = parse(RunConfig, ["--levels", "team:8", "agent:4@0.1/head+early", "--freeze-trunk", "False"])
+    assert config.levels == ("team:8", "agent:4@0.1/head+early")
+    with closing(RunDir(tmp_path, config)) as run_dir:
+        run_dir.begin()
+    assert read_config(RunConfig, tmp_path / "config.json") == config
+
+
+@pytest.mark.parametrize("place", ["flags", "preset", "config.json"])
+def test_old_names_of_levels_are_taken_with_one_line(
+    place: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "_HINTED", set())
+    path, old = tmp_path / "old.yaml", {"adapter_key": "unit_type,agent", "ranks": [4, 8]}
+    path.write_text(yaml.safe_dump(old))
+    if place == "config.json":
+        config = cli.from_settings(RunConfig, old, path)
+    else:
+        flags = ["--adapter-key", "unit_type,agent", "--ranks", "4", "8"]
+        config = parse(RunConfig, flags if place == "flags" else ["--preset", str(path)])
+    assert config.levels == ("unit_type:4", "agent:8")
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "adapter-key unit_type,agent is an old name" in said and said.endswith("say levels unit_type:4 agent:8\n")
+
+
+def test_old_and_new_names_of_levels_that_differ_are_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "name different owners; give levels alone" in wrong(capsys, "--levels", "team", "--adapter-key", "agent")
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

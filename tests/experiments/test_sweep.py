@@ -24,6 +24,7 @@ import yaml
 
 from lorasa_jax import adapters
 from lorasa_jax.config import ConfigError
+from lorasa_jax.envs import make_env
 from lorasa_jax.storage import arrays as storage
 
 import cli
@@ -225,6 +226,27 @@ def test_points_of_one_program_that_name_different_settings_are_told_apart(tmp_p
         name: ([1024, 2048], [k + 0.25, k + 0.5])
         for k, name in enumerate(("lorasa, rank 1", "lorasa, placement head", "lorasa"))
     }
+
+
+def test_points_may_differ_in_levels_and_say_them_in_one_word() -> None:
+    grid = {"sharing": "lorasa", "levels": ["agent:1", "team:2 agent:1@0.5"], "switch_step": 0}
+    base = {"env": "toy", "task": "own_number", "total_steps": 8192}
+    points = list(plan._points(Path("a.yaml"), grid))
+    found = [plan.configure(Path("a.yaml"), base, point).levels for point in points]
+    assert found == [("agent:1",), ("team:2", "agent:1@0.5")]
+    jobs = plan.make_jobs(make_env, [(point, plan.configure(Path("a.yaml"), base, point)) for point in points])
+    assert [(job.config.sharing, job.config.levels) for job in jobs] == [
+        ("ps_id", ("agent",)), ("lorasa", found[0]), ("lorasa", found[1])
+    ]  # fmt: skip
+    assert jobs[2].rows[0].label == {"seed": 0, **points[1]}
+
+
+def test_joint_training_is_a_job_by_itself_for_all_its_levels() -> None:
+    base = {"env": "toy", "task": "own_number", "total_steps": 8192}
+    points = list(plan._points(Path("a.yaml"), {"sharing": "lorasa_joint", "levels": ["agent:1", "agent:1@0.5"]}))
+    jobs = plan.make_jobs(make_env, [(point, plan.configure(Path("a.yaml"), base, point)) for point in points])
+    assert [(job.origin, job.config.levels) for job in jobs] == [(None, ("agent:1",)), (None, ("agent:1@0.5",))]
+    assert [job.rows[0].point for job in jobs] == points
 
 
 def table(out: Path) -> list[dict[str, str]]:

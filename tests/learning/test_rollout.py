@@ -326,7 +326,7 @@ def test_selection_is_by_environment():
 
 def test_roles_that_change_are_written_down_and_played_from_one_episode_to_the_next():
     env, n_roles = with_roles(make_diary(), n_roles=4), 4
-    config = small_config(sharing="lorasa", adapter_key="unit_type", recurrent=True, ppo={"chunk_length": 8})
+    config = small_config(sharing="lorasa", levels=("unit_type",), recurrent=True, ppo={"chunk_length": 8})
     system = make_system(config, env, adapting=True)
     actor, critic = random_params(system.actor, 1), random_params(system.critic, 2)
     start = initial_state(system, KEY)

@@ -63,7 +63,7 @@ def test_only_trunks_are_trained_in_the_first_phase_and_only_adapters_in_the_sec
     two_phase = is_two_phase(small_config(sharing=scheme), ENV)
     assert two_phase == (scheme in ("lorasa", "seps_lora", "ps_restart"))
     adapts = two_phase and scheme != "ps_restart"  # which goes on training its trunk
-    from_scratch = ("shared", "agents") if scheme in ("mtl", "hyper", "mask") else ("shared",)
+    from_scratch = ("shared", "agents") if scheme in ("mtl", "hyper", "mask", "lorasa_joint") else ("shared",)
     assert make(scheme).train == from_scratch
     assert make(scheme, adapting=True).train == (("agents",) if adapts else from_scratch)
     assert bool(random_params(make(scheme).actor).agents) == (len(from_scratch) == 2)
@@ -91,20 +91,16 @@ def test_both_phases_play_with_the_same_program(scheme):
 @pytest.mark.parametrize(
     ("roles", "changes", "message"),
     [
-        ({}, {}, "adapter-key unit_type needs agents with roles, and those of diary have none"),
+        ({}, {}, "levels of scope unit_type need agents with roles, and those of diary have none"),
         ({"n_roles": 2}, {"algo": "a2po"}, "in diary roles change, and with them who shares an adapter"),
     ],
 )
 def test_roles_that_do_not_fit_are_refused_in_one_line(roles, changes, message):
-    config = small_config(sharing="lorasa", adapter_key="unit_type", **changes)
+    config = small_config(sharing="lorasa", levels=("unit_type",), **changes)
     with pytest.raises(ConfigError) as error:
         make_system(config, with_roles(ENV, **roles))
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
-
-
-def test_roles_mean_nothing_to_schemes_without_adapters():
-    make_system(small_config(sharing="ps", adapter_key="unit_type", algo="a2po"), ENV)
 
 
 @every_scheme
@@ -120,6 +116,6 @@ def test_alone_every_agent_decides_as_in_its_team(scheme):
 
 def test_where_owners_change_nobody_is_alone():
     env = with_roles(ENV, n_roles=2)
-    system = make_system(small_config(sharing="lorasa", adapter_key="unit_type"), env, adapting=True)
+    system = make_system(small_config(sharing="lorasa", levels=("unit_type",)), env, adapting=True)
     with pytest.raises(ConfigError, match="no agent has a network of its own"):
         alone(system)

@@ -64,7 +64,7 @@ def test_grafting_keeps_everything_but_what_agents_own_to_the_bit(run):
 def test_the_optimiser_of_adapters_starts_afresh_and_the_trunk_has_none(run):
     assert set(run[2].learner.actor_opt) == {"shared"}
     opt = run[3].learner.actor_opt
-    assert set(opt) == {"agents"}
+    assert set(opt) == {"agent"}
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(opt))
 
 
@@ -76,7 +76,7 @@ def test_the_first_adapted_policy_plays_as_the_shared_one_did(run):
 def test_the_trunk_never_changes_in_the_second_phase(run):
     for state in run[4:]:
         assert_same(state.learner.actor.shared, run[2].learner.actor.shared)
-        assert set(state.learner.actor_opt) == {"agents"}
+        assert set(state.learner.actor_opt) == {"agent"}
 
 
 def test_phases_train_what_they_should_and_the_critic_goes_on(run):
@@ -171,9 +171,9 @@ def test_parameters_are_counted_by_hand(scheme):
         norms = [width, hidden, hidden, hidden]
         return kernels, sum(i * o + o for i, o in kernels) + 2 * sum(norms)
 
-    width = env.spec.obs_dim + (n if scheme in ("ps_id", "ps_restart", "lorasa") else 0)
+    width = env.spec.obs_dim + (n if scheme in ("ps_id", "ps_restart", "lorasa", "lorasa_joint") else 0)
     kernels, trunk = network(width, env.spec.n_actions)
-    seen = env.spec.obs_dim + (scheme == "lorasa")  # and the agent's own id
+    seen = env.spec.obs_dim + (scheme in ("lorasa", "lorasa_joint"))  # and the agent's own id
     own = sum(rank * (i + o) if rank < min(i, o) else i * o for i, o in [(seen, hidden), *kernels[1:]])
     weights = sum(i * o for i, o in kernels)
     head = kernels[-1][0] * kernels[-1][1] + kernels[-1][1]
@@ -186,10 +186,11 @@ def test_parameters_are_counted_by_hand(scheme):
         "hyper": (trunk + rank * weights, rank),
         "mask": (trunk, weights),
         "lorasa": (trunk, own),
+        "lorasa_joint": (trunk, own),
         "seps": (2 * trunk, 0),
         "seps_lora": (2 * trunk, own),
     }[scheme]
-    owners = n if scheme in ("nps", "mtl", "hyper", "mask", "lorasa", "seps_lora") else 0
+    owners = n if scheme in ("nps", "mtl", "hyper", "mask", "lorasa", "lorasa_joint", "seps_lora") else 0
     critic, alone = network(env.spec.state_dim, 1)[1], n * network(env.spec.obs_dim, env.spec.n_actions)[1]
     assert count_params(make_trainer(config, env, adapting=is_two_phase(config, env))) == {
         "shared": shared,
@@ -221,11 +222,33 @@ def test_a_shared_policy_that_restarts_keeps_all_but_its_optimiser(run):
     assert_same(after.learner._replace(actor_opt={}), run[2].learner._replace(actor_opt={}))
 
 
+@pytest.mark.parametrize(("chosen", "goes_on"), [(None, True), ("carry", True), ("restart", False)])
+def test_the_optimiser_of_a_trunk_that_is_not_frozen_goes_on_or_restarts(run, chosen, goes_on):
+    phases = two_phases()
+    config = replace(phases.config, freeze_trunk=False, ppo=replace(phases.config.ppo, trunk_optimizer=chosen))
+    second = make_trainer(config, phases.env, adapting=True)
+    before, after = run[2].learner, trainer_module.graft(second, run[2]).learner
+    assert set(after.actor_opt) == {"shared", "agent"}
+    fresh = second.system.optimizer.init(after.actor.shared)
+    assert any(differs(before.actor_opt["shared"], fresh))
+    assert_same(after.actor_opt["shared"], before.actor_opt["shared"] if goes_on else fresh)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(after.actor_opt["agent"]))
+
+
+def test_a_team_level_is_counted_once():
+    config = small_config(sharing="lorasa", levels=("team", "agent"))
+    sizes = count_params(make_trainer(config, make_diary(), adapting=True))
+    alone = count_params(make_trainer(replace(config, levels=("agent",)), make_diary(), adapting=True))
+    of_team = sizes["per_agent"] - alone["per_agent"]
+    assert of_team == alone["per_agent"] + 2 * config.rank  # rows for the ids of all three agents
+    assert (sizes["owners"], sizes["actors"]) == (4, alone["actors"] + of_team)
+
+
 @pytest.mark.parametrize("roles", [{"roles": (0, 1, 1)}, {"n_roles": 2}])
 def test_what_a_role_owns_is_counted_once(roles):
     env, sizes = with_roles(make_diary(), **roles), {}
-    for key in ("agent", "unit_type", "unit_type,agent"):
-        config = small_config(sharing="lorasa", adapter_key=key)
+    for key in ("agent", "unit_type", "unit_type agent"):
+        config = small_config(sharing="lorasa", levels=(key,))
         sizes[key] = count_params(make_trainer(config, env, adapting=True))
     own = sizes["agent"]["per_agent"]
     of_role = own + 2 * config.rank  # of the first layer it has rows for the ids of all three agents

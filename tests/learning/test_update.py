@@ -32,7 +32,7 @@ from lorasa_jax.envs.base import Env, EnvSpec
 from lorasa_jax.learning import minibatches as batches
 from lorasa_jax.learning import update
 from lorasa_jax.learning.system import System, init_optimizer, is_two_phase, make_system, trained_stacks
-from lorasa_jax.sharing.schemes import SCHEMES
+from lorasa_jax.sharing.schemes import SCHEMES, join, split
 
 N = 3
 
@@ -80,9 +80,13 @@ VARIANTS = {
 }
 
 
-KEYED = ("lorasa by unit_type", "lorasa by unit_type,agent", "seps_lora by unit_type")
+KEYED = (
+    "lorasa by unit_type", "lorasa by unit_type,agent", "seps_lora by unit_type", "lorasa by team,agent@0.3",
+    "seps_lora by team,agent@0.3 free",
+)  # fmt: skip
 DRAWN = "seps_lora by drawn"
-"""Schemes whose adapters belong to roles: fixed ones, or such as change from sample to sample."""
+FREE = "seps_lora by team,drawn free"
+"""Schemes by their levels, with roles that are fixed, or drawn for every sample; free: trunks are trained as well."""
 
 
 # ---------------------------------------------------------------- where the data goes
@@ -151,7 +155,7 @@ class Plain:
         slots["shared"] = system.actor.sharing.groups
         trained = trained_stacks(system, random_params(system.actor))
         self.slot_of = {name: np.broadcast_to(slots[name], t.alive.shape) for name in trained}
-        self.stacks = system.actor.sharing.split
+        self.stacks = split
 
         def log_probs(actor):
             owner = t.owner if system.actor.sharing.changing else None
@@ -203,8 +207,9 @@ class Plain:
         batch = returns.mean(), (returns**2).mean(), 1.0
         new_norm = type(norm)(*(beta * old + (1 - beta) * new for old, new in zip(norm, batch, strict=True)))
         mean, deviation = moments(*new_norm)
+        factor_of = {name: level.factor for name, level in self.system.actor.sharing.stacks.items()}
         actors = {
-            (part, slot): Adam(ppo.lr, ppo.adam_eps, ppo.max_grad_norm)
+            (part, slot): Adam(factor_of.get(part, 1.0) * ppo.lr, ppo.adam_eps, ppo.max_grad_norm)
             for part, slot_of in self.slot_of.items()
             for slot in np.unique(slot_of)
         }
@@ -231,7 +236,7 @@ class Plain:
                         grads = row_of(jax.device_get(self.stacks(grads)[part]), slot)
                         old = self.stacks(actor)[part]
                         new = with_row(old, slot, actors[part, slot].step(row_of(old, slot), grads))
-                        actor = self.system.actor.sharing.join(actor, {part: new})
+                        actor = join(actor, {part: new})
                 if criticised:
                     gradient = self.value_gradient(critic.shared, target, valued)
                     critic = critic._replace(shared=critics.step(critic.shared, gradient))
@@ -242,7 +247,7 @@ class Plain:
 
 def fast_and_slow(fast) -> pytest.MarkDecorator:
     cases = [(s, v) for s in (*SCHEMES, *KEYED) for v in VARIANTS]
-    cases.append((DRAWN, "everyone at once"))
+    cases += [(DRAWN, "everyone at once"), (FREE, "everyone at once")]
     marked = [case if case in fast else pytest.param(*case, marks=pytest.mark.slow) for case in cases]
     return pytest.mark.parametrize(("scheme", "variant"), marked)
 
@@ -251,12 +256,12 @@ def make(scheme: str, algo: str = "mappo", scope: str = "auto", schedule=None, *
     # Huge norms are clipped, so the clip is part of what is compared. A large epsilon keeps Adam smooth near zero.
     ppo = {"lr": 0.02, "critic_lr": 0.01, "max_grad_norm": 0.05, "epochs": 2, "huber_delta": float("inf")}
     ppo = {**ppo, "adam_eps": 1e-3, **options}
-    scheme, *key = scheme.split(" by ")
-    env, keyed = make_diary(N), {}
-    if key:
-        roles = {"n_roles": 4} if key == ["drawn"] else {"roles": (0, 1, 1)}  # across trunks
-        env, keyed = with_roles(env, **roles), {"adapter_key": key[0].replace("drawn", "unit_type")}
-    config = small_config(sharing=scheme, algo=algo, critic={"scope": scope}, ppo=ppo, **keyed)
+    name, *rest = scheme.removesuffix(" free").split(" by ")
+    env, keyed = make_diary(N), {"freeze_trunk": False} if scheme.endswith(" free") else {}
+    for levels in rest:
+        env = with_roles(env, **{"n_roles": 4} if "drawn" in levels else {"roles": (0, 1, 1)})  # across trunks
+        keyed["levels"] = tuple(levels.replace("drawn", "unit_type").split(","))
+    config = small_config(sharing=name, algo=algo, critic={"scope": scope}, ppo=ppo, **keyed)
     system = make_system(config, env, adapting=is_two_phase(config, env))
     return system._replace(schedule=schedule) if schedule else system
 
@@ -295,6 +300,9 @@ every_variant = pytest.mark.parametrize("variant", VARIANTS)
         ("lorasa", "a2po by epochs"),
         ("lorasa", "two of three"),
         (DRAWN, "everyone at once"),
+        (FREE, "everyone at once"),
+        ("seps_lora by team,agent@0.3 free", "everyone at once"),
+        ("lorasa_joint", "two of three"),
         ("mtl", "in pairs"),
         ("ps", "a2po by epochs"),
         ("nps", "two of three"),
@@ -319,13 +327,13 @@ def test_agents_are_ordered_by_the_size_of_their_own_advantages():
     assert_close(run.score, [size[..., i][alive[..., i]].mean() for i in range(N)], rtol=1e-4)
 
 
-@pytest.mark.parametrize("scheme", ["nps", "lorasa"])
+@pytest.mark.parametrize("scheme", ["nps", "lorasa", "lorasa_joint"])
 def test_agents_outside_the_block_are_untouched_to_the_bit_moments_included(scheme):
     run = stepped(scheme, "two of three")
-    part = run.system.train[0]
+    part = "agent" if "agent" in run.before.actor_opt else "shared"
 
     def slots(learner, i):
-        return row_of(jax.device_get((getattr(learner.actor, part), learner.actor_opt[part])), i)
+        return row_of(jax.device_get((split(learner.actor)[part], learner.actor_opt[part])), i)
 
     assert_same(slots(run.after, 1), slots(run.before, 1))
     for moved in (0, 2):
@@ -336,7 +344,7 @@ def test_an_owner_without_samples_keeps_what_it_has_to_the_bit_moments_included(
     run = stepped(DRAWN, "everyone at once")
 
     def slots(learner, k):
-        return row_of(jax.device_get((learner.actor.agents, learner.actor_opt["agents"])), k)
+        return row_of(jax.device_get((learner.actor.agents["unit_type"], learner.actor_opt["unit_type"])), k)
 
     for k in range(3):
         assert any(differs(slots(run.after, k), slots(run.before, k)))
@@ -379,9 +387,9 @@ def test_a_trunk_moves_with_any_of_its_tenants():
 @every_variant
 def test_a_frozen_trunk_has_no_optimiser_state_and_never_moves(variant):
     run = stepped("lorasa", variant)
-    assert set(run.after.actor_opt) == {"agents"}
+    assert set(run.after.actor_opt) == {"agent"}
     assert_same(run.after.actor.shared, run.before.actor.shared)
-    assert set(run.after.actor.agents) == set(run.system.config.adapted_layers)
+    assert set(run.after.actor.agents["agent"]) == set(run.system.config.adapted_layers)
 
 
 def steps_of(opt_state) -> np.ndarray:
@@ -403,7 +411,7 @@ def test_every_slot_moves_the_stated_number_of_times(scheme, variant):
     run = stepped(scheme, variant)
     sharing, epochs, alone = run.system.actor.sharing, run.system.config.ppo.epochs, variant != "everyone at once"
     tenants = np.bincount(sharing.groups) if run.system.train == ("shared",) else np.ones(N)
-    (part,) = run.system.train
+    (part,) = run.after.actor_opt
     np.testing.assert_array_equal(steps_of(run.after.actor_opt[part]), epochs * (tenants if alone else 1))
     # The team's value sees the rollout as often as under MAPPO; a value per agent, once in every stage and pass.
     values = 1 if run.system.critic.sharing.n_agents == 1 else N

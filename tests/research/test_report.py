@@ -523,7 +523,7 @@ def test_where_kinds_are_drawn_only_adapters_of_kinds_earn_everything() -> None:
     best, half = ({"greedy": value, "sampled": value} for value in (1.0, 0.5))
     for words, expected in {
         "--sharing ps_id": half, "--sharing nps": half, "--sharing lorasa": half, "--sharing hyper": half,
-        "--adapter-key unit_type": best, "--adapter-key unit_type,agent": best,
+        "--levels unit_type": best, "--levels team unit_type agent": best,
     }.items():  # fmt: skip
         config = parse(RunConfig, ["--env", "toy", "--task", "drawn_kinds", *words.split()])
         assert records.ceiling(config, make_env(config).spec) == expected

@@ -64,6 +64,9 @@ def backbone() -> RunState:
         ([make(seed=1), make(switch_step=0), make(ppo=replace(CONFIG.ppo, adapter_lr=1.0))], [(0, 1, 2)]),
         ([make(), make(sharing="ps_restart"), make(ppo=replace(CONFIG.ppo, gamma=0.5))], [(0,), (1,), (2,)]),
         ([make(sharing="ps_restart", rank=r) for r in (1, 3, 8)], [(0, 1, 2)]),
+        ([make(levels=("agent:1",)), make(2), make(2, levels=("agent:2/head",))], [(0, 1, 2)]),
+        ([make(levels=("team:1", "agent:2")), make(levels=("team:2/head", "agent")), make()], [(0, 1), (2,)]),
+        ([make(levels=("agent@0.5",)), make(), make(freeze_trunk=False)], [(0,), (1,), (2,)]),
     ],
 )
 def test_forks_share_a_program_where_the_same_layers_are_full(configs, groups):
@@ -71,18 +74,26 @@ def test_forks_share_a_program_where_the_same_layers_are_full(configs, groups):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"ranks": (1,), "alpha": 2.0}, {"ranks": (4,), "alpha": 4.0}, {"alpha": 4.0}, {"ranks": (1,)}, {}]
+    "changes",
+    [{"levels": ("agent:1",), "alpha": 2.0}, {"levels": ("agent:4@0.5",), "alpha": 4.0}, {"alpha": 4.0}, {}],
 )
 def test_a_shared_program_scales_as_each_fork_does(changes):
-    """Also where `rank`, which means nothing beside `ranks`, is alpha, or differs."""
+    """Also where `rank`, which means nothing beside ranks of levels, is alpha, or differs."""
     config = make(2, **changes)
-    others = [replace(config, seed=3), *([replace(config, rank=3)] if "ranks" in changes else [])]
+    others = [replace(config, seed=3), *([replace(config, rank=3)] if "levels" in changes else [])]
     assert common_config([config, *others]).adapter_levels == config.adapter_levels
 
 
+def test_a_shared_program_has_the_largest_rank_and_all_layers_of_every_level():
+    config = make(levels=("team:1/head", "agent:2@0.5"))
+    found = common_config([config, replace(config, levels=("team:3/after1", "agent@0.5"))])
+    assert found.levels == ("team:3/after1+head", "agent:2@0.5/fc1+after1+head")
+    assert common_config([config, replace(config, seed=1)]).levels == config.levels
+
+
 def test_levels_with_ranks_of_their_own_keep_their_scales():
-    config = make(2, adapter_key="unit_type,agent", ranks=(1, 2), alpha=2.0)
-    assert [scale for *_, scale in common_config([config]).adapter_levels] == [2.0, 1.0]
+    config = make(2, levels=("unit_type:1", "agent:2"), alpha=2.0)
+    assert [level.scale for level in common_config([config]).adapter_levels] == [2.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -104,9 +115,20 @@ def test_the_backbone_of_one_phase_keeps_what_shapes_it(scheme):
     assert (found.sharing, found.rank, found.placement, found.seed) == (scheme, 2, ("head",), 0)
 
 
+def test_the_backbone_of_joint_training_is_the_whole_run():
+    settings = {"levels": ("team:2", "agent@0.1"), "alpha": 4.0}
+    found = backbone_config(make(2, ("head",), sharing="lorasa_joint", seed=3, switch_step=0, **settings), ENV)
+    assert found == make(2, ("head",), sharing="lorasa_joint", **settings)
+
+
+def test_the_backbone_of_a_trunk_that_goes_on_does_not_know_it():
+    config = make(freeze_trunk=False, ppo=replace(CONFIG.ppo, trunk_optimizer="restart"))
+    assert backbone_config(config, ENV) == backbone_config(make(), ENV)
+
+
 def test_the_backbone_of_roles_knows_none():
     env = with_roles(ENV, roles=(0, 1, 1))
-    config = make(adapter_key="unit_type,agent", ranks=(1, 2))
+    config = make(levels=("unit_type:1", "agent:2"))
     assert backbone_config(config, env) == backbone_config(make(), env)
 
 
@@ -134,6 +156,16 @@ def test_a_fork_begins_as_its_backbone_to_the_bit(forked):
     assert forked.start.phase == ADAPTERS
     assert forked.start.random_return == (0.0, 1.0, 0.0)
     assert forked.start.train.lr.tolist() == np.float32([3e-3, 3e-3, 1e-2]).tolist()
+
+
+def test_a_trunk_that_goes_on_takes_its_optimiser_into_the_fork():
+    train = backbone().train
+    moments = jax.tree.map(lambda leaf: leaf + 1, train.learner.actor_opt)
+    origin = backbone()._replace(train=train._replace(learner=train.learner._replace(actor_opt=moments)))
+    start = fork([make(2, freeze_trunk=False), make(freeze_trunk=False)], ENV, [(origin, 1), (origin, 0)])
+    found = start.train.learner.actor_opt
+    assert_same(found["shared"], jax.tree.map(lambda leaf: leaf[::-1], moments["shared"]))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(found["agent"]))
 
 
 def test_forks_of_what_has_not_been_evaluated_yet_measure_random_play_themselves(forked):

@@ -84,7 +84,7 @@ def test_fresh_adapters_change_nothing_and_only_their_first_factors_have_a_gradi
     grads = jax.grad(lambda agents: (policy.unroll(params._replace(agents=agents), *inputs)[1] ** 2).sum())(
         params.agents
     )
-    moved = {path: bool(jnp.any(leaf != 0)) for path, leaf in by_path(grads).items()}
+    moved = {path: bool(jnp.any(leaf != 0)) for path, leaf in by_path(grads["agent"]).items()}
     assert all(moved[path] for path in moved if not path.endswith("right"))
     assert not any(moved[path] for path in moved if path.endswith("right"))
     assert {path.split("/")[0] for path in moved} >= {"head", "log_std"}
@@ -164,6 +164,6 @@ def test_every_layer_that_agents_own_must_be_used():
             return nn.Dense(OUT, name="head")(obs)
 
     network = OwnNetwork(lambda *_: Unused(), CONFIG.actor, OUT)
-    with pytest.raises(ConfigError, match="the network Unused does not use agents/idle/left, which agents own"):
+    with pytest.raises(ConfigError, match="the network Unused does not use agents/agent/idle/left, which agents own"):
         make_policy(SCHEMES["lorasa"](N, replace(CONFIG, rank=1)), network, D)
     make_policy(SCHEMES["lorasa"](N, replace(CONFIG, rank=1, placement=("head",))), network, D)

@@ -152,14 +152,15 @@ both_keys = pytest.mark.parametrize("key", ["unit_type", "unit_type,agent"])
 def keyed(key: str, changing: bool = False) -> SimpleNamespace:
     """A team whose adapters belong to roles: of fixed ones the last two agents share one; of others there are four."""
     ranks = (2, 1) if "," in key else (2,)
-    config = replace(CONFIG, sharing="lorasa", groups=None, adapter_key=key, ranks=ranks, alpha=1.0)
+    levels = tuple(f"{scope}:{rank}" for scope, rank in zip(key.split(","), ranks, strict=True))
+    config = replace(CONFIG, sharing="lorasa", groups=None, levels=levels, alpha=1.0)
     roles = {"n_roles": K} if changing else {"roles": (0, 1, 1)}
     policy = make_policy(make_sharing(EnvSpec("game", N, D, D, OUT, 1, True, **roles), config), WIDE, D)
     params, inputs = random_params(policy), team("lorasa").inputs
     # What is compiled for changing owners takes them last.
     unroll = jax.jit(lambda *args: policy.unroll(*args[:4], owner=args[4] if changing else None))
     outputs = unroll(params, *inputs, OWNERS)
-    levels = {name: policy.sharing.split(params)[name] for name in policy.sharing.stacks}
+    levels = {name: params.agents[name] for name in policy.sharing.stacks}
     return SimpleNamespace(
         policy=policy, params=params, levels=levels, ranks=ranks, unroll=unroll, inputs=inputs, outputs=outputs
     )
@@ -193,7 +194,7 @@ def wide_alone():
 def test_an_agent_is_its_trunk_with_what_its_role_and_it_itself_own(key):
     t, (carry, obs, first) = keyed(key), keyed(key).inputs
     assert {name: {len(x) for x in jax.tree.leaves(stack)} for name, stack in t.levels.items()} == (
-        {"agents": {2}} if key == "unit_type" else {"unit_type": {2}, "agent": {N}}
+        {"unit_type": {2}} if key == "unit_type" else {"unit_type": {2}, "agent": {N}}
     )
     for i, role in enumerate((0, 1, 1)):
         weights = weights_of(t, (role, i)[: len(t.ranks)])
@@ -221,17 +222,17 @@ def test_a_role_for_every_agent_is_adapters_of_their_own():
     """By either way of applying them: gathered by agent, or chosen sample by sample."""
     spec, config = EnvSpec("game", N, D, D, OUT, 1, True), replace(CONFIG, sharing="lorasa", groups=None)
     policies = [
-        make_policy(make_sharing(replace(spec, **roles), replace(config, adapter_key=key)), NETWORK, D)
+        make_policy(make_sharing(replace(spec, **roles), replace(config, levels=(key,))), NETWORK, D)
         for key, roles in (("agent", {}), ("unit_type", {"roles": (0, 1, 2)}), ("unit_type", {"n_roles": N}))
     ]
     params = team("lorasa").params
     started = [jax.jit(policy.graft)(KEY, params) for policy in policies]
-    assert_same(started[1], started[0])
-    assert_same(started[2].agents, policies[0].whole(started[0]))
+    own = [next(iter(params.agents.values())) for params in started]
+    assert_same(own[1], own[0])
+    assert_same(own[2], policies[0].whole(started[0])["agent"])
     t, everyone = team("lorasa"), np.broadcast_to(np.arange(N), (T, E, N))
-    for policy, params in zip(
-        policies[1:], (t.params, t.params._replace(agents=t.policy.whole(t.params))), strict=True
-    ):
+    for policy, agents in zip(policies[1:], (t.params.agents, t.policy.whole(t.params)), strict=True):
+        params = t.params._replace(agents={"unit_type": agents["agent"]})
         assert_close(jax.jit(policy.unroll)(params, *t.inputs, owner=everyone), t.outputs, atol=2e-6)
 
 
@@ -246,12 +247,12 @@ def test_what_an_agent_owns_alone_has_a_row_for_its_own_id_and_no_other(scheme):
         if leaf.shape == before.shape:
             assert_same(leaf, before)
             continue
-        assert scheme == "lorasa" and name[0].key == "fc1"
+        assert scheme in ("lorasa", "lorasa_joint") and name[1].key == "fc1"
         assert (before.shape[1], leaf.shape[1]) == (D + 1, D + N)
         assert_same(leaf[:, :D], before[:, :D])
         for i in range(N):
             assert_same(leaf[i, D:], np.where(np.eye(N, dtype=bool)[i][:, None], before[i, D], np.float32(0)))
-    assert (parts["fc1"]["left"].shape[1] == D + 1) if scheme == "lorasa" else True
+    assert (parts["agent"]["fc1"]["left"].shape[1] == D + 1) if scheme == "lorasa" else True
 
 
 def test_fresh_adapters_of_roles_and_agents_are_the_identity():

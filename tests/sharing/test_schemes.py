@@ -20,6 +20,7 @@ KNOWN = {  # trunks, whether agents own something, whether they see their id, wh
     "hyper": (1, True, False, False),
     "mask": (1, True, False, False),
     "lorasa": (1, True, True, True),
+    "lorasa_joint": (1, True, True, False),
     "seps": (2, False, False, False),
     "seps_lora": (2, True, False, True),
 }

@@ -94,7 +94,7 @@ def test_the_files_are_what_others_read(folder: Path) -> None:
     content = (folder / WEIGHTS_FILE).read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])
-    own = by_path(random_params(system_of().actor).agents)
+    own = by_path(random_params(system_of().actor).agents["agent"])
     assert header.keys() - {"__metadata__"} == own.keys()
     start, end = header["fc1/left"]["data_offsets"]
     found = np.frombuffer(content[8 + length :][start:end], "<f4").reshape(header["fc1/left"]["shape"])
@@ -128,7 +128,8 @@ def test_nothing_else_is_kept_as_adapters(folder: Path) -> None:
     seeds = jax.tree.map(lambda leaf: leaf[None], random_params(system_of().actor))
     assert "the parameters of one seed" in refusal(adapters.save, folder / "x", seeds, system_of())
     spoilt = random_params(system_of().actor)
-    spoilt.agents["fc1"]["left"] = spoilt.agents["fc1"]["left"].at[0, 0, 0].set(jnp.nan)
+    own = spoilt.agents["agent"]["fc1"]
+    own["left"] = own["left"].at[0, 0, 0].set(jnp.nan)
     assert "fc1/left in these adapters holds NaN" in refusal(adapters.save, folder / "x", spoilt, system_of())
     assert not (folder / "x").exists()
 
@@ -172,7 +173,7 @@ def test_every_agent_gets_a_whole_network_and_unmerge_gives_back(scheme: str) ->
     assert len(networks) == 3
     for i, network in enumerate(networks):
         expected = row_of(params.shared, system.actor.sharing.groups[i])
-        for layer, own in row_of(system.actor.whole(params), i).items():
+        for layer, own in row_of(system.actor.whole(params).get("agent", {}), i).items():
             if "kernel" in own:
                 expected[layer] = own
             else:
@@ -182,7 +183,7 @@ def test_every_agent_gets_a_whole_network_and_unmerge_gives_back(scheme: str) ->
     assert_close(adapters.unmerge(networks, params.agents, system), params, atol=1e-6)
 
 
-@pytest.mark.parametrize("changes", [{"scheme": "hyper"}, {"scheme": "mask"}, {"adapter_key": "unit_type"}])
+@pytest.mark.parametrize("changes", [{"scheme": "hyper"}, {"scheme": "mask"}, {"levels": ("unit_type",)}])
 def test_what_is_not_an_agents_own_correction_stays_where_it_is(tmp_path: Path, changes: dict[str, str]) -> None:
     system = system_of(task="two_kinds", **changes)
     params = random_params(system.actor)
@@ -248,14 +249,15 @@ def test_what_is_no_adapter_is_resized_where_it_can_be(scheme: str) -> None:
         assert "trunks do not" in refusal(adapters.resize, params, before, after, (0, 1, 2, 0))
         return
     resized = adapters.resize(params, before, after, (0, 1, 2, "average"))
-    assert_close(resized.agents["head"]["kernel"][3], params.agents["head"]["kernel"].mean(axis=0))
+    heads = [team.agents["agent"]["head"]["kernel"] for team in (resized, params)]
+    assert_close(heads[0][3], heads[1].mean(axis=0))
 
 
 def test_the_average_is_the_mean_correction_as_near_as_its_rank_allows() -> None:
     before, after = plain_input("lorasa", 3), plain_input("lorasa", 4)
     params = random_params(before.actor)
-    own = adapters.resize(params, before, after, (0, 1, 2, "average")).agents["after1"]
-    old = {part: np.asarray(leaf) for part, leaf in params.agents["after1"].items()}
+    own = adapters.resize(params, before, after, (0, 1, 2, "average")).agents["agent"]["after1"]
+    old = {part: np.asarray(leaf) for part, leaf in params.agents["agent"]["after1"].items()}
     mean = np.mean([old["left"][i] @ old["right"][i] for i in range(3)], axis=0)
     found = np.asarray(own["left"][3] @ own["right"][3])
     missed = np.linalg.svd(mean, compute_uv=False)[2:]
@@ -272,7 +274,7 @@ def test_a_fresh_agent_plays_as_the_trunk_does() -> None:
     before, after = system_of(), system_of(n_agents=4)
     params = random_params(before.actor)
     resized = adapters.resize(params, before, after, (0, 1, 2, "fresh"), KEY)
-    assert not np.any(resized.agents["fc1"]["left"][3])
+    assert not np.any(resized.agents["agent"]["fc1"]["left"][3])
     trunk = jax.tree.map(jnp.zeros_like, resized.agents)
     assert_close(logits(after, resized)[3], logits(after, resized._replace(agents=trunk))[3], atol=1e-6)
     assert_close(resized.shared["fc1"]["kernel"][0, -1], params.shared["fc1"]["kernel"][0, 3:].mean(axis=0))
@@ -289,7 +291,7 @@ def test_a_fresh_agent_plays_as_the_trunk_does() -> None:
         (
             {"n_agents": 4, "task": "own_number"},
             (0, 1, 2, 0),
-            "agents/fc1/left would be [4, 4, 2], but own_number needs [4, 3, 2]",
+            "agents/agent/fc1/left would be [4, 4, 2], but own_number needs [4, 3, 2]",
         ),
     ],
 )
@@ -391,7 +393,7 @@ def packed(header: dict[str, Any], data: bytes) -> bytes:
 
 
 def test_weights_that_are_not_what_was_announced_are_refused_by_name(folder: Path) -> None:
-    own = {name: np.asarray(leaf) for name, leaf in by_path(random_params(system_of().actor).agents).items()}
+    own = {name: np.asarray(leaf) for name, leaf in by_path(random_params(system_of().actor).agents["agent"]).items()}
     path = folder / WEIGHTS_FILE
 
     def header(changes: dict[str, Any]) -> tuple[dict[str, Any], bytes]:

@@ -1,0 +1,155 @@
+"""Levels: who owns low-rank corrections, as one word for each level.
+
+A level is written `SCOPE[:RANK][@FACTOR][/LAYERS]`, such as `agent:4@0.1/head+early`. Layers are joined by `+`, which
+needs no quotes in a shell or in a YAML list. Nothing here imports jax.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from lorasa_jax.checks import LARGEST_FLOAT, LARGEST_INT, SMALLEST_FLOAT, nearest, require
+
+SCOPES = ("team", "unit_type", "agent")
+"""Who can be an owner, from the coarsest scope to the finest: all agents together, a role, an agent."""
+_WORD = re.compile(r"([^:@/]*)(?::([^@/]*))?(?:@([^/]*))?(?:/(.*))?", re.DOTALL)
+_FORM = "a level is SCOPE[:RANK][@FACTOR][/LAYERS], such as agent:4@0.1/head+early"
+
+
+class Renamed(FutureWarning):
+    """A setting has a new name, and the old one works for one more release."""
+
+
+class LevelSettings(NamedTuple):
+    """One level, as it is written; `str` writes it again.
+
+    Attributes:
+        scope: one of `SCOPES`.
+        rank: of the corrections; None: the rank of all levels that name none.
+        factor: the learning rate of this level over that of the phase.
+        layers: names, patterns or groups of layers; empty: those of all levels that name none.
+    """
+
+    scope: str
+    rank: int | None = None
+    factor: float = 1.0
+    layers: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        rank = "" if self.rank is None else f":{self.rank}"
+        factor = "" if self.factor == 1 else f"@{self.factor!r}".removesuffix(".0")
+        return f"{self.scope}{rank}{factor}" + ("/" + "+".join(self.layers) if self.layers else "")
+
+
+class AdapterLevel(NamedTuple):
+    """One level with everything that its owner's corrections need.
+
+    Attributes:
+        scope: one of `SCOPES`.
+        rank: r.
+        scale: alpha / r, the factor on its products.
+        factor: its learning rate over that of the phase.
+        layers: the layers that are corrected, from input to output.
+    """
+
+    scope: str
+    rank: int
+    scale: float
+    factor: float
+    layers: tuple[str, ...]
+
+
+def parse_level(word: str) -> LevelSettings:
+    """Returns the level that a word describes; raises `ConfigError` where it describes none."""
+    found = _WORD.fullmatch(word)
+    scope, rank, factor, layers = found.groups() if found else ("", None, None, None)
+    require(
+        scope in SCOPES,
+        f"levels: {word!r} begins with no scope{nearest(scope, SCOPES)}; {_FORM}; scopes: {', '.join(SCOPES)}",
+    )
+    good = rank is None or (rank.isdecimal() and 0 < int(rank) <= LARGEST_INT)
+    require(good, f"levels: the rank in {word!r} must be a positive whole number, got {rank!r}; {_FORM}")
+    rate = _number("1" if factor is None else factor)
+    require(
+        SMALLEST_FLOAT <= rate <= LARGEST_FLOAT,
+        f"levels: the learning rate factor in {word!r} must be a positive number, got {factor!r}; {_FORM}",
+    )
+    names = () if layers is None else tuple(layers.split("+"))
+    require(all(names) and (layers is None or bool(names)), f"levels: {word!r} ends without a layer; {_FORM}")
+    return LevelSettings(scope, None if rank is None else int(rank), rate, names)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def parse_levels(words: Sequence[str]) -> tuple[LevelSettings, ...]:
+    """Returns the levels that words describe, from the coarsest scope to the finest.
+
+    A word may hold several levels, separated by spaces, so that a sweep can list them.
+
+    Raises:
+        ConfigError: a word describes no level, a scope occurs twice, or there is none.
+    """
+    found = [parse_level(word) for entry in words for word in entry.split()]
+    require(bool(found), f"levels must name an owner, one or more of {', '.join(SCOPES)}")
+    for scope in SCOPES:
+        same = [str(level) for level in found if level.scope == scope]
+        require(
+            len(same) <= 1, f"levels name the scope {scope} more than once ({' and '.join(same)}); give it one level"
+        )
+    return tuple(sorted(found, key=lambda level: SCOPES.index(level.scope)))
+
+
+DEFAULT = ("agent",)
+"""Every agent owns corrections, of the rank and on the layers that are set for all levels."""
+
+
+def from_old_names(
+    levels: tuple[LevelSettings, ...], adapter_key: str | None, ranks: tuple[int, ...] | None
+) -> tuple[LevelSettings, ...]:
+    """Returns the levels that `adapter_key` and `ranks`, the settings before `levels`, describe.
+
+    Warns:
+        Renamed: one of the two is given.
+
+    Raises:
+        ConfigError: they contradict the levels, or each other.
+    """
+    if adapter_key is None and ranks is None:
+        return levels
+    now, told = " ".join(map(str, levels)), f"adapter-key {adapter_key}" if adapter_key else f"ranks {_words(ranks)}"
+    if adapter_key is not None:
+        old = parse_levels(adapter_key.split(","))
+        named = [level.scope for level in levels] == [level.scope for level in old]
+        require(
+            named or levels == parse_levels(DEFAULT),
+            f"levels {now} and {told}, its old name, name different owners; give levels alone",
+        )
+        levels = levels if named else old
+    if ranks is not None:
+        require(
+            len(ranks) == len(levels) and min(ranks) > 0,
+            f"ranks (old; now in levels) must be a positive number for each of {' '.join(map(str, levels))}, "
+            f"got {_words(ranks)}",
+        )
+        pairs = list(zip(levels, ranks, strict=True))
+        require(
+            all(level.rank in (None, rank) for level, rank in pairs),
+            f"levels {now} and ranks {_words(ranks)}, its old name, name different ranks; give levels alone",
+        )
+        levels = tuple(level._replace(rank=rank) for level, rank in pairs)
+    message = f"{told} is an old name and goes with the next release; say levels {' '.join(map(str, levels))}"
+    warnings.warn(message, Renamed, stacklevel=5)
+    return levels
+
+
+def _words(ranks: tuple[int, ...] | None) -> str:
+    return " ".join(map(str, ranks or ())) or "none"
