@@ -50,7 +50,6 @@ def parts(arguments: list[str]) -> dict[str, float]:
     from lorasa_jax.envs import make_env
     from lorasa_jax.running import loop
     from lorasa_jax.running.programs import Programs
-    from lorasa_jax.running.state import Silent
 
     mark("library")
     env = make_env(config)
@@ -65,13 +64,12 @@ def parts(arguments: list[str]) -> dict[str, float]:
         mark(f"{name}, compiled")
         return shapes
 
-    class Stop(Silent):
-        def report(self, report: object) -> None:
-            raise Enough
+    def stop(report: object, state: object) -> None:
+        raise Enough
 
     Programs.submit = submit_and_wait  # type: ignore[method-assign]
     with contextlib.suppress(Enough):
-        loop.run(config, env, Stop())
+        loop.run(config, env, [stop])
     mark("first iteration")
     return seconds | {"all": sum(seconds.values())}
 

@@ -23,6 +23,7 @@ from streams import can_redraw, complain, say_now
 
 if TYPE_CHECKING:
     from lorasa_jax.envs import Env
+    from lorasa_jax.running.callbacks import AnyCallback
     from lorasa_jax.running.state import Diverged, Report, Result, RunState
     from lorasa_jax.storage.saver import Saver
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Reporter:
-    """Hands every iteration on to the display, the run directory and the tracker."""
+    """The callback that hands every iteration on to the display, the run directory and the tracker."""
 
     def __init__(self, display: Display, run_dir: RunDir, track: Any):
         self.display, self.run_dir, self.track = display, run_dir, track
@@ -41,7 +42,7 @@ class Reporter:
         """Takes what happens now."""
         self.display.status(text)
 
-    def report(self, report: Report) -> None:
+    def __call__(self, report: Report, state: RunState) -> None:
         """Takes one iteration."""
         speed = self.display.report(report)
         clock = {"steps_per_second": speed, "wall_seconds": time.perf_counter() - self.began}
@@ -101,32 +102,38 @@ class Stop:
 STOPPING = "stopping after this iteration and what is being compiled for it"
 
 
-class Keeper:
-    """Offers a run's states to the saver, and stops the run where it was asked to."""
+class Interrupt:
+    """The callback that ends a run where a signal came, with a checkpoint.
 
-    def __init__(self, saver: Saver, stop: Stop, also: Callable[[RunState], None] = lambda state: None):
-        self.saver, self.stop, self.also = saver, stop, also
+    It raises: the last evaluation of a run that is stopped in the usual way would take its time.
+    """
 
-    def __call__(self, state: RunState) -> None:
-        """Takes a state between two iterations."""
+    def __init__(self, saver: Saver, stop: Stop):
+        self.saver, self.stop = saver, stop
+
+    def begin(self, state: RunState) -> None:
+        """Ends the run where a signal came."""
         from lorasa_jax.running.devices import anywhere
 
-        self.also(state)
-        self.saver(state)
         if anywhere(bool(self.stop.signal)):
             self.saver.take(state)
             raise KeyboardInterrupt
 
-    def run(self, config: RunConfig, env: Env, *args: Any, **kwargs: Any) -> Result:
-        """Returns the result of a run; keeps the state before an iteration that diverged."""
-        from lorasa_jax.running.loop import run
-        from lorasa_jax.running.state import Diverged
+    def __call__(self, report: Report, state: RunState) -> None:
+        """Does the same after an iteration."""
+        self.begin(state)
 
-        try:
-            return run(config, env, *args, save=self, **kwargs)
-        except Diverged as error:
-            self.saver.take(error.before)
-            raise
+
+def run_saved(saver: Saver, config: RunConfig, env: Env, *args: Any, **kwargs: Any) -> Result:
+    """Returns the result of a run; keeps the state before an iteration that diverged."""
+    from lorasa_jax.running.loop import run
+    from lorasa_jax.running.state import Diverged
+
+    try:
+        return run(config, env, *args, **kwargs)
+    except Diverged as error:
+        saver.take(error.before)
+        raise
 
 
 def summarise(
@@ -255,7 +262,7 @@ def follow(config: RunConfig, env: Env) -> None:
     saver = Saver(config.directory / CHECKPOINTS, config, config.save_every, complain)
     try:
         with closing(saver), Stop(STOPPING) as stop:
-            result = Keeper(saver, stop).run(config, env, start=start, shard=config.shard)
+            result = run_saved(saver, config, env, [saver, Interrupt(saver, stop)], start=start, shard=config.shard)
             stop.release()
     except Diverged:
         raise SystemExit(2) from None
@@ -298,7 +305,7 @@ def fill(
     start: RunState | None,
     began: float,
     go_on: str,
-    also: Callable[[RunState], None] = lambda state: None,
+    also: Sequence[AnyCallback] = (),
 ) -> tuple[Result, dict[str, Any]]:
     """Runs what is left of a run; returns its result and the summary it wrote.
 
@@ -310,7 +317,7 @@ def fill(
         start: where it goes on from.
         began: when the command began, less what earlier ones took.
         go_on: the command that goes on with it if it is stopped.
-        also: is offered every state before the checkpoints are.
+        also: callbacks that come before the checkpoints' own.
     """
     from lorasa_jax.running.state import Diverged
     from lorasa_jax.storage.saver import Saver
@@ -322,8 +329,8 @@ def fill(
     try:
         saver = Saver(directory / CHECKPOINTS, config, config.save_every, complain)
         with naming(directory), closing(saver), stop, Display(config, wins=env.spec.winnable) as display:
-            keeper, reporter = Keeper(saver, stop, also), Reporter(display, run_dir, track)
-            result = keeper.run(config, env, reporter, start=start, names=run_dir.names, shard=config.shard)
+            callbacks = [Reporter(display, run_dir, track), *also, saver, Interrupt(saver, stop)]
+            result = run_saved(saver, config, env, callbacks, start=start, names=run_dir.names, shard=config.shard)
             stop.release()
             saver.wait()
             if saver.lost is not None:  # what was learnt; going on from an earlier state comes to the same

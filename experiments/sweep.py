@@ -32,7 +32,7 @@ from streams import complain
 
 if TYPE_CHECKING:
     from lorasa_jax.envs import Env
-    from lorasa_jax.running.state import RunState
+    from lorasa_jax.running.state import Report, RunState
 
 
 @dataclass(frozen=True)
@@ -137,23 +137,30 @@ def run_job(job: Job, out: Path, go_on: str) -> None:
         with run.ready(config):
             write_json(directory / ROWS, rows)
             start = run.find_start(config, env, run_dir, lambda: find_origins(job, out, env))
-        run.fill(config, env, run_dir, ignore, start, began - run_dir.wall_seconds, go_on, keeper(job, directory))
+        run.fill(config, env, run_dir, ignore, start, began - run_dir.wall_seconds, go_on, [Keeper(job, directory)])
 
 
 def ignore(row: dict[str, Any]) -> None:
     """Takes a row, and does nothing."""
 
 
-def keeper(job: Job, directory: Path) -> Any:
-    """Returns what keeps the states that others go on from."""
-    from lorasa_jax.storage.arrays import write
-    from lorasa_jax.storage.checkpoints import take_snapshot
+class Keeper:
+    """The callback that keeps the states that others go on from."""
 
-    def keep(state: RunState) -> None:
-        if int(state.iterations.max()) in job.keep and not (directory / BACKBONES / str(state.rows)).exists():
-            write(directory / BACKBONES, take_snapshot(state, job.config), keep=None)
+    def __init__(self, job: Job, directory: Path):
+        self.job, self.directory = job, directory / BACKBONES
 
-    return keep
+    def begin(self, state: RunState) -> None:
+        """Keeps the state if another job begins there."""
+        from lorasa_jax.storage.arrays import write
+        from lorasa_jax.storage.checkpoints import take_snapshot
+
+        if int(state.iterations.max()) in self.job.keep and not (self.directory / str(state.rows)).exists():
+            write(self.directory, take_snapshot(state, self.job.config), keep=None)
+
+    def __call__(self, report: Report, state: RunState) -> None:
+        """Does the same after an iteration."""
+        self.begin(state)
 
 
 def find_origins(job: Job, out: Path, env: Env) -> RunState | None:

@@ -38,12 +38,15 @@ if TYPE_CHECKING:
     from lorasa_jax.learning.trainer import make_trainer as make_trainer
     from lorasa_jax.learning.trainer import train as train
     from lorasa_jax.learning.update_order import SCHEDULES as SCHEDULES
+    from lorasa_jax.running.callbacks import Callback as Callback
+    from lorasa_jax.running.callbacks import early_stopping as early_stopping
     from lorasa_jax.running.forks import common_config as common_config
     from lorasa_jax.running.forks import fork as fork
     from lorasa_jax.running.forks import share_programs as share_programs
     from lorasa_jax.running.loop import run as run
     from lorasa_jax.running.state import Report as Report
     from lorasa_jax.running.state import Result as Result
+    from lorasa_jax.running.state import RunState as RunState
     from lorasa_jax.sharing.policy import Policy as Policy
     from lorasa_jax.sharing.policy import make_policy as make_policy
     from lorasa_jax.sharing.schemes import SCHEMES as SCHEMES
@@ -61,7 +64,9 @@ _HOMES = {
     "envs": ("ENVS", "Env", "EnvSpec", "TimeStep", "make_env"),
     "running.forks": ("common_config", "fork", "share_programs"),
     "learning.clustering": ("find_groups", "with_groups"),
-    "running.loop": ("Report", "Result", "run"),
+    "running.callbacks": ("Callback", "early_stopping"),
+    "running.loop": ("run",),
+    "running.state": ("Report", "Result", "RunState"),
     "sharing.policy": ("Policy", "make_policy"),
     "learning.rollout": ("record_episode",),
     "learning.update_order": ("SCHEDULES",),

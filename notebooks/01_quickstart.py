@@ -38,6 +38,7 @@ from lorasa_jax import (
     NetworkConfig,
     PPOConfig,
     Report,
+    RunState,
     count_params,
     make_env,
     record_episode,
@@ -79,15 +80,12 @@ game = Config(
 
 
 class Curve:
-    """A listener that remembers every evaluation."""
+    """A callback that remembers every evaluation."""
 
     def __init__(self) -> None:
         self.reports: list[Report] = []
 
-    def status(self, text: str) -> None:
-        """Ignores what happens in between."""
-
-    def report(self, report: Report) -> None:
+    def __call__(self, report: Report, state: RunState) -> None:
         """Keeps what was evaluated."""
         if report.evaluation is not None:
             self.reports.append(report)
@@ -100,7 +98,7 @@ class Curve:
 figure, axis = plt.subplots(figsize=(6, 3), constrained_layout=True)
 for scheme in ("ps", "lorasa"):
     config, curve = replace(game, sharing=scheme), Curve()
-    result = run(config, make_env(config), curve)
+    result = run(config, make_env(config), [curve])
     axis.plot(*curve["return"], label=scheme)
     print(f"{scheme:7} greedy return {result.final['greedy']['return'][0]:.2f}")
 axis.axhline(ceilings("specialisation").optimum, color="grey", ls=":", label="optimum")
@@ -146,7 +144,7 @@ battle = Config(
     ),
 )
 env, curve = make_env(battle), Curve()
-result = run(battle, env, curve)
+result = run(battle, env, [curve])
 print(f"the trunk froze after {result.switch_steps[0]:,} steps")
 print(f"greedy win rate {result.final['greedy']['win_rate'][0]:.0%}")
 

@@ -34,13 +34,13 @@ from lorasa_jax import (
     NetworkConfig,
     PPOConfig,
     Report,
+    RunState,
     common_config,
     fork,
     make_env,
     run,
     share_programs,
 )
-from lorasa_jax.running.state import RunState
 
 # Set this to look at everything in a minute or two, with policies that are not trained to the end.
 SMALL = bool(os.environ.get("LORASA_NOTEBOOK_SMALL"))
@@ -71,21 +71,18 @@ switches = [batch * i for i in ((2, 4, 8) if SMALL else (5, 15, 30))]
 # %% [markdown]
 # ## The backbone
 #
-# `ps_id` is the first phase of `lorasa` by itself. `run` offers the whole run between any two iterations to `save`. The backbone trains to the end of the budget: that is the
+# `ps_id` is the first phase of `lorasa` by itself. `run` hands the whole run to its callbacks after every iteration. The backbone trains to the end of the budget: that is the
 # first control, *the shared policy continued*.
 
 
 # %%
 class Curves:
-    """A listener that remembers the greedy return of every row."""
+    """A callback that remembers the greedy return of every row."""
 
     def __init__(self) -> None:
         self.points: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
-    def status(self, text: str) -> None:
-        """Ignores what happens in between."""
-
-    def report(self, report: Report) -> None:
+    def __call__(self, report: Report, state: RunState) -> None:
         """Keeps what was evaluated."""
         if report.evaluation is not None:
             self.points.append((report.active, report.env_steps, report.evaluation["return"]))
@@ -100,7 +97,7 @@ class Curves:
 moments: dict[int, RunState] = {}
 
 
-def keep(state: RunState) -> None:
+def keep(report: Report, state: RunState) -> None:
     """Keeps the run at the moments from which it will be continued."""
     step = int(state.iterations[0]) * batch
     if step in switches:
@@ -109,7 +106,7 @@ def keep(state: RunState) -> None:
 
 backbone = Curves()
 trunks = replace(config, sharing="ps_id")
-run(trunks, env, backbone, save=keep)
+run(trunks, env, [backbone, keep])
 sorted(moments)
 
 # %% [markdown]
@@ -133,7 +130,7 @@ curves: dict[tuple[int, str], tuple[np.ndarray, np.ndarray]] = {}
 for group in groups:
     members, seen = [points[i] for i in group], Curves()
     start = fork([forks[i] for i in group], env, [(moments[switch], seed) for switch, _, seed in members])
-    run(common_config([forks[i] for i in group]), env, seen, start=start)
+    run(common_config([forks[i] for i in group]), env, [seen], start=start)
     for switch, rank in dict.fromkeys((switch, rank) for switch, rank, _ in members):
         rows = [k for k, member in enumerate(members) if member[:2] == (switch, rank)]
         curves[switch, f"rank {rank}"] = seen.of(rows)
@@ -146,7 +143,7 @@ again = [replace(fork_, sharing="ps_restart") for fork_, point in zip(forks, poi
 origins = [(switch, seed) for switch, rank, seed in points if rank == 1]
 seen = Curves()
 start = fork(again, env, [(moments[switch], seed) for switch, seed in origins])
-run(common_config(again), env, seen, start=start)
+run(common_config(again), env, [seen], start=start)
 for switch in switches:
     rows = [k for k, origin in enumerate(origins) if origin[0] == switch]
     curves[switch, "shared, fresh Adam"] = seen.of(rows)

@@ -59,8 +59,8 @@ config = Config(
     critic=CriticConfig(**network),
     ppo=PPOConfig(lr=3e-3, critic_lr=3e-3),
 )
-states: list[RunState] = []  # before the first update, after the first, and so on
-result = run(config, make_env(config), save=states.append)
+states: list[RunState] = []  # after the first update, after the second, and so on
+result = run(config, make_env(config), [lambda report, state: states.append(state)])
 learner = jax.tree.map(lambda leaf: leaf[0], result.states).learner  # of the first seed
 found = diagnose(result.trainer.system, learner, jax.random.key(1), episodes=64)
 print(f"return {found.played['return'].mean:.2f}; of a team that acts alike 0.5")
@@ -98,7 +98,7 @@ display(draw_swap(found))
 # of two kinds do not.
 
 # %%
-early = jax.tree.map(lambda leaf: leaf[0], states[4].train).learner
+early = jax.tree.map(lambda leaf: leaf[0], states[3].train).learner
 at_first = diagnose(result.trainer.system, early, jax.random.key(1), episodes=1)
 display(draw_gradient(at_first))
 

@@ -59,20 +59,20 @@ WRONG = (
 
 
 class Watch:
-    """Notes what a run tells and offers; `kept` is its first state, which a command would write."""
+    """Notes what a run tells and offers; `kept`: it has begun, and a command would have written something."""
 
     def __init__(self) -> None:
         self.reports: list[Report] = []
         self.kept = False
 
+    def begin(self, state: Any) -> None:
+        self.kept = True
+
     def status(self, text: str) -> None:
         assert "\n" not in text
 
-    def report(self, report: Report) -> None:
+    def __call__(self, report: Report, state: Any) -> None:
         self.reports.append(report)
-
-    def save(self, state: Any) -> None:
-        self.kept = True
 
 
 def outcome(make: Callable[[], tuple[Config, Env]], late: bool = False) -> str:
@@ -85,7 +85,7 @@ def outcome(make: Callable[[], tuple[Config, Env]], late: bool = False) -> str:
     watch = Watch()
     try:
         config, env = make()
-        result = run(config, env, watch, save=watch.save)
+        result = run(config, env, [watch])
     except Diverged as error:
         assert late and error.culprit and "\n" not in str(error), error
         return error.culprit

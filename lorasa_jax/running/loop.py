@@ -24,18 +24,17 @@ from lorasa_jax.learning.rollout import mark_missing
 from lorasa_jax.learning.switching import Evaluation, should_switch
 from lorasa_jax.learning.system import is_two_phase
 from lorasa_jax.learning.trainer import Trainer, graft, make_trainer
-from lorasa_jax.running.devices import Shard, choose_layout, fetch
+from lorasa_jax.running.callbacks import AnyCallback, Callback, Callbacks
+from lorasa_jax.running.devices import Shard, anywhere, choose_layout, fetch
 from lorasa_jax.running.programs import Programs, over_seeds
 from lorasa_jax.running.state import (
     ADAPTERS,
     SHARED,
     Best,
     Diverged,
-    Listener,
     Report,
     Result,
     RunState,
-    Silent,
     is_finished,
     keep_best,
 )
@@ -66,21 +65,21 @@ class _Runner:
         self,
         config: Config,
         env: Env,
-        listener: Listener,
+        callback: Callback,
         start: RunState | None = None,
         names: Sequence[str] | None = None,
         shard: Shard = "auto",
     ):
-        self.config, self.spec, self.listener = config, env.spec, listener
+        self.config, self.spec, self.callback = config, env.spec, callback
         self.names = names or [f"seed {config.seed + k}" for k in range(config.seeds)]
-        self.layout = choose_layout(shard, config.seeds, config, listener.status)
+        self.layout = choose_layout(shard, config.seeds, config, callback.status)
         self.two_phase = is_two_phase(config, env)
         self.trainers = {SHARED: make_trainer(config, env)}
         if self.two_phase:
             self.trainers[ADAPTERS] = make_trainer(config, env, adapting=True)
         self.keys = self.layout.place(jnp.stack([jax.random.key(config.seed + k) for k in range(config.seeds)]))
         waited = start.compile_seconds if start else 0.0
-        self.programs = Programs(config.seeds, listener.status, waited, self.layout)
+        self.programs = Programs(config.seeds, callback.status, waited, self.layout)
         self.clock = _Clock(self.programs, start.train_seconds if start else 0.0)
         self._compile(start)
 
@@ -261,8 +260,8 @@ class _Runner:
         return played
 
     def finish(self, state: RunState) -> Result:
-        """Evaluates a run that has spent its budget."""
-        self.listener.status("final evaluation")
+        """Evaluates a run that has spent its budget, or was stopped."""
+        self.callback.status("final evaluation")
         state = self._with_chance(state)
         # On the same start states, so that the two differ by the choice of actions.
         final = {
@@ -281,16 +280,19 @@ class _Runner:
             final=final,
             compile_seconds=self.programs.waited,
             train_seconds=self.clock.seconds(),
+            stop_steps=None if is_finished(state, self.config) else self._steps(state),
         )
+
+    def _steps(self, state: RunState) -> list[int]:
+        return (state.iterations * self.config.steps_per_iteration).tolist()
 
 
 def run(
     config: Config,
     env: Env,
-    listener: Listener | None = None,
+    callbacks: Sequence[AnyCallback] = (),
     *,
     start: RunState | None = None,
-    save: Callable[[RunState], None] | None = None,
     names: Sequence[str] | None = None,
     shard: Shard = "auto",
     actor: Any = None,
@@ -305,10 +307,9 @@ def run(
     Args:
         config: the configuration.
         env: its environment.
-        listener: is told what happens.
+        callbacks: are called after every iteration, in this order, and may stop the run: functions of
+            (report, state), or objects with more methods (`Callback`).
         start: a state of the same run, to go on from, or several forks (`lorasa_jax.fork`).
-        save: is offered the run between any two iterations, and at its beginning and end, and may keep it.
-            An exception it raises ends the run.
         names: what the rows are called where they are not `seed 0`, `seed 1`, and so on.
         shard: what is spread over several devices, `rows` (seeds) or `envs`; `off`: nothing; `auto`: whichever keeps
             more of them busy.
@@ -321,26 +322,27 @@ def run(
             shows are checked in evaluations.
         Diverged: a loss or gradient is no longer finite.
     """
-    listener = listener or Silent()
+    callback = Callbacks(callbacks)
     config = with_networks(config, actor, critic)
     if config.env == "own":
         require_fits(env)
-    runner = _Runner(with_groups(config, env, listener.status), env, listener, start, names, shard)
+    runner = _Runner(with_groups(config, env, callback.status), env, callback, start, names, shard)
     try:
-        return _run(runner, start, save or (lambda state: None))
+        return _run(runner, start)
     finally:
         runner.programs.close()
 
 
-def _run(runner: _Runner, start: RunState | None, save: Callable[[RunState], None]) -> Result:
+def _run(runner: _Runner, start: RunState | None) -> Result:
     if start is None:
         state = runner.begin()
     else:
         state = start._replace(train=runner.layout.place(start.train), best=runner.layout.place(start.best))
         runner.clock.start()
-    save(state)
-    while not is_finished(state, runner.config):
+    stop = runner.callback.begin(state)
+    # A callback may go by its own process's clock; all processes stop together.
+    while not (is_finished(state, runner.config) or anywhere(bool(stop))):
         state, report = runner.advance(state)
-        runner.listener.report(report)
-        save(state)
+        stop = runner.callback(report, state)
+    runner.callback.end(state)
     return runner.finish(state)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -112,27 +112,6 @@ class Report(NamedTuple):
     evaluation: dict[str, np.ndarray] | None
 
 
-@runtime_checkable
-class Listener(Protocol):
-    """What a run tells while it goes on."""
-
-    def status(self, text: str) -> None:
-        """Takes what happens now, in a few words."""
-
-    def report(self, report: Report) -> None:
-        """Takes one iteration."""
-
-
-class Silent:
-    """A listener that does nothing."""
-
-    def status(self, text: str) -> None:
-        """Does nothing."""
-
-    def report(self, report: Report) -> None:
-        """Does nothing."""
-
-
 class Diverged(RuntimeError):
     """A quantity is no longer finite; the message says which, where it began, and in which row.
 
@@ -180,6 +159,7 @@ class Result(NamedTuple):
             greedy play of the best team of the last phase on others (the absolute metric of Colas et al., 2018).
         compile_seconds: spent tracing and waiting for compilations.
         train_seconds: from the first iteration on, evaluations included, waiting for compilations not.
+        stop_steps: environment step at which a callback stopped each seed; None: the budget was spent.
     """
 
     trainer: Trainer
@@ -189,3 +169,4 @@ class Result(NamedTuple):
     final: dict[str, dict[str, np.ndarray]]
     compile_seconds: float
     train_seconds: float
+    stop_steps: list[int] | None = None

@@ -10,16 +10,17 @@ from pathlib import Path
 
 from lorasa_jax.config import Config
 from lorasa_jax.files import reason
+from lorasa_jax.running.callbacks import Callback
 from lorasa_jax.running.devices import anywhere, is_leader
-from lorasa_jax.running.state import RunState, is_finished
+from lorasa_jax.running.state import Report, RunState
 from lorasa_jax.storage.arrays import clean, complete, write
 from lorasa_jax.storage.checkpoints import take_snapshot
 
 
-class Saver:
-    """Writes checkpoints of a run that offers its states: in time, at the switch, and at the end.
+class Saver(Callback):
+    """The callback that writes checkpoints of a run: in time, at the switch, and at the end.
 
-    It is the `save` of `loop.run`. What is due is copied at once and written in a thread,
+    What is due is copied at once and written in a thread,
     one after the other. A checkpoint that cannot be written is reported, and the run goes on.
     Of several processes each has a saver, and the first one writes.
 
@@ -42,17 +43,23 @@ class Saver:
         if is_leader():
             clean(directory)
 
-    def __call__(self, state: RunState) -> None:
-        """Is offered a state, and takes it where it is due."""
+    def begin(self, state: RunState) -> None:
+        """Takes note of the phase in which the run begins."""
+        self._phase = state.phase
+
+    def __call__(self, report: Report, state: RunState) -> None:
+        """Writes the state where it is due."""
         if self._job is not None and self._job.done():
             self.wait()
-        switched = self._phase not in ("", state.phase)
-        self._phase = state.phase
-        in_time = state.rows > 0 and time.monotonic() - self._last >= self._every
-        finished = is_finished(state, self._config)
+        switched, self._phase = self._phase != state.phase, state.phase
+        in_time = time.monotonic() - self._last >= self._every
         # Clocks differ from process to process, and all must take part in copying what is spread over them.
-        if anywhere(is_leader() and (switched or in_time or finished)):
+        if anywhere(is_leader() and (switched or in_time)):
             self.take(state)
+
+    def end(self, state: RunState) -> None:
+        """Writes the last state."""
+        self.take(state)
 
     def take(self, state: RunState) -> None:
         """Writes this state, unless it has been."""

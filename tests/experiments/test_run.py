@@ -28,6 +28,7 @@ from lorasa_jax.learning import clustering as grouping
 from lorasa_jax.running import loop
 from lorasa_jax.running.state import Diverged
 from lorasa_jax.storage import arrays as storage
+from lorasa_jax.storage.saver import Saver
 
 import cli
 import run
@@ -168,16 +169,16 @@ def heard() -> Iterator[None]:
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, after: int, signals: Sequence[int] = (signal.SIGINT,)) -> None:
     """Lets signals arrive when so many iterations of a command have been reported."""
-    seen, report = [], run.Reporter.report
+    seen, report = [], run.Reporter.__call__
 
-    def report_and_press(self: run.Reporter, iteration: Any) -> None:
-        report(self, iteration)
+    def report_and_press(self: run.Reporter, iteration: Any, state: Any) -> None:
+        report(self, iteration, state)
         seen.append(iteration)
         if len(seen) == after:
             for number in signals:
                 os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(run.Reporter, "report", report_and_press)
+    monkeypatch.setattr(run.Reporter, "__call__", report_and_press)
 
 
 def stopped(argv: list[str]) -> int:
@@ -382,11 +383,11 @@ def test_a_run_whose_last_state_is_not_kept_has_not_finished(
 ) -> None:
     """Going on with it gives the same numbers, and the team."""
 
-    def train(keeper: run.Keeper, *args: Any, **kwargs: Any) -> None:
-        keeper.saver._job = Future()
-        keeper.saver._job.set_exception(OSError(code, os.strerror(code), "checkpoints/16"))
+    def train(saver: Saver, *args: Any, **kwargs: Any) -> None:
+        saver._job = Future()
+        saver._job.set_exception(OSError(code, os.strerror(code), "checkpoints/16"))
 
-    monkeypatch.setattr(run.Keeper, "run", train)
+    monkeypatch.setattr(run, "run_saved", train)
     with pytest.raises(SystemExit) as stop:
         fill(tmp_path, monkeypatch)
     assert stop.value.code == 2
@@ -433,7 +434,7 @@ def test_a_run_that_diverges_says_so_where_it_cannot_be_written(
         error.culprit = None
         raise error
 
-    monkeypatch.setattr(run.Keeper, "run", diverges)
+    monkeypatch.setattr(run, "run_saved", diverges)
     monkeypatch.setattr(run_dir, "write_json", failing(code, "diverged.json"))
     with pytest.raises(SystemExit) as stop:
         fill(tmp_path, monkeypatch)

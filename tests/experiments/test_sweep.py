@@ -305,13 +305,12 @@ def test_a_sweep_goes_on_where_it_stopped(
     def stop_early(config: Any, *args: Any, **kwargs: Any) -> Any:
         *args_, also = args
 
-        def stop(state: Any) -> None:
-            also(state)
+        def stop(report: Any, state: Any) -> None:
             seen.append(state.rows)
-            if len(seen) == 3:
+            if len(seen) == 2:
                 raise KeyboardInterrupt
 
-        return fill(config, *args_, stop, **kwargs)
+        return fill(config, *args_, [*also, stop], **kwargs)
 
     monkeypatch.setattr(run, "fill", stop_early)
     with pytest.raises(SystemExit) as stopped:

@@ -22,7 +22,8 @@ from lorasa_jax.learning import clustering as grouping
 from lorasa_jax.learning.clustering import choose_groups, find_groups, k_means, play, silhouette, with_groups
 from lorasa_jax.learning.system import make_system
 from lorasa_jax.running import loop
-from lorasa_jax.running.state import Result, Silent
+from lorasa_jax.running.callbacks import Callback
+from lorasa_jax.running.state import Result
 
 CONFIG = small_config(sharing="seps", groups=None, n_envs=64)
 
@@ -88,7 +89,7 @@ def test_a_run_finds_its_groups_once_for_all_seeds(monkeypatch):
     config, keys, said = replace(CONFIG, task="two_kinds", seeds=2, seed=5), [], []
     used = []
 
-    class Listener(Silent):
+    class Listener(Callback):
         def status(self, text):
             said.append(text)
 
@@ -101,7 +102,7 @@ def test_a_run_finds_its_groups_once_for_all_seeds(monkeypatch):
     monkeypatch.setattr(loop, "_Runner", lambda config, *_: SimpleNamespace(config=config, programs=programs))
     monkeypatch.setattr(loop, "_run", lambda runner, *_: used.append(runner.config) or Result(*[None] * 7))
     for seed in (5, 5, 6):
-        loop.run(replace(config, seed=seed), toy.make_toy("two_kinds"), Listener())
+        loop.run(replace(config, seed=seed), toy.make_toy("two_kinds"), [Listener()])
         assert used.pop() == replace(config, seed=seed, groups=(0, 1, 0, 1))
     assert said == ["grouping agents", "groups of agents: 0 1 0 1"] * 3
     assert keys[0] == keys[1] != keys[2]

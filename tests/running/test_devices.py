@@ -256,8 +256,8 @@ def small_run(shard: str, seeds: int, **changes: Any) -> tuple[Result, list[Any]
     whole = {"sharing": "lorasa", "n_envs": 8, "switch_step": 128, "total_steps": 256, "evaluations": 2, **changes}
     config = small_config(seeds=seeds, ppo=ppo, **whole)
     reports: list[Any] = []
-    listener = SimpleNamespace(status=lambda text: None, report=lambda report: reports.append(report.metrics))
-    return run(config, make_toy("probe_death", 3), listener, shard=shard), reports
+    callbacks = [lambda report, state: reports.append(report.metrics)]
+    return run(config, make_toy("probe_death", 3), callbacks, shard=shard), reports
 
 
 def check_run(shard: str, seeds: int, **changes: Any) -> None:

@@ -200,11 +200,11 @@ def test_forks_run_as_each_would_alone():
     config = replace(phases.config, total_steps=iterations * batch)
     moments = {}
 
-    def keep(state):
+    def keep(report, state):
         moments[int(state.iterations[0])] = state
 
     trunks = replace(backbone_config(config, phases.env), seed=5, seeds=2)
-    run(trunks, phases.env, save=keep)
+    run(trunks, phases.env, [keep])
     configs = [replace(config, seed=5 + k, switch_step=s * batch) for k, s in enumerate(switches)]
     common = common_config(configs)
     start = fork(configs, phases.env, [(moments[s], k) for k, s in enumerate(switches)])

@@ -14,23 +14,31 @@ from helpers import assert_close, assert_same, small_config, two_phases
 from lorasa_jax.core.types import TrainState
 from lorasa_jax.envs import make_env
 from lorasa_jax.running import loop
+from lorasa_jax.running.callbacks import Callback
 from lorasa_jax.running.loop import run
-from lorasa_jax.running.state import ADAPTERS, SHARED, Diverged, Listener, RunState, Silent
+from lorasa_jax.running.state import ADAPTERS, SHARED, Diverged, RunState
 from lorasa_jax.storage import arrays as storage
 from lorasa_jax.storage import checkpoints as checkpoint
 
 ITERATIONS, SWITCHES, SEED = 5, (1, 3), 7
 
 
-class Recorder:
+class Recorder(Callback):
     def __init__(self):
-        self.reports, self.texts = [], []
+        self.reports, self.texts, self.states, self.ends = [], [], [], []
+
+    def begin(self, state):
+        self.states.append(state)
+
+    def __call__(self, report, state):
+        self.reports.append(report)
+        self.states.append(state)
 
     def status(self, text):
         self.texts.append(text)
 
-    def report(self, report):
-        self.reports.append(report)
+    def end(self, state):
+        self.ends.append(state)
 
 
 def make_config():
@@ -59,10 +67,10 @@ def switch_as_told(monkeypatch):
 
 @pytest.fixture(scope="module")
 def finished():
-    listener = Recorder()
+    recorder = Recorder()
     with pytest.MonkeyPatch.context() as monkeypatch:
         switch_as_told(monkeypatch)
-        return SimpleNamespace(result=run(make_config(), two_phases().env, listener), reports=listener.reports)
+        return SimpleNamespace(result=run(make_config(), two_phases().env, [recorder]), reports=recorder.reports)
 
 
 def alone(seed: int, switch: int) -> TrainState:
@@ -130,27 +138,25 @@ def test_reports_say_who_is_active_and_how_far(finished):
 def test_a_run_stopped_anywhere_goes_on_to_the_same_end(tmp_path, monkeypatch):
     """From before the first iteration to after the last, through both phases, by way of the disk."""
     switch_as_told(monkeypatch)
-    config, env, listener = make_config(), two_phases().env, Recorder()
-    runner, starts = loop._Runner(config, env, listener), []
-
-    def keep(state):
-        path = storage.write(tmp_path, checkpoint.take_snapshot(state, config))
-        starts.append(checkpoint.load(path, config, env))
-
-    result, reports = loop._run(runner, None, keep), listener.reports
+    config, env, recorder = make_config(), two_phases().env, Recorder()
+    runner = loop._Runner(config, env, recorder)
+    result, reports = loop._run(runner, None), recorder.reports
     runner.programs.close()
+    assert recorder.ends == recorder.states[-1:]
+    paths = [storage.write(tmp_path, checkpoint.take_snapshot(state, config)) for state in recorder.states]
+    starts = [checkpoint.load(path, config, env) for path in paths]
     assert [start.rows for start in starts] == [0, 2, 3, 4, 6, 8, 9, 10]
     assert [start.phase for start in starts] == [SHARED] * 3 + [ADAPTERS] * 5
     assert [len(start.random_return) for start in starts] == [0] + [2] * 7, "random play waits for the first evaluation"
     for done, start in enumerate(starts):
-        listener.reports = []
-        again = loop._run(runner, start, lambda state: None)
+        recorder.reports = []
+        again = loop._run(runner, start)
         assert again.switch_steps == result.switch_steps
         assert_same((again.final, again.random_return), (result.final, result.random_return))
         assert_same(jax.tree.leaves(again.states._replace(key=0)), jax.tree.leaves(result.states._replace(key=0)))
         assert (again.states.key == result.states.key).all()
-        assert len(listener.reports) == len(reports) - done
-        for report, expected in zip(listener.reports, reports[done:], strict=True):
+        assert len(recorder.reports) == len(reports) - done
+        for report, expected in zip(recorder.reports, reports[done:], strict=True):
             assert report.phase == expected.phase
             assert_same(report[1:], expected[1:])
 
@@ -158,7 +164,7 @@ def test_a_run_stopped_anywhere_goes_on_to_the_same_end(tmp_path, monkeypatch):
 def test_the_best_team_is_that_of_the_best_evaluation_of_its_phase(monkeypatch):
     """And plays other episodes at the end than those it was chosen by. A second phase begins without one."""
     told = iter([[3.0, 1.0], [2.0, 4.0], [9.0, 9.0], [5.0, 6.0], [7.0, 6.0]])
-    play, states, played = loop._Runner._play, [], []
+    play, recorder, played = loop._Runner._play, Recorder(), []
 
     def as_told(runner, weights, train, greedy):
         played.append((train.iteration, weights))
@@ -168,7 +174,7 @@ def test_the_best_team_is_that_of_the_best_evaluation_of_its_phase(monkeypatch):
     monkeypatch.setattr(loop._Runner, "_play", as_told)
     monkeypatch.setattr(loop._Runner, "_with_chance", lambda runner, state: state._replace(random_return=(0.0, 0.0)))
     monkeypatch.setattr(loop, "should_switch", lambda curve, *_: len(curve) == 3)
-    result = run(make_config(), two_phases().env, save=states.append)
+    result, states = run(make_config(), two_phases().env, [recorder]), recorder.states
     assert [state.phase for state in states] == [SHARED] * 3 + [ADAPTERS] * 3
     found = [(state.best.iteration.tolist(), state.best.returns.tolist()) for state in states]
     least = float(np.finfo(np.float32).min)
@@ -206,19 +212,19 @@ def test_a_run_that_goes_on_leaves_its_start_as_it_was(monkeypatch):
     class Enough(Exception):
         pass
 
-    def stop_in_the_second_phase(state):
+    def stop_in_the_second_phase(report, state):
         if state.phase == ADAPTERS:
             starts.append(state)
             raise Enough
 
     with pytest.raises(Enough):
-        run(config, two_phases().env, save=stop_in_the_second_phase)
+        run(config, two_phases().env, [stop_in_the_second_phase])
     (start,) = starts
     before = jax.tree.map(np.array, start.train._replace(key=0))
-    listener = Recorder()
-    result = run(config, two_phases().env, listener, start=start)
+    recorder = Recorder()
+    result = run(config, two_phases().env, [recorder], start=start)
     assert_same(start.train._replace(key=0), before)
-    assert not {"compiling init", "compiling shared update", "compiling graft"} & set(listener.texts)
+    assert not {"compiling init", "compiling shared update", "compiling graft"} & set(recorder.texts)
     assert result.switch_steps == list(start.switch_steps)
     assert result.compile_seconds > start.compile_seconds
     assert result.train_seconds > start.train_seconds
@@ -250,9 +256,3 @@ def test_a_run_that_diverges_says_when_what_and_for_which_seed(monkeypatch):
     error = caught.value
     assert (error.quantity, error.row, error.iteration, error.phase) == ("policy_loss", 1, 2, SHARED)
     assert error.before.iterations.tolist() == [1, 1]
-
-
-def test_listeners_are_known_by_what_they_can_do():
-    assert isinstance(Silent(), Listener)
-    assert isinstance(Recorder(), Listener)
-    assert not isinstance(object(), Listener)

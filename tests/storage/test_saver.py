@@ -9,10 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from checkpoints import keep_run, numbered
 
-from lorasa_jax.running.state import ADAPTERS, SHARED
+from lorasa_jax.running.state import ADAPTERS, SHARED, Report
 from lorasa_jax.storage.saver import Saver
 
 
@@ -27,12 +28,15 @@ def test_states_are_taken_in_time_at_the_switch_and_at_the_end(
 ) -> None:
     taken: list[int] = []
     monkeypatch.setattr(Saver, "take", lambda self, state: taken.append(state.rows))
-    saver = Saver(tmp_path, kept.config, every, pytest.fail)
-    last = kept.config.iterations
-    for iteration, phase in ((0, SHARED), (1, SHARED), (2, ADAPTERS), (3, ADAPTERS), (last, ADAPTERS)):
-        saver(numbered(kept.states[phase], iteration))
+    saver, flag = Saver(tmp_path, kept.config, every, pytest.fail), np.array([True])
+    report = Report(SHARED, flag.astype(int), flag, {}, None)
+    saver.begin(numbered(kept.states[SHARED], 0))
+    for iteration, phase in ((1, SHARED), (2, ADAPTERS), (3, ADAPTERS)):
+        saver(report, numbered(kept.states[phase], iteration))
+    assert taken == ([1, 2, 3] if every == 0 else [2])
+    saver.end(numbered(kept.states[ADAPTERS], 4))
     saver.close()
-    assert taken == ([1, 2, 3, last] if every == 0 else [2, last])
+    assert taken[-1] == 4
 
 
 TENSORSTORE = "RESOURCE_EXHAUSTED: Error opening driver: {} [os_error_code='{}']"
