@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
+from lorasa_jax.config import require
 from lorasa_jax.core.types import Metrics
+
+PolicyLoss = Callable[..., tuple[Float[Array, ""], Metrics]]
+"""A loss that can stand in the place of `policy_loss`.
+
+It is called with the arguments of `policy_loss` by name. It takes those it needs, and the others as `**rest`. It gives
+what is minimised, a scalar, and a dictionary of scalars to report. Like `policy_loss` it sums over the members of the
+block, divides the sum over each member's samples by its `pool`, and leaves out what `mask` does.
+"""
 
 
 def masked_mean(x: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[Array, ""]:
@@ -76,6 +91,34 @@ def policy_loss(
         "clip_fraction": masked_mean((jnp.abs(joint - 1) > clip_eps).astype(jnp.float32), counts),
     }
     return -jnp.sum(per_agent / pool), info
+
+
+def require_policy_loss(loss: Any, n_agents: int) -> None:
+    """Tries a policy loss on one sample of every agent.
+
+    Raises:
+        ConfigError: it does not take the arguments of `policy_loss`, or does not return a scalar and a dictionary of
+            scalars.
+    """
+    names = list(inspect.signature(policy_loss).parameters)
+    require(callable(loss), f"policy_loss must be a function, got a {type(loss).__name__}")
+    try:
+        inspect.signature(loss).bind(**dict.fromkeys(names))
+    except TypeError as error:
+        needed = f"policy_loss must take {', '.join(names)} by name; those that it does not need as **rest"
+        require(False, f"{needed} ({error})")
+    sample = jax.ShapeDtypeStruct((1, 1, n_agents), jnp.float32)
+    parts, mask, pool = (
+        jax.ShapeDtypeStruct(shape, kind)
+        for shape, kind in (((1, 1, n_agents, 1), bool), ((1, 1, n_agents), bool), ((n_agents,), jnp.float32))
+    )
+    log_prob = jax.ShapeDtypeStruct(parts.shape, jnp.float32)
+    arrays = dict(zip(names, (log_prob, log_prob, parts, sample, sample, sample, mask, pool), strict=False))
+    found = jax.eval_shape(partial(loss, entropy_coef=0.01), **arrays, clip_eps=jax.ShapeDtypeStruct((), jnp.float32))
+    fits = isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)
+    scalars = fits and all(getattr(leaf, "shape", None) == () for leaf in (found[0], *found[1].values()))
+    shapes = jax.tree.map(lambda leaf: leaf.shape, found)
+    require(scalars, f"policy_loss must return a scalar and a dictionary of scalars; it returned shapes {shapes}")
 
 
 def value_loss(

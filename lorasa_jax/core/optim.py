@@ -1,16 +1,18 @@
-"""One Adam and one norm clip per slot: per trunk, and per agent."""
+"""One optimiser per slot: per trunk, and per agent; by default Adam with a norm clip."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
+from lorasa_jax.config import require
 from lorasa_jax.core.types import PyTree
+from lorasa_jax.deltas.owners import choose, per_owner
 
 
 class Optimizer(NamedTuple):
@@ -27,26 +29,59 @@ class Optimizer(NamedTuple):
     apply: Callable[..., tuple[PyTree, PyTree, Array]]
 
 
-def slotted_adam(max_grad_norm: float, eps: float) -> Optimizer:
-    """Returns Adam (Kingma & Ba 2015) with global-norm clipping, one of each per slot."""
-    transform = optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.scale_by_adam(eps=eps))
+Rule = Callable[[Float[Array, ""] | float], optax.GradientTransformation]
+"""From a learning rate to an optax transformation whose updates are added to the parameters: `optax.adamw`, say, or
+`lambda rate: optax.chain(optax.clip(1.0), optax.sgd(rate))`.
+
+The rate is a number of the program, and enters anew in every step: that of the trunks, of what agents own, or of the
+critic, as it is annealed, and of each fork. The transformation's state must not depend on it.
+"""
+
+
+def clipped_adam(max_grad_norm: float, eps: float) -> Rule:
+    """Returns Adam (Kingma & Ba 2015) with global-norm clipping."""
+
+    def rule(rate: Float[Array, ""] | float) -> optax.GradientTransformation:
+        scale = optax.scale_by_adam(eps=eps), optax.scale_by_learning_rate(rate)
+        return optax.chain(optax.clip_by_global_norm(max_grad_norm), *scale)
+
+    return rule
+
+
+def slotted(rule: Rule) -> Optimizer:
+    """Returns the optimiser of stacked slots that gives every slot a transformation of its own."""
 
     def apply(
         params: PyTree,
         state: PyTree,
         grads: PyTree,
-        lr: Float[Array, ""],
+        lr: Float[Array, ""] | float,
         moved: Bool[Array, " slots"] | None = None,
     ) -> tuple[PyTree, PyTree, Float[Array, " slots"]]:
-        updates, new_state = jax.vmap(transform.update)(grads, state)
-        new_params = jax.tree.map(lambda p, u: p - lr * u, params, updates)
-        norms = jax.vmap(optax.tree.norm)(grads)
-        if moved is None:
-            return new_params, new_state, norms
+        updates, new_state = per_owner(rule(lr)).update(grads, state, params)
+        new = optax.apply_updates(params, updates), new_state
+        if moved is not None:  # not by updates of zero: a step has the same last bits whether all move or some
+            new = choose(moved, new, (params, state))
+        return *new, jax.vmap(optax.tree.norm)(grads)
 
-        def keep(new: Array, old: Array) -> Array:
-            return jnp.where(moved.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+    return Optimizer(init=per_owner(rule(1.0)).init, apply=apply)
 
-        return jax.tree.map(keep, new_params, params), jax.tree.map(keep, new_state, state), norms
 
-    return Optimizer(init=jax.vmap(transform.init), apply=apply)
+def require_rule(rule: Any) -> None:
+    """Tries a rule on one small parameter.
+
+    Raises:
+        ConfigError: it is no function of the learning rate that returns an optax transformation, or the rate stands
+            in the transformation's state, where it could not change.
+    """
+    wanted = "optimizer must be a function of the learning rate that returns an optax transformation, like optax.adamw"
+    hint = "; write lambda rate: ..." if isinstance(rule, optax.GradientTransformation) else ""
+    require(callable(rule), f"{wanted}, got a {type(rule).__name__}{hint}")
+    made = rule(1.0), rule(2.0)
+    kind = type(made[0]).__name__
+    require(all(isinstance(one, optax.GradientTransformation) for one in made), f"{wanted}; it returned a {kind}")
+    states = [jax.tree.leaves(one.init({"kernel": jnp.zeros((2, 2))})) for one in made]
+    same = all(bool(jnp.array_equal(one, other)) for one, other in zip(*states, strict=True))
+    require(
+        same, "the state of optimizer holds the learning rate, which could then not change; put it into the updates"
+    )

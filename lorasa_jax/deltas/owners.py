@@ -46,15 +46,15 @@ def per_owner(transform: optax.GradientTransformation) -> optax.GradientTransfor
             return new_updates, new_state
         # -0.0 is the neutral element of addition: x + (-0.0) has the bits of x, also where x is -0.0.
         still = jax.tree.map(lambda update: jnp.full_like(update, -0.0), new_updates)
-        return _choose(moved, new_updates, still), _choose(moved, new_state, state)
+        return choose(moved, new_updates, still), choose(moved, new_state, state)
 
     return optax.GradientTransformationExtraArgs(jax.vmap(transform.init), update)
 
 
-def _choose(moved: Bool[Array, " N"], new: Any, old: Any) -> Any:
-    """The new rows of owners that moved, the old ones of the others."""
+def choose(moved: Bool[Array, " N"], new: Any, old: Any) -> Any:
+    """Returns the new rows of owners that moved, and the old ones of the others, [N, ...] each."""
 
-    def choose(new: Array, old: Array) -> Array:
+    def by_row(new: Array, old: Array) -> Array:
         return jnp.where(moved.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
-    return jax.tree.map(choose, new, old)
+    return jax.tree.map(by_row, new, old)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from lorasa_jax.config import Config, nearest, require
-from lorasa_jax.core import distributions, normalize
+from lorasa_jax.core import distributions, losses, normalize
 from lorasa_jax.core.distributions import Distribution
+from lorasa_jax.core.losses import PolicyLoss, require_policy_loss
 from lorasa_jax.core.normalize import InputNorm, ValueNorm
-from lorasa_jax.core.optim import Optimizer, slotted_adam
+from lorasa_jax.core.optim import Optimizer, Rule, clipped_adam, require_rule, slotted
 from lorasa_jax.core.own_network import make_network
 from lorasa_jax.core.types import Learner, PolicyParams, PyTree
 from lorasa_jax.envs.base import Env, EnvSpec
@@ -25,6 +27,40 @@ from lorasa_jax.sharing.policy import Policy, make_policy
 from lorasa_jax.sharing.schemes import Sharing, critic_sharing, each_its_own, make_sharing, merged, split, trunks_only
 from lorasa_jax.sharing.variants import Layers
 from lorasa_jax.surroundings import require_switches
+
+
+class Parts(TypedDict, total=False):
+    """What may be handed in instead of the library's own; what is left out or None stays as it is.
+
+    Attributes:
+        policy_loss: a loss that takes the arguments of `lorasa_jax.core.losses.policy_loss` by name, and returns a
+            scalar and a dictionary of scalars to report (`PolicyLoss`).
+        optimizer: a function of the learning rate that returns an optax transformation, such as `optax.adamw`
+            (`lorasa_jax.core.optim.Rule`). Every trunk, every owner and every critic has a state of its own. It
+            stands in the place of `ppo.max_grad_norm` and `ppo.adam_eps`; the rates stay those of the configuration.
+    """
+
+    policy_loss: PolicyLoss | None
+    optimizer: Rule | None
+
+
+def names_of(parts: Parts) -> dict[str, str]:
+    """Returns the names of the functions that were handed in, by what they stand for."""
+    return {name: _name_of(part) for name, part in parts.items() if part is not None}
+
+
+def _name_of(part: Any) -> str:
+    if isinstance(part, partial):
+        return _name_of(part.func)
+    return getattr(part, "__qualname__", type(part).__qualname__)
+
+
+def require_same_parts(then: dict[str, str], parts: Parts, whose: str) -> None:
+    """Raises `ConfigError` where a run would go on with other functions than it began with, by their names."""
+    now = names_of(parts)
+    for name in sorted({*then, *now}):
+        before, after = (f"{known[name]!r}" if name in known else "the library's own" for known in (then, now))
+        require(before == after, f"{whose} has the {name} {before}, not {after}; hand in the same, as {name}=...")
 
 
 class System(NamedTuple):
@@ -47,6 +83,7 @@ class System(NamedTuple):
         dist: the actors' distribution.
         value_norm: the critic's units.
         inputs: how observations and states are standardised before anyone sees them.
+        policy_loss: of the actors.
         optimizer: of actors and critic.
         train: the parts of the actor's parameters that are trained, by field name.
         schedule: `schedule(key, score [N]) -> Schedule`: who moves in which stage of an update.
@@ -64,6 +101,7 @@ class System(NamedTuple):
     dist: Distribution
     value_norm: ValueNorm
     inputs: InputNorm
+    policy_loss: PolicyLoss
     optimizer: Optimizer
     train: tuple[str, ...]
     schedule: Scheduler
@@ -74,7 +112,14 @@ def is_two_phase(config: Config, env: Env) -> bool:
     return make_sharing(env.spec, config).two_phase
 
 
-def make_system(config: Config, env: Env, *, adapting: bool = False) -> System:
+def make_system(
+    config: Config,
+    env: Env,
+    *,
+    adapting: bool = False,
+    policy_loss: PolicyLoss | None = None,
+    optimizer: Rule | None = None,
+) -> System:
     """Returns the parts that the configuration asks for.
 
     Args:
@@ -82,12 +127,18 @@ def make_system(config: Config, env: Env, *, adapting: bool = False) -> System:
         env: its environment.
         adapting: the second phase of a two-phase scheme, in which what the agents own is trained, alone or
             together with the trunks. Otherwise the trunks are trained.
+        policy_loss: a loss of one's own (`Parts`).
+        optimizer: an optimiser of one's own (`Parts`).
 
     Raises:
         ConfigError: the configuration does not fit the environment, or one of JAX's switches forbids what is done here.
     """
     require_switches()
     spec = env.spec
+    if policy_loss is not None:
+        require_policy_loss(policy_loss, spec.n_agents)
+    if optimizer is not None:
+        require_rule(optimizer)
     scope = config.critic.scope
     if scope == "auto":
         together = spec.team_reward and config.algo == "mappo" and not config.critic.separate
@@ -141,7 +192,8 @@ def make_system(config: Config, env: Env, *, adapting: bool = False) -> System:
         dist=dist,
         value_norm=normalize.running() if config.ppo.value_norm else normalize.raw(),
         inputs=normalize.standardised(spec) if config.standardise else normalize.as_they_are(),
-        optimizer=slotted_adam(config.ppo.max_grad_norm, config.ppo.adam_eps),
+        policy_loss=policy_loss or losses.policy_loss,
+        optimizer=slotted(optimizer or clipped_adam(config.ppo.max_grad_norm, config.ppo.adam_eps)),
         train=_trained_parts(sharing),
         schedule=SCHEDULES[config.algo](spec.n_agents, config.ppo, scope == "team"),
     )

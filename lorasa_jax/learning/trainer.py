@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import replace
+from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from lorasa_jax.config import Config, ConfigError
 from lorasa_jax.core.types import Learner, Metrics, PolicyParams, Rates, RolloutState, TrainState, Trajectory, Weights
 from lorasa_jax.envs.base import Env
 from lorasa_jax.learning.rollout import collect, evaluate, initial_state
-from lorasa_jax.learning.system import System, init_optimizer, is_two_phase, make_system, trained_stacks
+from lorasa_jax.learning.system import Parts, System, init_optimizer, is_two_phase, make_system, trained_stacks
 from lorasa_jax.learning.update import run_schedule
 from lorasa_jax.sharing.schemes import count, under
 
@@ -44,12 +45,13 @@ class Trainer(NamedTuple):
     evaluate: Callable[..., Metrics]
 
 
-def make_trainer(config: Config, env: Env, *, adapting: bool = False) -> Trainer:
+def make_trainer(config: Config, env: Env, *, adapting: bool = False, **parts: Unpack[Parts]) -> Trainer:
     """Returns the trainer of a phase: of the trunks, or (`adapting`) of what agents own, alone or beside the trunks.
 
-    What only plays, `collect` and `evaluate`, is the same in both phases of a scheme.
+    What only plays, `collect` and `evaluate`, is the same in both phases of a scheme. `parts` are a `policy_loss` and
+    an `optimizer` of one's own (`lorasa_jax.learning.system.Parts`).
     """
-    system = make_system(config, env, adapting=adapting)
+    system = make_system(config, env, adapting=adapting, **parts)
 
     def init(key: PRNGKeyArray) -> TrainState:
         actor_key, critic_key, env_key = jax.random.split(jax.random.fold_in(key, _INIT), 3)
@@ -123,23 +125,24 @@ def graft(trainer: Trainer, state: TrainState) -> TrainState:
     return state._replace(learner=init_optimizer(trainer.system, state.learner._replace(actor=actor)), lr=lr)
 
 
-def train(config: Config, env: Env) -> Callable[[PRNGKeyArray], tuple[TrainState, Metrics]]:
+def train(config: Config, env: Env, **parts: Unpack[Parts]) -> Callable[[PRNGKeyArray], tuple[TrainState, Metrics]]:
     """Returns a whole run as one pure function of a key: `key -> (state, metrics [iterations])`.
 
     For sweeps inside one program, without evaluations; `lorasa_jax.running.loop.run` is the same run with
     evaluations, reports and a switch that may be found on the way. Where no episode ended in an iteration
     (`episodes` is 0), the metrics `return`, `win_rate` and `length` are 0; `rollout.mark_missing` turns them into NaN.
+    `parts` are a `policy_loss` and an `optimizer` of one's own (`lorasa_jax.learning.system.Parts`).
 
     Raises:
         ConfigError: `switch_step` is `auto`, which needs evaluations.
     """
-    first = make_trainer(config, env)
+    first = make_trainer(config, env, **parts)
     if not is_two_phase(config, env):
         return lambda key: _iterate(first, first.init(key), config.iterations)
     switch = config.switch_iteration
     if switch is None:
         raise ConfigError("switch-step auto needs evaluations, and a jitted run has none; give a step")
-    second = make_trainer(config, env, adapting=True)
+    second = make_trainer(config, env, adapting=True, **parts)
 
     def both(key: PRNGKeyArray) -> tuple[TrainState, Metrics]:
         state, before = _iterate(first, first.init(key), switch)

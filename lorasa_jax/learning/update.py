@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from lorasa_jax.core.advantages import traced_gae
-from lorasa_jax.core.losses import approximate_kl, masked_mean, normalise_advantages, policy_loss, value_loss
+from lorasa_jax.core.losses import approximate_kl, masked_mean, normalise_advantages, value_loss
 from lorasa_jax.core.types import Learner, Metrics, PolicyParams, PyTree, Rates, Schedule, Trajectory
 from lorasa_jax.learning.minibatches import CARRIES, Batch, deal, make_batch, minibatch
 from lorasa_jax.learning.system import System, trained_stacks
@@ -287,10 +287,12 @@ def _policy_loss(
         _, logits = system.actor.unroll(params, *played, block, batch.owner if sharing.changing else None)
         logits = dist.mask(logits, batch.avail)
         log_prob, entropy = dist.log_prob(logits, batch.action), dist.entropy(logits)
-        parts, judged = dist.parts(batch.avail), (log_prob, batch.log_prob)
-        return policy_loss(
-            *judged, parts, entropy, advantage, batch.preceding, batch.mask, pool, clip_eps, ppo.entropy_coef
+        total, info = system.policy_loss(
+            log_prob=log_prob, old_log_prob=batch.log_prob, parts=dist.parts(batch.avail), entropy=entropy,
+            advantage=advantage, preceding=batch.preceding, mask=batch.mask, pool=pool,
+            clip_eps=clip_eps, entropy_coef=ppo.entropy_coef,
         )  # fmt: skip
+        return total, {"policy_loss": total, "entropy": masked_mean(entropy, batch.mask), **info}
 
     return loss, counts, pool
 

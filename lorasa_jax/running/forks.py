@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ import numpy as np
 from lorasa_jax.config import Config, require
 from lorasa_jax.core.types import PyTree, TrainState
 from lorasa_jax.envs.base import Env
-from lorasa_jax.learning.system import init_optimizer, make_system
+from lorasa_jax.learning.system import Parts, init_optimizer, make_system, names_of
 from lorasa_jax.learning.trainer import graft, make_trainer
 from lorasa_jax.levels import AdapterLevel, LevelSettings
 from lorasa_jax.running.state import ADAPTERS, Best, RunState
@@ -143,7 +143,9 @@ def _leaves(tree: PyTree) -> _Leaves:
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def fork(configs: Sequence[Config], env: Env, origins: Sequence[tuple[RunState, int]]) -> RunState:
+def fork(
+    configs: Sequence[Config], env: Env, origins: Sequence[tuple[RunState, int]], **parts: Unpack[Parts]
+) -> RunState:
     """Returns the beginning of the second phase of several forks, one a row.
 
     It is the `start` of `lorasa_jax.run` under `common_config(configs)`.
@@ -153,6 +155,8 @@ def fork(configs: Sequence[Config], env: Env, origins: Sequence[tuple[RunState, 
             one alpha / rank), `ppo.adapter_lr`, `seed` and `switch_step`. They must share a program (`share_programs`).
         env: their environment.
         origins: where each fork begins: a run in its first phase, and the row that it goes on from.
+        parts: `policy_loss` and `optimizer` of the forks (`lorasa_jax.learning.system.Parts`), as they are handed to
+            `run`; the backbones may have had others. An optimiser must leave alone what has zero gradients.
 
     Raises:
         ConfigError: the forks do not share a program, or an origin is not in its first phase.
@@ -161,7 +165,7 @@ def fork(configs: Sequence[Config], env: Env, origins: Sequence[tuple[RunState, 
     require(_fit(configs, env), "these forks do not fit into one program; share_programs(configs, env) says which do")
     require(all(run.phase != ADAPTERS for run, _ in origins), "a fork begins in a first phase, not in a second one")
     rows = [
-        jax.jit(partial(_graft_into, common, config, env))(jax.tree.map(lambda leaf, k=k: leaf[k], run.train))
+        jax.jit(partial(_graft_into, common, config, env, parts))(jax.tree.map(lambda leaf, k=k: leaf[k], run.train))
         for config, (run, k) in zip(configs, origins, strict=True)
     ]
     train = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
@@ -178,12 +182,13 @@ def fork(configs: Sequence[Config], env: Env, origins: Sequence[tuple[RunState, 
         compile_seconds=0.0,
         train_seconds=0.0,
         inherited=int(np.asarray(train.iteration).sum()),
+        parts=names_of(parts),
     )
 
 
-def _graft_into(common: Config, config: Config, env: Env, state: TrainState) -> TrainState:
+def _graft_into(common: Config, config: Config, env: Env, parts: Parts, state: TrainState) -> TrainState:
     """The first state of a fork's second phase, with adapters as wide as those of the program it runs in."""
-    state = graft(make_trainer(config, env, adapting=True), state)
+    state = graft(make_trainer(config, env, adapting=True, **parts), state)
     actor, own = state.learner.actor, _leaves(state.learner.actor.agents)
 
     def widen(path: tuple, shape: Any) -> jax.Array:
@@ -194,7 +199,7 @@ def _graft_into(common: Config, config: Config, env: Env, state: TrainState) -> 
 
     agents = jax.tree_util.tree_map_with_path(widen, _owned(common, env))
     learner = state.learner._replace(actor=actor._replace(agents=agents))
-    return state._replace(learner=init_optimizer(make_system(common, env, adapting=True), learner))
+    return state._replace(learner=init_optimizer(make_system(common, env, adapting=True, **parts), learner))
 
 
 def own_adapters(config: Config, env: Env, agents: PyTree) -> PyTree:

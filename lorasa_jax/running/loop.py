@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from lorasa_jax.envs.checks import describe_faults, first_not_finite, require_fi
 from lorasa_jax.learning.clustering import with_groups
 from lorasa_jax.learning.rollout import mark_missing
 from lorasa_jax.learning.switching import Evaluation, should_switch
-from lorasa_jax.learning.system import is_two_phase
+from lorasa_jax.learning.system import Parts, is_two_phase, names_of, require_same_parts
 from lorasa_jax.learning.trainer import Trainer, graft, make_trainer
 from lorasa_jax.running.callbacks import AnyCallback, Callback, Callbacks
 from lorasa_jax.running.devices import Shard, anywhere, choose_layout, fetch
@@ -69,14 +69,16 @@ class _Runner:
         start: RunState | None = None,
         names: Sequence[str] | None = None,
         shard: Shard = "auto",
+        parts: Parts | None = None,
     ):
         self.config, self.spec, self.callback = config, env.spec, callback
         self.names = names or [f"seed {config.seed + k}" for k in range(config.seeds)]
         self.layout = choose_layout(shard, config.seeds, config, callback.status)
         self.two_phase = is_two_phase(config, env)
-        self.trainers = {SHARED: make_trainer(config, env)}
+        self.parts = parts or Parts()
+        self.trainers = {SHARED: make_trainer(config, env, **self.parts)}
         if self.two_phase:
-            self.trainers[ADAPTERS] = make_trainer(config, env, adapting=True)
+            self.trainers[ADAPTERS] = make_trainer(config, env, adapting=True, **self.parts)
         self.keys = self.layout.place(jnp.stack([jax.random.key(config.seed + k) for k in range(config.seeds)]))
         waited = start.compile_seconds if start else 0.0
         self.programs = Programs(config.seeds, callback.status, waited, self.layout)
@@ -147,6 +149,7 @@ class _Runner:
             evaluation_interval=self.config.evaluation_interval,
             compile_seconds=self.programs.waited,
             train_seconds=0.0,
+            parts=names_of(self.parts),
         )
         return self._switch(state)
 
@@ -297,6 +300,7 @@ def run(
     shard: Shard = "auto",
     actor: Any = None,
     critic: Any = None,
+    **parts: Unpack[Parts],
 ) -> Result:
     """Trains all seeds of a configuration and evaluates them.
 
@@ -316,6 +320,7 @@ def run(
         actor: a Flax module for the agents' networks (`lorasa_jax.core.own_network`), or a function
             (n_in, n_out, config) that returns one; None: as the configuration says.
         critic: likewise.
+        parts: a `policy_loss` and an `optimizer` of one's own (`lorasa_jax.learning.system.Parts`).
 
     Raises:
         ConfigError: the configuration does not fit the environment, or the environment its spec. Values that it
@@ -326,7 +331,9 @@ def run(
     config = with_networks(config, actor, critic)
     if config.env == "own":
         require_fits(env)
-    runner = _Runner(with_groups(config, env, callback.status), env, callback, start, names, shard)
+    if start is not None:
+        require_same_parts(start.parts, parts, "the run that goes on")
+    runner = _Runner(with_groups(config, env, callback.status), env, callback, start, names, shard, parts)
     try:
         return _run(runner, start)
     finally:

@@ -64,6 +64,7 @@ class RunState(NamedTuple):
         compile_seconds: spent tracing and waiting for compilations so far.
         train_seconds: spent on iterations so far, waiting for compilations not.
         inherited: iterations of all rows together that a fork's backbones did, and not this run.
+        parts: names of the functions that were handed in instead of the library's own, by what they stand for.
     """
 
     phase: str
@@ -76,6 +77,7 @@ class RunState(NamedTuple):
     compile_seconds: float
     train_seconds: float
     inherited: int = 0
+    parts: dict[str, str] = {}  # noqa: RUF012  (nobody writes to it)
 
     @property
     def iterations(self) -> np.ndarray:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ from lorasa_jax.core.trees import by_path, not_finite
 from lorasa_jax.core.types import PolicyParams, PyTree, TrainState, Weights
 from lorasa_jax.envs.base import Env
 from lorasa_jax.learning.switching import Evaluation
-from lorasa_jax.learning.system import System, is_two_phase, make_system
+from lorasa_jax.learning.system import Parts, System, is_two_phase, make_system, require_same_parts
 from lorasa_jax.learning.trainer import graft, make_trainer
 from lorasa_jax.running.devices import local
 from lorasa_jax.running.programs import over_seeds
@@ -78,7 +78,7 @@ def _is_key(leaf: Any) -> bool:
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def load(path: Path, config: Config, env: Env) -> RunState:
+def load(path: Path, config: Config, env: Env, **parts: Unpack[Parts]) -> RunState:
     """Returns the run that a checkpoint holds, on the default device.
 
     Args:
@@ -86,6 +86,7 @@ def load(path: Path, config: Config, env: Env) -> RunState:
         config: of the run that goes on: the checkpoint's own, or with a larger budget where
             nothing so far depended on it.
         env: its environment.
+        parts: `policy_loss` and `optimizer` of the run, where it has its own (`lorasa_jax.learning.system.Parts`).
 
     Raises:
         ConfigError: the checkpoint is damaged, or belongs to another run.
@@ -93,10 +94,11 @@ def load(path: Path, config: Config, env: Env) -> RunState:
     meta = read_run(path)
     _require_same_run(path, meta["config"], config, env)
     run = meta["run"]
+    require_same_parts(run["parts"], parts, f"the run of checkpoint {path}")
     run["switch_steps"] = tuple(run["switch_steps"])
     run["curve"] = tuple(Evaluation(step, *map(tuple, values)) for step, *values in run["curve"])
     run["random_return"] = tuple(run["random_return"])
-    template = _template(config, env, run["phase"])
+    template = _template(config, env, run["phase"], parts)
     needed = _leaves_of(template)
     _require_needed(path, meta["leaves"], needed, "this run")
     found = {
@@ -132,7 +134,9 @@ class SavedTeam(NamedTuple):
         return Weights(jax.vmap(self.system.weights)(self.params), self.inputs)
 
 
-def load_team(path: Path, config: Config, env: Env, *, valued: bool = False, best: bool = False) -> SavedTeam:
+def load_team(
+    path: Path, config: Config, env: Env, *, valued: bool = False, best: bool = False, **parts: Unpack[Parts]
+) -> SavedTeam:
     """Returns the teams of a checkpoint, without what only training needs.
 
     Args:
@@ -141,12 +145,13 @@ def load_team(path: Path, config: Config, env: Env, *, valued: bool = False, bes
         env: to play in: the run's own, or another of the same shapes.
         valued: with the critic, which says what their play is worth.
         best: those that played best in the phase the run was in, instead of the last ones.
+        parts: what the system trains with; no team needs it to play.
 
     Raises:
         ConfigError: the checkpoint is damaged, does not fit the environment, or holds NaN.
     """
     meta = read_run(path)
-    system = make_system(config, env, adapting=meta["run"]["phase"] == ADAPTERS)
+    system = make_system(config, env, adapting=meta["run"]["phase"] == ADAPTERS, **parts)
     key = jax.random.key(0)
     learner = {"actor": jax.eval_shape(system.actor.init, key), "inputs": system.inputs.init()}
     wanted = {"best": learner} if best else {"learner": learner}
@@ -168,8 +173,8 @@ def load_team(path: Path, config: Config, env: Env, *, valued: bool = False, bes
     wrong = not_finite(found)
     require(wrong is None, f"{wrong} in checkpoint {path} holds NaN or infinity")
     leaves = [_place(found[name], expected) for name, expected in needed.items()]
-    parts: dict[str, dict[str, Any]] = jax.tree.unflatten(jax.tree.structure(template), leaves)
-    flat = {name: part for where in parts.values() for name, part in where.items()}
+    read: dict[str, dict[str, Any]] = jax.tree.unflatten(jax.tree.structure(template), leaves)
+    flat = {name: part for where in read.values() for name, part in where.items()}
     return SavedTeam(system, flat.pop("actor"), **flat)
 
 
@@ -204,6 +209,7 @@ def _is_run(meta: dict[str, Any]) -> bool:
     run, config = meta.get("run"), meta.get("config")
     if not (isinstance(run, dict) and isinstance(config, dict)):
         return False
+    run.setdefault("parts", {})  # those of older runs were the library's
     numbers = (int, float)
     return (
         meta["leaves"].keys() <= _HOMES.keys()
@@ -216,6 +222,8 @@ def _is_run(meta: dict[str, Any]) -> bool:
         and all(map(_is_evaluation, run["curve"]))
         and isinstance(run["evaluation_interval"], int)
         and isinstance(run["inherited"], int)
+        and isinstance(run["parts"], dict)
+        and is_list([*run["parts"].values()], str)
         and run["evaluation_interval"] > 0
         and all(isinstance(run[name], numbers) for name in ("compile_seconds", "train_seconds"))
     )
@@ -230,12 +238,12 @@ def _is_evaluation(row: Any) -> bool:
     )
 
 
-def _template(config: Config, env: Env, phase: str) -> tuple[TrainState, Best]:
+def _template(config: Config, env: Env, phase: str, parts: Parts) -> tuple[TrainState, Best]:
     """The shapes of all seeds' states, and of their best teams."""
     keys = jnp.stack([jax.random.key(config.seed)] * config.seeds)
-    states = jax.eval_shape(over_seeds(make_trainer(config, env).init, config.seeds), keys)
+    states = jax.eval_shape(over_seeds(make_trainer(config, env, **parts).init, config.seeds), keys)
     if phase == ADAPTERS:
-        second = make_trainer(config, env, adapting=True)
+        second = make_trainer(config, env, adapting=True, **parts)
         states = jax.eval_shape(over_seeds(lambda state: graft(second, state), config.seeds), states)
     return states, jax.eval_shape(Best.none, states)
 

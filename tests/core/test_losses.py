@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lorasa_jax.core.losses import approximate_kl, masked_mean, normalise_advantages, policy_loss, value_loss
+from lorasa_jax.config import ConfigError
+from lorasa_jax.core.losses import (
+    approximate_kl,
+    masked_mean,
+    normalise_advantages,
+    policy_loss,
+    require_policy_loss,
+    value_loss,
+)
 
 SHAPE = (4, 3, 2)  # steps, environments, agents
 EPS, COEF = 0.2, 0.05
@@ -147,3 +155,22 @@ def test_normalised_advantages_have_mean_0_and_deviation_1_where_they_count():
 def test_equal_advantages_are_zero_whatever_rounding_leaves_of_them(value):
     shape = (6, 4, 3)
     np.testing.assert_allclose(normalise_advantages(jnp.full(shape, value), jnp.ones(shape, bool)), 0, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("loss", "says"),
+    [
+        (None, "policy_loss must be a function, got a NoneType"),
+        (lambda log_prob, advantage: 0.0, "policy_loss must take log_prob, old_log_prob, parts"),
+        (lambda surprise, **rest: 0.0, "missing a required argument: 'surprise'"),
+        (lambda advantage, **rest: advantage.sum(), "must return a scalar and a dictionary of scalars"),
+        (lambda advantage, **rest: (advantage, {}), "must return a scalar and a dictionary of scalars"),
+        (lambda advantage, **rest: (advantage.sum(), {"advantage": advantage}), "it returned shapes"),
+    ],
+)
+def test_a_loss_of_ones_own_is_tried_before_it_is_used(loss, says):
+    require_policy_loss(policy_loss, 3)
+    require_policy_loss(lambda advantage, pool, **rest: (jnp.sum(advantage / pool), {"size": jnp.sum(pool)}), 3)
+    with pytest.raises(ConfigError, match=says) as error:
+        require_policy_loss(loss, 3)
+    assert "\n" not in str(error.value)

@@ -9,7 +9,8 @@ import optax
 import pytest
 from helpers import assert_close, assert_same, differs, random_like, row_of
 
-from lorasa_jax.core.optim import slotted_adam
+from lorasa_jax.config import ConfigError
+from lorasa_jax.core.optim import clipped_adam, require_rule, slotted
 
 SLOTS, LR, EPS, CLIP = 3, 0.05, 1e-5, 1.0
 SHAPES = {"kernel": jax.ShapeDtypeStruct((SLOTS, 4, 2), float), "bias": {"x": jax.ShapeDtypeStruct((SLOTS, 2), float)}}
@@ -18,7 +19,7 @@ SCALES = jnp.array([0.01, 1.0, 100.0])
 
 @pytest.fixture(scope="module")
 def optimizer():
-    made = slotted_adam(CLIP, EPS)
+    made = slotted(clipped_adam(CLIP, EPS))
     return made._replace(apply=jax.jit(made.apply))
 
 
@@ -66,3 +67,39 @@ def test_without_a_learning_rate_parameters_stay_and_moments_go_on(optimizer):
     assert_same(after, params)
     assert any(differs(state, before))
     assert np.all(np.asarray(state[1].count) == 1)
+
+
+@pytest.mark.parametrize("rule", [optax.adamw, lambda rate: optax.chain(optax.clip(0.1), optax.sgd(rate, 0.9))])
+def test_any_optax_transformation_has_a_state_per_slot_and_leaves_slots_that_do_not_move(rule):
+    made = slotted(rule)
+    made = made._replace(apply=jax.jit(made.apply))
+    params, *_ = run(made, [None] * 2)
+    for slot in range(SLOTS):
+        mine = row_of(random_like(SHAPES), slot)
+        state = rule(LR).init(mine)
+        for step in range(2):
+            updates, state = rule(LR).update(row_of(gradients(step), slot), state, mine)
+            mine = optax.apply_updates(mine, updates)
+        assert_close(row_of(params, slot), mine)
+    before, after = run(made, [None]), run(made, [None, jnp.array([True, False, True])])
+    assert_same(row_of(after[:2], 1), row_of(before[:2], 1))
+    assert any(differs(row_of(after[:2], 0), row_of(before[:2], 0)))
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        (optax.adam(1e-3), "got a GradientTransformationExtraArgs; write lambda rate: ..."),
+        (3, "got a int"),
+        (lambda rate: rate, "it returned a float"),
+        (
+            lambda rate: optax.inject_hyperparams(optax.sgd)(rate),
+            "holds the learning rate, which could then not change",
+        ),
+    ],
+)
+def test_what_is_no_function_of_the_rate_is_refused(rule, says):
+    require_rule(optax.adamw)
+    with pytest.raises(ConfigError, match=says.replace(".", "[.]")) as error:
+        require_rule(rule)
+    assert "\n" not in str(error.value)

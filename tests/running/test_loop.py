@@ -143,8 +143,10 @@ def test_a_run_stopped_anywhere_goes_on_to_the_same_end(tmp_path, monkeypatch):
     result, reports = loop._run(runner, None), recorder.reports
     runner.programs.close()
     assert recorder.ends == recorder.states[-1:]
-    paths = [storage.write(tmp_path, checkpoint.take_snapshot(state, config)) for state in recorder.states]
-    starts = [checkpoint.load(path, config, env) for path in paths]
+    starts = [
+        checkpoint.load(storage.write(tmp_path, checkpoint.take_snapshot(state, config)), config, env)
+        for state in recorder.states
+    ]
     assert [start.rows for start in starts] == [0, 2, 3, 4, 6, 8, 9, 10]
     assert [start.phase for start in starts] == [SHARED] * 3 + [ADAPTERS] * 5
     assert [len(start.random_return) for start in starts] == [0] + [2] * 7, "random play waits for the first evaluation"
