@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 import tyro
+from plugins import load_plugins, resolve
 
 from lorasa_jax.config import TASKS, Config, ConfigError, changed_settings, nearest, require
 from lorasa_jax.files import reason
@@ -34,7 +35,7 @@ BACKBONES = "backbones"
 """Where a job of a sweep keeps the states that others go on from, as checkpoints."""
 ROWS = "rows.json"
 """Where a job of a sweep says what its rows are."""
-FREE = ("gif", "track", "cache", "save-every", "resume", "total-steps", "shard", "distributed")
+FREE = ("gif", "track", "cache", "save-every", "resume", "total-steps", "shard", "distributed", "plugins")
 """Flags that may differ when a run goes on. Whether its budget may is found out with its checkpoint."""
 LONGEST_NAME, LONGEST_PATH = 255, 3800
 """Bytes in the name of a file, and in a path below which there is still room for files (Linux takes 4096)."""
@@ -68,9 +69,13 @@ class RunConfig(Config):
     off: nothing, one device is used; auto: rows or envs, whichever keeps more of them busy."""
     distributed: bool = False
     """This is one of several processes, which their launcher introduces to each other (docs/scaling.md)."""
+    plugins: tuple[str, ...] = ()
+    """Python files or modules that register schemes, algorithms and environments of your own; with --help, their names
+    are shown too."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "plugins", tuple(map(resolve, self.plugins)))
         require(self.save_every >= 0, f"save-every must be 0 or more, got {self.save_every}")
 
     @property
@@ -197,11 +202,14 @@ def _parse(config_type: type[C], argv: Sequence[str]) -> C:
     selectors.add_argument("--task", default="")
     selectors.add_argument("--algo", default=Config.algo)
     selectors.add_argument("--resume", type=Path, nargs="?")
+    selectors.add_argument("--plugins", nargs="*", default=[])
     chosen, _ = selectors.parse_known_args(argv)
     if chosen.resume is not None:
-        return _parse_resumed(config_type, chosen.resume, argv)
-    # A wrong --env is left to the full parser, which knows the right ones.
-    if not (PRESETS / chosen.env).is_dir():
+        return _parse_resumed(config_type, chosen.resume, argv, chosen.plugins)
+    load_plugins(chosen.plugins)
+    # A wrong --env is left to the full parser, which knows the right ones; a plugin's may have no presets.
+    unset = chosen.preset == RunConfig.preset and not (PRESETS / chosen.env).is_dir()
+    if chosen.env not in TASKS or unset:
         return read_flags(config_type, argv)
     case = {"task": chosen.task or TASKS[chosen.env], "algo": chosen.algo}
     settings = [*preset_flags(config_type, chosen.env, chosen.preset, case), "--preset", chosen.preset]
@@ -209,33 +217,42 @@ def _parse(config_type: type[C], argv: Sequence[str]) -> C:
     return read_flags(config_type, argv, default=defaults)
 
 
-def _parse_resumed(config_type: type[C], resume: Path, argv: Sequence[str]) -> C:
-    """Returns the settings of the run in a directory, with those flags that it may go on with."""
+def _parse_resumed(config_type: type[C], resume: Path, argv: Sequence[str], plugins: Sequence[str]) -> C:
+    """Returns the settings of the run in a directory, with those flags that it may go on with.
+
+    Plugins that are named take the place of the run's, which may have moved.
+    """
     path = run_of(resume) / "config.json"
     require(path.is_file(), f"there is no run to go on with in {path.parent}: it has no config.json")
     require(
         not path.with_name(ROWS).exists(),
         f"{path.parent} is a job of a sweep; the sweep's own command goes on with it (`command` in its versions.json)",
     )
-    kept = read_config(config_type, path)
+    kept = read_config(config_type, path, plugins)
     config = read_flags(config_type, argv, default=kept)
     for name, before, after in changed_settings(dataclasses.asdict(kept), dataclasses.asdict(config)):
         require(name in FREE, f"--{name} cannot change when a run goes on: it is {before} in {path}, not {after}")
     return config
 
 
-def read_config(config_type: type[C], path: Path) -> C:
-    """Returns the configuration that a run wrote to its `config.json`."""
+def read_config(config_type: type[C], path: Path, plugins: Sequence[str] = ()) -> C:
+    """Returns the configuration that a run wrote to its `config.json`; with plugins in the place of its own, if any."""
     try:
         settings = json.loads(path.read_text())
     except (ValueError, RecursionError):
         raise ConfigError(f"{path} is no valid JSON; a run writes it whole, so it was changed since") from None
     require(isinstance(settings, dict), f"{path} must hold settings by name")
+    if plugins:
+        settings["plugins"] = list(plugins)
     return from_settings(config_type, settings, path)
 
 
 def from_settings(config_type: type[C], settings: dict[str, Any], path: Path) -> C:
-    """Returns the configuration that settings by name make, as they stand in a `config.json`; no preset is read."""
+    """Returns the configuration that settings by name make, as they stand in a `config.json`; no preset is read.
+
+    The plugins that they name are loaded.
+    """
+    load_plugins(settings.get("plugins", ()))
     return read_flags(config_type, [*_flags(config_type, settings, path)])
 
 

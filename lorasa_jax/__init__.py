@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from lorasa_jax.envs import EnvSpec as EnvSpec
     from lorasa_jax.envs import TimeStep as TimeStep
     from lorasa_jax.envs import make_env as make_env
+    from lorasa_jax.envs import register_env as register_env
     from lorasa_jax.learning.clustering import find_groups as find_groups
     from lorasa_jax.learning.clustering import with_groups as with_groups
     from lorasa_jax.learning.rollout import record_episode as record_episode
@@ -37,7 +39,8 @@ if TYPE_CHECKING:
     from lorasa_jax.learning.trainer import graft as graft
     from lorasa_jax.learning.trainer import make_trainer as make_trainer
     from lorasa_jax.learning.trainer import train as train
-    from lorasa_jax.learning.update_order import SCHEDULES as SCHEDULES
+    from lorasa_jax.learning.update_order import ALGORITHMS as ALGORITHMS
+    from lorasa_jax.learning.update_order import register_algorithm as register_algorithm
     from lorasa_jax.running.callbacks import Callback as Callback
     from lorasa_jax.running.callbacks import early_stopping as early_stopping
     from lorasa_jax.running.forks import common_config as common_config
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
     from lorasa_jax.sharing.policy import make_policy as make_policy
     from lorasa_jax.sharing.schemes import SCHEMES as SCHEMES
     from lorasa_jax.sharing.schemes import Sharing as Sharing
+    from lorasa_jax.sharing.schemes import register_scheme as register_scheme
     from lorasa_jax.sharing.variants import NOTHING as NOTHING
     from lorasa_jax.sharing.variants import Adapter as Adapter
     from lorasa_jax.sharing.variants import low_rank as low_rank
@@ -61,7 +65,7 @@ _HOMES = {
     "sharing.variants": ("NOTHING", "Adapter", "low_rank"),
     "config": ("Config", "ConfigError", "CriticConfig", "MabraxConfig", "NetworkConfig", "PPOConfig", "SmaxConfig"),
     "core.own_network": ("register_network", "with_networks"),
-    "envs": ("ENVS", "Env", "EnvSpec", "TimeStep", "make_env"),
+    "envs": ("ENVS", "Env", "EnvSpec", "TimeStep", "make_env", "register_env"),
     "running.forks": ("common_config", "fork", "share_programs"),
     "learning.clustering": ("find_groups", "with_groups"),
     "running.callbacks": ("Callback", "early_stopping"),
@@ -69,8 +73,8 @@ _HOMES = {
     "running.state": ("Report", "Result", "RunState"),
     "sharing.policy": ("Policy", "make_policy"),
     "learning.rollout": ("record_episode",),
-    "learning.update_order": ("SCHEDULES",),
-    "sharing.schemes": ("SCHEMES", "Sharing"),
+    "learning.update_order": ("ALGORITHMS", "register_algorithm"),
+    "sharing.schemes": ("SCHEMES", "Sharing", "register_scheme"),
     "learning.trainer": ("Trainer", "count_params", "graft", "make_trainer", "train"),
     "core.types": ("PolicyParams", "Schedule", "TrainState", "Trajectory"),
     "storage.runs": ("Team", "load_run"),
@@ -78,6 +82,9 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 _MODULES = ("deltas",)
+
+_RENAMED = {"SCHEDULES": "ALGORITHMS"}
+"""Old names, which work for one more release."""
 
 __all__ = sorted((*_HOME, *_MODULES))
 
@@ -87,6 +94,9 @@ def __getattr__(name: str) -> Any:
         return importlib.metadata.version("lorasa-jax")
     if name in _MODULES:
         return importlib.import_module(f"lorasa_jax.{name}")
+    if name in _RENAMED:
+        warnings.warn(f"lorasa_jax.{name} is now lorasa_jax.{_RENAMED[name]}", DeprecationWarning, stacklevel=2)
+        name = _RENAMED[name]
     if name not in _HOME:
         raise AttributeError(f"module 'lorasa_jax' has no attribute {name!r}")
     return getattr(importlib.import_module(f"lorasa_jax.{_HOME[name]}"), name)

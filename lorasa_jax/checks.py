@@ -70,6 +70,11 @@ def conform(record: Any, prefix: str = "", *, as_flags: bool = True) -> None:
             object.__setattr__(record, name, fitting)
 
 
+def forget_annotations() -> None:
+    """Lets `conform` look at annotations anew, after one of them has changed."""
+    _hints.cache_clear()
+
+
 @cache
 def _hints(kind: Any) -> dict[str, Any]:
     hints = get_type_hints(kind)

@@ -7,13 +7,22 @@ error is a `ConfigError` whose one line says what was expected.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias, TypeVar, get_args
 
-from lorasa_jax.checks import LARGEST_INT, conform, nearest, require, require_in_range, require_positive
+from lorasa_jax.checks import (
+    LARGEST_INT,
+    conform,
+    forget_annotations,
+    nearest,
+    require,
+    require_in_range,
+    require_positive,
+)
 from lorasa_jax.checks import ConfigError as ConfigError
 from lorasa_jax.levels import DEFAULT, AdapterLevel, LevelSettings, from_old_names, parse_levels
 
@@ -39,6 +48,18 @@ def changed_settings(
 
 
 AdapterKey = Literal["agent", "unit_type", "unit_type,agent"]
+
+# Names that can be added to (`register`). A type checker takes any word; what is known is known when a Config is made.
+if TYPE_CHECKING:
+    EnvName: TypeAlias = str
+    AlgorithmName: TypeAlias = str
+    SchemeName: TypeAlias = str
+else:
+    EnvName = Literal["smax", "mabrax", "jaxmarl", "toy", "own"]
+    AlgorithmName = Literal["mappo", "a2po", "sequential"]
+    SchemeName = Literal[
+        "ps", "ps_id", "ps_restart", "nps", "mtl", "hyper", "mask", "lorasa", "lorasa_joint", "seps", "seps_lora"
+    ]
 
 
 @dataclass(frozen=True)
@@ -241,17 +262,15 @@ PLACEMENTS = {"all": "*", "early": "fc*", "recurrent": "gru_*", "late": "after*"
 class Config:
     """One training run."""
 
-    env: Literal["smax", "mabrax", "jaxmarl", "toy", "own"] = "smax"
+    env: EnvName = "smax"
     """Family of environments; own: one that was made in Python, and is given to `lorasa_jax.run`."""
     task: str = ""
     """Map, robot and split, or game; empty: 2s3z for smax, ant_4x2 for mabrax, MPE_simple_spread_v3 for jaxmarl,
     specialisation for toy."""
-    algo: Literal["mappo", "a2po", "sequential"] = "mappo"
+    algo: AlgorithmName = "mappo"
     """Algorithm: all agents move at once (mappo); one after the other, each corrected for those before it (a2po);
     the same without the correction of advantages (sequential)."""
-    sharing: Literal[
-        "ps", "ps_id", "ps_restart", "nps", "mtl", "hyper", "mask", "lorasa", "lorasa_joint", "seps", "seps_lora"
-    ] = "lorasa"  # fmt: skip
+    sharing: SchemeName = "lorasa"
     """Who shares parameters with whom."""
     groups: tuple[int, ...] | None = None
     """The cluster of each agent, numbered from 0 (seps, seps_lora); not given: found before training."""
@@ -487,3 +506,47 @@ def _from_dict(section: type[T], settings: Mapping[str, Any], prefix: str) -> T:
             value = _from_dict(inner, value, f"{prefix}{name}.")
         values[name] = math.inf if value == "inf" else value
     return section(**values)
+
+
+_ALIASES = {"env": "EnvName", "algo": "AlgorithmName", "sharing": "SchemeName"}
+
+
+def register(
+    setting: str, name: str, function: Callable, registry: MutableMapping[str, Any], trial: Callable[[], None]
+) -> None:
+    """Adds a function to a registry, and its name to those that a setting takes: in checks, messages and help.
+
+    The same function of the same module may come again, as when a cell of a notebook is run twice.
+
+    Args:
+        setting: the field of `Config`.
+        name: a word in small letters.
+        function: what it stands for.
+        registry: where it goes.
+        trial: raises `ConfigError` where the function does not do what it should.
+
+    Raises:
+        ConfigError: the name is no such word or is taken, or the function cannot be called or fails its trial.
+    """
+    fits = isinstance(name, str) and re.fullmatch("[a-z][a-z0-9_]*", name) is not None
+    require(fits, f"a name of {setting} is a word of small letters, digits and _, got {name!r}")
+    require(callable(function), f"{setting} {name!r} must be a function, got a {type(function).__name__}")
+    alias = _ALIASES[setting]
+    known = get_args(globals()[alias])
+    before = registry.get(name)
+    again = before is not None and _origin(before) == _origin(function)
+    require(name not in known or again, f"{setting} {name!r} exists already; choose another name")
+    try:
+        trial()
+    except ConfigError:
+        raise
+    except Exception as error:
+        line = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"{setting} {name!r} failed when it was tried: {line}") from error
+    registry[name] = function
+    globals()[alias] = Literal[tuple(dict.fromkeys((*known, name)))]
+    forget_annotations()
+
+
+def _origin(function: Any) -> tuple[str, str]:
+    return getattr(function, "__module__", ""), getattr(function, "__qualname__", "")

@@ -1,6 +1,7 @@
 """What must stand before any test imports jax or the package."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -28,3 +29,18 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "cache"):  # absent under -p no:cacheprovider
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("jax")))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """Forgets afterwards what a test has registered."""
+    from lorasa_jax import ALGORITHMS, ENVS, SCHEMES, checks, config
+
+    kept = [(table, dict(table)) for table in (SCHEMES, ALGORITHMS, ENVS, config.TASKS)]
+    names = {alias: getattr(config, alias) for alias in config._ALIASES.values()}
+    yield
+    for table, before in kept:
+        table.clear()
+        table.update(before)
+    vars(config).update(names)
+    checks.forget_annotations()

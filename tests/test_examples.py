@@ -28,3 +28,25 @@ def test_deltas_beat_the_shared_network_in_a_loop_of_ones_own(capsys):
 def test_adapters_on_a_network_of_ones_own_reach_the_optimum(capsys):
     assert runpy.run_path(str(EXAMPLES / "own_network.py"))["main"]() == 1.0
     assert "attention/query" in capsys.readouterr().out
+
+
+def test_a_callback_logs_and_stops_a_run_that_is_good_enough(capsys):
+    runpy.run_path(str(EXAMPLES / "callback.py"), run_name="__main__")
+    told = capsys.readouterr().out
+    assert re.search(r"adapters +[\d,]+ steps  return", told)
+    steps, budget = (int(number.replace(",", "")) for number in re.findall(r"stopped at (\S+) of (\S+) steps", told)[0])
+    assert steps < budget
+    assert float(re.findall(r"steps: return (\S+)", told)[0]) >= 0.99
+
+
+@pytest.mark.usefixtures("registries")
+def test_agents_in_an_environment_of_ones_own_learn_to_meet(capsys):
+    runpy.run_path(str(EXAMPLES / "own_environment.py"), run_name="__main__")
+    (met,) = re.findall(r"they meet in (\d+)% of the episodes", capsys.readouterr().out)
+    assert int(met) >= 90
+
+
+def test_a_loss_of_ones_own_trains(capsys):
+    runpy.run_path(str(EXAMPLES / "own_loss.py"), run_name="__main__")
+    ((earned, random),) = re.findall(r"return (\S+), of random play (\S+)", capsys.readouterr().out)
+    assert float(earned) >= 0.95 > float(random)

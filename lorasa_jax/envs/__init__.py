@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from functools import wraps
 
-from lorasa_jax.config import Config, require
+from lorasa_jax.config import TASKS, Config, register, require
 from lorasa_jax.envs.base import Env, EnvSpec, TimeStep
+from lorasa_jax.envs.checks import require_fits
 
-__all__ = ["ENVS", "Env", "EnvSpec", "TimeStep", "make_env"]
+__all__ = ["ENVS", "Env", "EnvSpec", "TimeStep", "make_env", "register_env"]
 
 
 def _smax(config: Config) -> Env:
@@ -49,3 +52,31 @@ def make_env(config: Config) -> Env:
     """
     require(config.env in ENVS, "an environment of your own is made in Python and given to lorasa_jax.run(config, env)")
     return ENVS[config.env](config)
+
+
+def register_env(name: str, make: Callable[[Config], Env], default_task: str | None = None) -> None:
+    """Adds a family of environments, which `Config(env=name)` and `--env name` then choose.
+
+    What it makes is held against its `EnvSpec` whenever it is made.
+
+    Args:
+        name: a word that no family has yet.
+        make: a function of the configuration; it may read `config.task`, `n_agents` and `time_limit`.
+        default_task: the task where none is named; None: the family's name.
+
+    Raises:
+        ConfigError: the name cannot be taken, or the function does not take a configuration.
+    """
+
+    def trial() -> None:
+        inspect.signature(make).bind(Config())
+
+    @wraps(make)
+    def checked_make(config: Config) -> Env:
+        env = make(config)
+        require(isinstance(env, Env), f"env {name!r} must make an Env, got a {type(env).__name__}")
+        require_fits(env)
+        return env
+
+    register("env", name, checked_make if callable(make) else make, ENVS, trial)
+    TASKS[name] = default_task or name

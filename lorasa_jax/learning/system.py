@@ -21,7 +21,7 @@ from lorasa_jax.core.own_network import make_network
 from lorasa_jax.core.types import Learner, PolicyParams, PyTree
 from lorasa_jax.envs.base import Env, EnvSpec
 from lorasa_jax.envs.checks import checked
-from lorasa_jax.learning.update_order import SCHEDULES, Scheduler
+from lorasa_jax.learning.update_order import ALGORITHMS, Scheduler
 from lorasa_jax.sharing.any_tree import layer_names
 from lorasa_jax.sharing.policy import Policy, make_policy
 from lorasa_jax.sharing.schemes import Sharing, critic_sharing, each_its_own, make_sharing, merged, split, trunks_only
@@ -195,7 +195,7 @@ def make_system(
         policy_loss=policy_loss or losses.policy_loss,
         optimizer=slotted(optimizer or clipped_adam(config.ppo.max_grad_norm, config.ppo.adam_eps)),
         train=_trained_parts(sharing),
-        schedule=SCHEDULES[config.algo](spec.n_agents, config.ppo, scope == "team"),
+        schedule=ALGORITHMS[config.algo](spec.n_agents, config.ppo, scope == "team"),
     )
 
 

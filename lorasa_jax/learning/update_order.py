@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from lorasa_jax.config import PPOConfig
+from lorasa_jax.config import PPOConfig, register, require
 from lorasa_jax.core.types import Schedule
 
 Scheduler = Callable[[PRNGKeyArray, Float[Array, " N"]], Schedule]
@@ -96,9 +97,57 @@ def _one_by_one(
     return schedule
 
 
-SCHEDULES: dict[str, Callable[[int, PPOConfig, bool], Scheduler]] = {
+Algorithm = Callable[[int, PPOConfig, bool], Scheduler]
+"""`(n_agents, ppo, team_value) -> Scheduler`; `team_value`: the team has one value, not one per agent."""
+
+ALGORITHMS: dict[str, Algorithm] = {
     "mappo": mappo,
     "a2po": a2po,
     "sequential": sequential,
 }
 """Algorithms by name: functions of the number of agents, the settings, and whether the team has one value."""
+
+
+def register_algorithm(name: str, algorithm: Algorithm) -> None:
+    """Adds an algorithm, which `Config(algo=name)` and `--algo name` then choose.
+
+    Args:
+        name: a word that no algorithm has yet.
+        algorithm: a function of the number of agents, the settings, and whether the team has one value, that returns a
+            scheduler, `(key, score [N]) -> Schedule`.
+
+    Raises:
+        ConfigError: the name cannot be taken, or a schedule of two agents has other shapes than `Schedule` says.
+    """
+
+    def trial() -> None:
+        ppo, score = PPOConfig(), jax.ShapeDtypeStruct((2,), jnp.float32)
+        for team_value in (False, True):
+            # Traced, not run, so that jax need not have begun to compute.
+            found = jax.eval_shape(
+                lambda score, team=team_value: algorithm(2, ppo, team)(jax.random.key(0), score), score
+            )
+            _require_schedule(name, found)
+
+    register("algo", name, algorithm, ALGORITHMS, trial)
+
+
+def _require_schedule(name: str, found: Any) -> None:
+    require(isinstance(found, Schedule), f"algo {name!r} must schedule a Schedule, got a {type(found).__name__}")
+    stages, members = found.block.shape if found.block.ndim == 2 else (0, 0)
+    passes = found.train_actor.shape[1:]
+    wanted = {
+        "block": ((stages, members), jnp.integer),
+        "clip_eps": ((stages,), jnp.floating),
+        "trace": ((stages,), jnp.bool_),
+        "train_actor": ((stages, *passes[:1]), jnp.bool_),
+        "train_critic": ((stages, *passes[:1]), jnp.bool_),
+    }
+    for field, (shape, kind) in wanted.items():
+        array = getattr(found, field)
+        require(
+            array.shape == shape and len(shape) == (1 if field in ("clip_eps", "trace") else 2)
+            and jnp.issubdtype(array.dtype, kind) and stages > 0,
+            f"algo {name!r}: {field} of its Schedule is {array.dtype}{list(array.shape)}, which does not fit block "
+            f"{list(found.block.shape)}; see lorasa_jax.Schedule",
+        )  # fmt: skip

@@ -14,6 +14,7 @@ gradients have always been zero: what is masked so stays zero, to the bit.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any, TypeVar, Unpack
@@ -22,14 +23,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lorasa_jax.config import Config, require
+from lorasa_jax.config import Config, ConfigError, require
 from lorasa_jax.core.types import PyTree, TrainState
 from lorasa_jax.envs.base import Env
 from lorasa_jax.learning.system import Parts, init_optimizer, make_system, names_of
 from lorasa_jax.learning.trainer import graft, make_trainer
 from lorasa_jax.levels import AdapterLevel, LevelSettings
 from lorasa_jax.running.state import ADAPTERS, Best, RunState
-from lorasa_jax.sharing.schemes import SCHEMES, make_sharing, trunks_only, under
+from lorasa_jax.sharing.schemes import SCHEMES, Sharing, make_sharing, trunks_only, under
 
 C = TypeVar("C", bound=Config)
 _Leaves = dict[str, Any]
@@ -48,14 +49,22 @@ def backbone_config(config: C, env: Env) -> C:
     name: Any = config.sharing
     sharing = make_sharing(env.spec, config)
     if sharing.two_phase:
-        trunks = trunks_only(sharing)
-        name = next(name for name, scheme in SCHEMES.items() if scheme(env.spec.n_agents, config) == trunks)
+        name = _first_phase(trunks_only(sharing), config)
     backbone = under(_neutral(config), name)
     if sharing.leveled and not sharing.two_phase:
         return replace(backbone, **{name: getattr(config, name) for name in OWN if name != "switch_step"})
     if sharing.levels and not sharing.two_phase and _parameters(config, env) != _parameters(backbone, env):
         return replace(backbone, rank=config.rank, placement=config.placement)  # they shape what the one phase trains
     return backbone
+
+
+def _first_phase(trunks: Sharing, config: Config) -> str:
+    """The name of the scheme that is a first phase by itself."""
+    for name, scheme in SCHEMES.items():
+        with suppress(ConfigError):  # one that needs groups, and has none here, is not it
+            if scheme(trunks.n_agents, config) == trunks:
+                return name
+    raise ConfigError(f"no scheme is the first phase of sharing {config.sharing} alone; register one")
 
 
 def _parameters(config: Config, env: Env) -> PyTree:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from lorasa_jax.config import Config, ConfigError, require
+from lorasa_jax.config import Config, ConfigError, register, require
 from lorasa_jax.core.types import PolicyParams, PyTree
 from lorasa_jax.envs.base import EnvSpec
 from lorasa_jax.levels import DEFAULT, AdapterLevel
@@ -184,6 +184,35 @@ SCHEMES: dict[str, Callable[[int, Config], Sharing]] = {
     "seps_lora": lambda n, config: adapted(cluster_trunks(n, config), config),
 }
 """Sharing schemes by name: functions of the number of agents and the configuration."""
+
+
+def register_scheme(name: str, scheme: Callable[[int, Config], Sharing]) -> None:
+    """Adds a sharing scheme, which `Config(sharing=name)` and `--sharing name` then choose.
+
+    Example:
+        >>> from lorasa_jax import Config, register_scheme
+        >>> from lorasa_jax.sharing.schemes import own_trunks
+        >>> def separate_with_ids(n_agents, config):
+        ...     return own_trunks(n_agents, agent_id=True)
+        >>> register_scheme("nps_id", separate_with_ids)
+        >>> Config(sharing="nps_id").sharing
+        'nps_id'
+
+    Args:
+        name: a word that no scheme has yet.
+        scheme: a function of the number of agents and the configuration.
+
+    Raises:
+        ConfigError: the name cannot be taken, or the function does not return a `Sharing` of two agents for two.
+    """
+
+    def trial() -> None:
+        found = scheme(2, Config(groups=(0, 0)))
+        fits = isinstance(found, Sharing) and found.n_agents == 2 and set(found.groups) == set(range(found.n_trunks))
+        said = " ".join(repr(found).split())[:80]
+        require(fits, f"sharing {name!r} must return a Sharing of all agents; for two agents it returned {said}")
+
+    register("sharing", name, scheme, SCHEMES, trial)
 
 
 def is_clustered(config: Config) -> bool:

@@ -10,7 +10,7 @@ from helpers import KEY
 
 from lorasa_jax.config import PPOConfig
 from lorasa_jax.core.types import Schedule
-from lorasa_jax.learning.update_order import SCHEDULES, semi_greedy
+from lorasa_jax.learning.update_order import ALGORITHMS, semi_greedy
 
 N = 4
 SCORE = jnp.array([0.1, 3.0, 2.0, 1.0])
@@ -18,7 +18,7 @@ SCORE = jnp.array([0.1, 3.0, 2.0, 1.0])
 
 def draw(algo: str, team_value: bool = False, n_agents: int = N, **ppo) -> Schedule:
     score = jnp.resize(SCORE, n_agents)
-    return jax.tree.map(np.asarray, SCHEDULES[algo](n_agents, PPOConfig(**ppo), team_value)(KEY, score))
+    return jax.tree.map(np.asarray, ALGORITHMS[algo](n_agents, PPOConfig(**ppo), team_value)(KEY, score))
 
 
 def orders(score, draws: int = 3000) -> np.ndarray:
@@ -27,7 +27,7 @@ def orders(score, draws: int = 3000) -> np.ndarray:
 
 @pytest.mark.parametrize("loop_order", ["agent", "epoch"])
 @pytest.mark.parametrize("n_agents", [1, 3])
-@pytest.mark.parametrize("algo", SCHEDULES)
+@pytest.mark.parametrize("algo", ALGORITHMS)
 def test_every_agent_makes_every_epoch_exactly_once(algo, n_agents, loop_order):
     schedule = draw(algo, n_agents=n_agents, epochs=3, loop_order=loop_order)
     passes = np.zeros(n_agents, int)
