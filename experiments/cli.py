@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 import tyro
-from plugins import load_plugins, resolve
 
 from lorasa_jax.config import TASKS, Config, ConfigError, changed_settings, nearest, require
 from lorasa_jax.files import reason
 from lorasa_jax.levels import Renamed
 
+from plugins import load_plugins, resolve
 from streams import complain, open_streams
 from yaml_reader import read_yaml
 
@@ -308,6 +308,7 @@ def preset_flags(config_type: type[Config], env: str, preset: str, case: dict[st
     """Yields a preset's settings for a task and an algorithm as command-line words."""
     path = find_preset(env, preset)
     settings = {**read_preset(env, path, case), "env": env}
+    require("plugins" not in settings, f"{path} names plugins, and a preset runs nothing; name them with --plugins")
     yield from _flags(config_type, settings, path)
 
 

@@ -6,9 +6,9 @@ import json
 import sys
 from pathlib import Path
 
-import plugins
 import pytest
 
+import plugins
 from cli import RunConfig, parse, read_config
 
 pytestmark = pytest.mark.usefixtures("registries", "fresh")
