@@ -59,7 +59,7 @@ WHERE = ("env", "task", "n_agents")
 """Settings of a point that say what it played, not how it learnt."""
 OF_ROWS = ("sharing", "groups", *(name.replace("_", "-") for name in plan.ADAPTERS_ONLY))
 """Settings in which the rows of one program may differ, or that follow from its scheme."""
-HOW = ("out", "gif", "track", "cache", "save_every", "shard", "seed", "seeds", "resume", "distributed")
+HOW = ("out", "gif", "track", "cache", "save_every", "shard", "seed", "seeds", "resume", "distributed", "plugins")
 """Settings that say how a command ran, or that differ from run to run."""
 
 
