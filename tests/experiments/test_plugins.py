@@ -61,6 +61,8 @@ def test_flags_and_help_know_what_a_plugin_registers(
     preset = mine.with_name("small.yaml")
     preset.write_text("n_envs: 4\n")
     assert parse(RunConfig, ["--plugins", "mine.py", "--env", "line", "--preset", str(preset)]).n_envs == 4
+    preset.write_text("plugins: [mine.py]\n")
+    assert "a preset runs nothing" in wrong(capsys, "--preset", str(preset))
     with pytest.raises(SystemExit) as stop:
         parse(RunConfig, ["--plugins", "mine.py", "--help"])
     assert stop.value.code == 0
