@@ -142,7 +142,7 @@ def _mean(owned: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 def _check_sources(before: System, after: System, sources: Sequence[int | str], key: PRNGKeyArray | None) -> None:
     n_old, n_new = before.env.spec.n_agents, after.env.spec.n_agents
-    scales = [[level.scale for level in system.config.adapter_levels] for system in (before, after)]
+    scales = [tuple(level.scale for level in system.config.adapter_levels) for system in (before, after)]
     require(scales[0] == scales[1], f"the teams scale their adapters (alpha / rank) by {scales[0]} and {scales[1]}")
     old, new = before.actor.sharing, after.actor.sharing
     require(len(sources) == n_new, f"sources must name one for each of the {n_new} agents, got {len(sources)}")
