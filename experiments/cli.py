@@ -237,14 +237,25 @@ def _parse_resumed(config_type: type[C], resume: Path, argv: Sequence[str], plug
 
 def read_config(config_type: type[C], path: Path, plugins: Sequence[str] = ()) -> C:
     """Returns the configuration that a run wrote to its `config.json`; with plugins in the place of its own, if any."""
-    try:
-        settings = json.loads(path.read_text())
-    except (ValueError, RecursionError):
-        raise ConfigError(f"{path} is no valid JSON; a run writes it whole, so it was changed since") from None
-    require(isinstance(settings, dict), f"{path} must hold settings by name")
+    settings = read_json(path)
     if plugins:
         settings["plugins"] = list(plugins)
     return from_settings(config_type, settings, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns what one of a run's JSON files holds, by name.
+
+    Raises:
+        ConfigError: it is missing or damaged.
+    """
+    require(path.is_file(), f"there is no {path}; put it back")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError):
+        raise ConfigError(f"{path} is no valid JSON; a run writes it whole, so it was changed since") from None
+    require(isinstance(found, dict), f"{path} must hold values by name")
+    return dict(found)
 
 
 def from_settings(config_type: type[C], settings: dict[str, Any], path: Path) -> C:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import sys
 import time
@@ -17,7 +16,7 @@ import tyro
 from lorasa_jax.config import require
 from lorasa_jax.files import whole
 
-from cli import leave, locate, optional, polite, read_flags, require_place, run_of
+from cli import leave, locate, optional, polite, read_flags, read_json, require_place, run_of
 from saved import find_row, labels_of, load_run, measures, words
 from streams import can_redraw
 
@@ -196,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "settings": dataclasses.asdict(config),
             "config": dataclasses.asdict(team.system.config),
             "versions": versions(),
-            "trained_with": json.loads(made_with.read_text()) if made_with.exists() else None,
+            "trained_with": read_json(made_with) if made_with.exists() else None,
             "dropped_shares": list(DROPPED),
         }
         how = "sampled" if config.sampled else "greedy"

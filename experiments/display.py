@@ -166,11 +166,13 @@ class Tracker:
 def to_tensorboard(directory: Path) -> Tracker:
     """Returns what writes events for TensorBoard, at once: a writer with a thread of its own hangs where that ends."""
     from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
     from tensorboardX.summary import scalar
 
     directory.mkdir(parents=True, exist_ok=True)
     writer = EventsWriter(str(directory / "events"))
+    # A session that begins at step 0 takes back what earlier ones have written.
+    writer.write_event(Event(wall_time=time.time(), step=0, session_log=SessionLog(status=SessionLog.START)))
 
     def send(row: dict[str, Any]) -> None:
         for key, value in row.items():
@@ -201,7 +203,10 @@ def to_wandb(directory: Path, config: dict[str, Any]) -> Tracker:
 
 @contextmanager
 def tracker(kind: str, directory: Path, config: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Holds a tracker open; gives what sends one row to it, or does nothing."""
+    """Holds a tracker open; gives what sends one row to it, or does nothing.
+
+    What an earlier command has sent from this directory no longer counts: a run that goes on sends its rows again.
+    """
     if kind == "none":
         yield lambda row: None
         return

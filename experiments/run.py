@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 import signal
 import sys
@@ -17,7 +16,7 @@ from lorasa_jax.config import require
 from lorasa_jax.files import naming, reason
 from lorasa_jax.surroundings import join_processes, load_jax, prepare
 
-from cli import CHECKPOINTS, RunConfig, fail, leave, locate, optional, parse, polite, python, require_place
+from cli import CHECKPOINTS, RunConfig, fail, leave, locate, optional, parse, polite, python, read_json, require_place
 from saved import measures
 from streams import can_redraw, complain, say_now
 
@@ -218,6 +217,8 @@ def train(config: RunConfig, began: float) -> None:
         with closing(run_dir):
             with ready(config):
                 start = find_start(config, env, run_dir)
+            for row in run_dir.rows:
+                track(row)
             result, summary = fill(config, env, run_dir, track, start, began - run_dir.wall_seconds, again(directory))
     print_result(config, result, summary)
 
@@ -291,9 +292,9 @@ def find_start(
         run_dir.begin()
         return start
     start = load(path, config, env)
-    run_dir.require_rows(start.rows)
+    kept = run_dir.require_rows(start.rows, start.iterations)
     drop_after(path)
-    run_dir.go_on(start.rows)
+    run_dir.go_on(*kept)
     return start
 
 
@@ -396,11 +397,10 @@ def print_result(config: RunConfig, result: Result, summary: dict[str, Any]) -> 
 
 def is_done(config: RunConfig) -> bool:
     """Says whether a run that should go on has spent its budget and left its summary."""
-    try:
-        summary = json.loads((config.directory / "summary.json").read_text())
-    except FileNotFoundError:
+    path = config.directory / "summary.json"
+    if config.resume != config.directory or not path.exists():
         return False
-    return config.resume == config.directory and summary["env_steps"] == config.iterations * config.steps_per_iteration
+    return read_json(path)["env_steps"] == config.iterations * config.steps_per_iteration
 
 
 def is_taken(config: RunConfig) -> bool:

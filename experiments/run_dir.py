@@ -11,9 +11,9 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ from lorasa_jax.files import naming, whole, write_text
 from lorasa_jax.running.state import Report
 from lorasa_jax.surroundings import TOLD, switches
 
-from cli import python
-from saved import rows_of, words
+from cli import python, read_json
+from saved import rows_of, scan_rows, words
 from streams import complain
 
 PACKAGES = ("lorasa-jax", "jax", "jaxlib", "flax", "optax", "chex", "jaxmarl", "brax", "mujoco", "numpy")
@@ -107,8 +107,9 @@ class RunDir:
         self.rows: list[dict[str, Any]] = []
         self._made = not directory.exists()
         directory.mkdir(parents=True, exist_ok=True)
+        self._path = directory / "metrics.jsonl"
         try:
-            self._metrics = (directory / "metrics.jsonl").open("a+")
+            self._metrics = self._path.open("a+")
         except OSError:
             self._withdraw()
             raise
@@ -153,13 +154,13 @@ class RunDir:
         """Yields what someone who goes on with this run should know of it."""
         diverged, made_with = self.directory / "diverged.json", self.directory / "versions.json"
         if diverged.exists():
-            found = json.loads(diverged.read_text())
+            found = read_json(diverged)
             yield (
                 f"this run diverged in iteration {found['iteration']} ({found['quantity']} became {found['value']} "
                 f"for seed {found['seed']}), and will again if nothing else has changed"
             )
         if made_with.exists():
-            then, now = json.loads(made_with.read_text()), versions()
+            then, now = read_json(made_with), versions()
             parts = ("packages", "python", "cpus", "devices")
             for name, before, after in changed_settings({p: then[p] for p in parts}, {p: now[p] for p in parts}):
                 yield f"{name} is {after} now and was {before}, so the last bits of the numbers may differ"
@@ -168,31 +169,36 @@ class RunDir:
                 if after != before:
                     yield f"{name.upper()} is {after} now and was {before}, so the {what} of the run may differ"
 
-    def require_rows(self, rows: int) -> list[str]:
-        """Returns the first rows of what was measured, as they stand in the file.
+    def require_rows(self, n: int, iterations: Iterable[int]) -> tuple[list[dict[str, Any]], int]:
+        """Returns the first rows of what was measured, and where they end in the file, in bytes.
+
+        Args:
+            n: how many.
+            iterations: of each label, the last one among them.
 
         Raises:
-            ConfigError: there are fewer.
+            ConfigError: there are fewer, or they are others.
         """
-        self._metrics.seek(0)
-        lines = [line for line in self._metrics if line.endswith("\n")]
-        require(
-            len(lines) >= rows,
-            f"{self._metrics.name} has only {len(lines)} of the {rows} rows before the checkpoint; "
-            "put the whole file back, or go on from an older checkpoint",
-        )
-        return lines[:rows]
+        found = list(islice(scan_rows(self._path), n))
+        back = "put the whole file back, or go on from an older checkpoint"
+        require(len(found) == n, f"{self._path} has only {len(found)} of the {n} rows before the checkpoint; {back}")
+        rows = [row for row, _ in found]
+        for label, last in zip(self.labels, iterations, strict=True):
+            mine = [row.get("iteration") for row in rows_of(rows, _plain(label), self.labels)]
+            whole = mine == list(range(int(last) - len(mine) + 1, int(last) + 1))
+            require(whole, f"the first {n} rows of {self._path} are not those before the checkpoint, in order; {back}")
+        return rows, found[-1][1] if found else 0
 
-    def go_on(self, rows: int) -> None:
-        """Keeps the first rows, and drops those that a run that goes on will measure again."""
-        lines = self.require_rows(rows)
-        self.rows = [json.loads(line) for line in lines]
-        self._metrics.seek(0, os.SEEK_END)
-        self._metrics.truncate(sum(len(line.encode()) for line in lines))
+    def go_on(self, rows: list[dict[str, Any]], end: int) -> None:
+        """Keeps these first rows, and drops those that a run that goes on will measure again."""
+        self.rows = rows
+        self._metrics.truncate(end)
+        if not self._path.read_bytes().endswith((b"\n", b"\r")) and rows:
+            self._metrics.write("\n")
         for name in ("summary.json", "diverged.json"):
             (self.directory / name).unlink(missing_ok=True)
         self._write_config()
-        before = json.loads((self.directory / "versions.json").read_text())
+        before = read_json(self.directory / "versions.json")
         resumed = [*before.get("resumed", []), versions(python())]
         write_json(self.directory / "versions.json", {**before, "resumed": resumed})
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorasa_jax.config import require
 from lorasa_jax.surroundings import prepare
 
-from cli import CHECKPOINTS, ROWS, RunConfig, from_settings, locate, read_config, run_of
+from cli import CHECKPOINTS, ROWS, RunConfig, from_settings, locate, read_config, read_json, run_of
 
 if TYPE_CHECKING:
     from lorasa_jax.storage.checkpoints import SavedTeam
@@ -24,10 +24,39 @@ def labels_of(path: Path) -> list[Label]:
     """Returns what the rows of a run are known by."""
     directory = run_of(path)
     if (directory / ROWS).exists():
-        labels: list[Label] = json.loads((directory / ROWS).read_text())["rows"]
+        labels: list[Label] = read_json(directory / ROWS)["rows"]
         return labels
     config = read_config(RunConfig, directory / "config.json")
     return [{"seed": config.seed + k} for k in range(config.seeds)]
+
+
+def scan_rows(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yields the rows of a `metrics.jsonl`, each with the place in the file, in bytes, where its line ends.
+
+    Line ends may be those of any system, and lines may be blank. A last line that a kill has cut short is left out.
+
+    Raises:
+        ConfigError: another line is no row.
+    """
+    end, content = 0, path.read_bytes()
+    for number, line in enumerate(content.splitlines(keepends=True), 1):
+        end += len(line)
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8-sig"))
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            cut_short = end == len(content) and not line.endswith((b"\n", b"\r"))
+            require(cut_short, f"line {number} of {path} is no row of measurements; put the whole file back")
+            return
+        yield row, end
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Returns the rows of a `metrics.jsonl` (`scan_rows`); none where there is no such file."""
+    return [row for row, _ in scan_rows(path)] if path.exists() else []
 
 
 def rows_of(rows: list[dict[str, Any]], label: Label, labels: Sequence[Label]) -> list[dict[str, Any]]:
@@ -86,7 +115,7 @@ def row_config(config: RunConfig, path: Path, k: int) -> RunConfig:
     """Returns the configuration of row k of a run, which may share a program, and its configuration, with others."""
     directory = run_of(path)
     settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    rows = json.loads((directory / ROWS).read_text()) if (directory / ROWS).exists() else {}
+    rows = read_json(directory / ROWS) if (directory / ROWS).exists() else {}
     own = rows["own"][k] if "own" in rows else {}  # older ones say it in their labels, or not at all
     for name, value in {**own, **labels_of(path)[k]}.items():
         *sections, last = name.replace("-", "_").split(".")

@@ -24,10 +24,22 @@ from lorasa_jax.files import whole
 from lorasa_jax.surroundings import prepare
 
 import plan
-from cli import BACKBONES, ROWS, RunConfig, leave, optional, polite, python, read_config, read_flags, require_place
+from cli import (
+    BACKBONES,
+    ROWS,
+    RunConfig,
+    leave,
+    optional,
+    polite,
+    python,
+    read_config,
+    read_flags,
+    read_json,
+    require_place,
+)
 from plan import Job
 from run import Stop
-from saved import measures, rows_of, word
+from saved import measures, read_rows, rows_of, word
 from streams import complain
 
 if TYPE_CHECKING:
@@ -200,7 +212,7 @@ def require_unchanged(jobs: list[Job], out: Path) -> None:
     by_name = {job.name: job for job in jobs}
     for path in sorted(out.glob(f"*/{ROWS}")):
         directory, job = path.parent, by_name.get(path.parent.name)
-        known = job is not None and json.loads(path.read_text())["rows"] == [row.label for row in job.rows]
+        known = job is not None and read_json(path)["rows"] == [row.label for row in job.rows]
         require(known, f"{directory} was begun with other points than the sweep now has; {elsewhere}")
         if job is None or not (directory / "config.json").exists():
             continue
@@ -369,7 +381,7 @@ def write_table(jobs: list[Job], out: Path) -> Path:
     for job in jobs:
         if not is_done(out / job.name):
             continue
-        summary = json.loads((out / job.name / "summary.json").read_text())
+        summary = read_json(out / job.name / "summary.json")
         for k, row in enumerate(job.rows):
             params = sizes(replace(row.config, seed=0))
             rows.append(
@@ -401,7 +413,7 @@ def write_table(jobs: list[Job], out: Path) -> Path:
 def print_results(jobs: list[Job], out: Path) -> None:
     """Says how every point that has been run plays at the end: means over its seeds."""
     for job in (job for job in jobs if is_done(out / job.name)):
-        final = json.loads((out / job.name / "summary.json").read_text())["final"]
+        final = read_json(out / job.name / "summary.json")["final"]
         points: dict[str, list[int]] = {}
         for k, row in enumerate(job.rows):
             points.setdefault(_words(row.point), []).append(k)
@@ -418,8 +430,7 @@ def curves(jobs: list[Job], out: Path, name: str) -> dict[str, tuple[list[int], 
     """Returns the greedy evaluations of every point: steps, and means over its seeds."""
     found: dict[str, dict[int, list[float]]] = {}
     for job in jobs:
-        path = out / job.name / "metrics.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        rows = read_rows(out / job.name / "metrics.jsonl")
         labels = [row.label for row in job.rows]
         for label in labels:
             point = {key: word(value) for key, value in label.items() if key != "seed"}

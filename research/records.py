@@ -211,7 +211,7 @@ def _sources(found: Sequence[Sequence[Path]]) -> list[dict[str, Any]]:
 
 
 def _source(job: Path) -> dict[str, Any]:
-    versions = json.loads((job / "versions.json").read_text())
+    versions = cli.read_json(job / "versions.json")
     resumed = len(versions.pop("resumed", []))
     words = ["python", *versions["command"][1:]]  # wherever that was
     for flag in ("--out", "--only"):  # where results were written, and how jobs were spread over processes
@@ -242,8 +242,8 @@ def _beside_preset(config: cli.RunConfig, path: Path) -> dict[str, Any]:
 
 
 def _job(job: Path, configs: dict[Path, cli.RunConfig], base: dict[str, Any]) -> dict[str, Any]:
-    config, summary = configs[job], json.loads((job / "summary.json").read_text())
-    rows = [json.loads(line) for line in (job / "metrics.jsonl").read_text().splitlines()]
+    config, summary = configs[job], cli.read_json(job / "summary.json")
+    rows = saved.read_rows(job / "metrics.jsonl")
     changes = {name: now for name, _, now in changed_settings(base, _settings(config))}
     labels, in_sweep = saved.labels_of(job), (job / cli.ROWS).exists()
     where = {"env": config.env, "task": config.task, "sharing": config.sharing}

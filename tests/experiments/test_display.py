@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import struct
 import time
 from pathlib import Path
 
@@ -81,6 +82,35 @@ def test_a_bar_is_drawn_in_characters_that_there_are() -> None:
 @pytest.mark.parametrize(("seconds", "said"), [(0, "0:00"), (61.9, "1:01"), (3_600, "1:00:00")])
 def test_durations_are_written_as_on_a_clock(seconds: float, said: str) -> None:
     assert display.duration(seconds) == said
+
+
+def shown_by_tensorboard(directory: Path) -> list[tuple[str, int]]:
+    """What is left of the scalars in a directory: a session that begins at a step takes later ones back."""
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    found: list[tuple[str, int]] = []
+    for path in sorted(directory.glob("events*")):
+        content = path.read_bytes()
+        while content:
+            (length,) = struct.unpack("<Q", content[:8])
+            event = Event.FromString(content[12 : 12 + length])
+            content = content[16 + length :]
+            if event.session_log.status == SessionLog.START:
+                found = [(tag, step) for tag, step in found if step < event.step]
+            found += [(value.tag, event.step) for value in event.summary.value]
+    return found
+
+
+def test_a_run_that_goes_on_leaves_each_number_once(tmp_path: Path) -> None:
+    rows = [{"seed": 3, "env_steps": step, "return": 0.5} for step in (64, 128, 192, 256)]
+    for k, sent in enumerate((rows[:3], rows[:2] + rows[2:])):  # from a checkpoint behind the second row
+        (tmp_path / str(k)).mkdir()
+        with display.tracker("tensorboard", tmp_path / str(k), {}) as track:
+            for row in sent:
+                track(row)
+        for path in (tmp_path / str(k)).iterdir():
+            path.rename(tmp_path / f"events.{k}")  # their own names are of the second in which they began
+    assert shown_by_tensorboard(tmp_path) == [("seed3/return", step) for step in (64, 128, 192, 256)]
 
 
 def test_a_tracker_gets_the_numbers_of_every_row(tmp_path: Path) -> None:

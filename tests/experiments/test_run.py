@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from lorasa_jax.storage import arrays as storage
 from lorasa_jax.storage.saver import Saver
 
 import cli
+import display
 import run
 import run_dir
 from run_dir import RunDir
@@ -205,14 +206,19 @@ def test_a_run_stopped_in_each_phase_ends_as_if_it_never_had_been(
     said = capsys.readouterr().err
     assert "stopped after 128 steps" in said
     assert f"--resume {out}\n" in said
+    copied = (out / "metrics.jsonl").read_bytes().replace(b"\n", b"\r\n")  # through another system
+    (out / "metrics.jsonl").write_bytes(copied)
     with (out / "metrics.jsonl").open("a") as metrics:
         metrics.write('{"seed": 3, "iteration": 3}\n{"seed": 4, "itera')  # as a kill may leave it
     with monkeypatch.context() as patch:
         interrupt(patch, after=4, signals=(signal.SIGTERM,))
         assert stopped(["--resume", str(out)]) == 143
     assert rows(out)[-1]["phase"] == "adapters"
+    sent: list[dict[str, Any]] = []
+    monkeypatch.setattr(display, "tracker", lambda *how: nullcontext(sent.append))
     resume(out, "--gif", "False", "--save-every", "0")
     assert outcome(out) == outcome(directory)
+    assert sent == rows(out)  # a tracker is told the rows before, too
     wall = [row["wall_seconds"] for row in rows(out)]
     assert wall == sorted(wall)
     assert len(json.loads((out / "versions.json").read_text())["resumed"]) == 2
