@@ -47,12 +47,12 @@ def make_game(name: str) -> Any:
     """Returns one of JaxMARL's registered environments.
 
     Raises:
-        ConfigError: it needs a package that is not installed.
+        ConfigError: it needs a package that is not installed, or arguments.
     """
     try:
         with sealed():
             return load_jaxmarl().make(name)
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, TypeError, NameError) as error:
         raise ConfigError(f"{name} cannot be made: {str(error).splitlines()[0]}") from None
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from lorasa_jax.config import nearest, require
 from lorasa_jax.envs._jaxmarl import load_jaxmarl, make_game
 from lorasa_jax.envs.base import Env, EnvSpec, EnvState, TimeStep
+from lorasa_jax.envs.mabrax_maps import ROBOTS
 
 Orders = Callable[[Array], list[Array]]
 
@@ -48,19 +49,16 @@ def make_jaxmarl(task: str) -> Env:
         task in names,
         f"unknown JaxMARL environment {task!r}{nearest(task, names)}; environments: {', '.join(names)}",
     )
+    require(task.split("_")[0] not in ROBOTS, f"{task} is a robot; use --env mabrax --task {task}")
     game = make_game(task)
-    require("mabrax" not in type(game).__module__, f"{task} is a robot; use --env mabrax --task {task}")
     agents = tuple(game.agents)
     spaces = [game.action_space(agent) for agent in agents]
     discrete = all(hasattr(space, "n") for space in spaces)
     counts, orders_of = _choices(spaces) if discrete else _boxes(task, spaces)
     shown = jax.eval_shape(game.reset, jax.random.key(0))[0]
-    require(
-        all(isinstance(shown.get(agent), jax.ShapeDtypeStruct) for agent in agents),
-        f"the agents of {task} do not each observe one array, which --env jaxmarl needs",
-    )
-    widths = [int(np.prod(shown[agent].shape)) for agent in agents]
-    clock = getattr(game, "max_steps", None)
+    require(_is_by_agent(shown, agents), f"{task} does not say which part of what it shows is which agent's")
+    widths = [row.size for row in jax.eval_shape(lambda obs: _vectors(obs, agents), shown)]
+    clock = _clock(game)
     owned = np.arange(max(counts)) < np.array(counts)[:, None]
     spec = EnvSpec(
         name=task,
@@ -69,7 +67,7 @@ def make_jaxmarl(task: str) -> Env:
         state_dim=sum(widths),
         n_actions=max(counts),
         # Some games compare their clock before they count the step.
-        episode_limit=LONGEST if clock is None else int(clock) + 1,
+        episode_limit=LONGEST if clock is None else clock + 1,
         team_reward=False,
         continuous=not discrete,
         obs_widths=tuple(widths) if len(set(widths)) > 1 else None,
@@ -93,13 +91,13 @@ def make_jaxmarl(task: str) -> Env:
 
     def show(
         state: JaxmarlState,
-        obs: dict[str, Array],
+        obs: Any,
         reward: Float[Array, " N"],
         done: Bool[Array, " N"],
         over: Bool[Array, ""],
     ) -> TimeStep:
         """Returns what the game looks like to us."""
-        rows = [obs[agent].reshape(-1).astype(jnp.float32) for agent in agents]
+        rows = _vectors(obs, agents)
         cut = state.steps >= spec.episode_limit
         timeout = cut | (over & (state.steps >= (LONGEST if clock is None else clock)))
         alive = ~done | over  # agents that are done before the others are out of the game
@@ -127,12 +125,39 @@ def make_jaxmarl(task: str) -> Env:
         """Returns the game one step later."""
         orders = dict(zip(agents, orders_of(action), strict=True))
         obs, after, reward, done, _ = game.step_env(key, state.game, orders)
-        paid = jnp.stack([jnp.asarray(reward[agent], jnp.float32).reshape(()) for agent in agents])
-        out = jnp.stack([jnp.asarray(done[agent], bool).reshape(()) for agent in agents])
+        paid = jnp.stack([jnp.asarray(each, jnp.float32).reshape(()) for each in _by_agent(reward, agents)])
+        over = jnp.asarray(done["__all__"], bool)
+        out = jnp.stack([jnp.asarray(done.get(agent, over), bool).reshape(()) for agent in agents])
         later = JaxmarlState(_firm(after), state.steps + 1)
-        return later, show(later, obs, paid, out, jnp.asarray(done["__all__"], bool))
+        return later, show(later, obs, paid, out, over)
 
     return Env(spec, reset, step)
+
+
+def _is_by_agent(values: Any, agents: tuple[Any, ...]) -> bool:
+    """Says whether a game tells its agents apart: in a dictionary, in a sequence, or along the first axis."""
+    if isinstance(values, dict):
+        return set(agents) <= values.keys()
+    return len(values) == len(agents) if isinstance(values, tuple | list) else values.shape[:1] == (len(agents),)
+
+
+def _by_agent(values: Any, agents: tuple[Any, ...]) -> list[Any]:
+    """What a game says of each agent, in the order of its agents."""
+    return [values[agent] if isinstance(values, dict) else values[i] for i, agent in enumerate(agents)]
+
+
+def _vectors(obs: Any, agents: tuple[Any, ...]) -> list[Float[Array, " D"]]:
+    """Each agent's observation, of one or several arrays, as one vector."""
+    leaves = [jax.tree.leaves(each) for each in _by_agent(obs, agents)]
+    return [jnp.concatenate([leaf.reshape(-1).astype(jnp.float32) for leaf in own]) for own in leaves]
+
+
+def _clock(game: Any) -> int | None:
+    """Steps after which a game ends an episode; None: it has no clock."""
+    if hasattr(game, "num_inner_steps"):  # a match of several rounds
+        return int(game.num_inner_steps * game.num_outer_steps)
+    steps = getattr(game, "max_steps", None)
+    return None if steps is None else int(steps)
 
 
 def _choices(spaces: list[Any]) -> tuple[list[int], Orders]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,12 +16,16 @@ from helpers import check_shapes
 
 from lorasa_jax.config import Config, ConfigError
 from lorasa_jax.envs import jaxmarl, make_env
-from lorasa_jax.envs._jaxmarl import make_game
+from lorasa_jax.envs._jaxmarl import load_jaxmarl, make_game
 from lorasa_jax.envs.base import Env, TimeStep
 from lorasa_jax.envs.jaxmarl import LONGEST, make_jaxmarl
 
 KEY = jax.random.key(5)
 SPREAD, SPEAKER, RIDDLE = "MPE_simple_spread_v3", "MPE_simple_speaker_listener_v4", "switch_riddle"
+DOCS = Path(__file__).parents[2] / "docs"
+LINES = (DOCS / "environments.md").read_text(encoding="utf-8").splitlines()
+SHOWN = [match[1] for line in LINES if (match := re.match(r"\| `(.+?)` \| (yes|no) \|", line))]
+"""Games in the table of the documents."""
 COMM = "MPE_simple_world_comm_v3"  # actions in boxes of unequal size
 
 
@@ -172,6 +179,53 @@ def test_what_does_not_fit_is_said_in_one_line(task, said):
     assert str(error.value).startswith(said) and "\n" not in str(error.value)
 
 
+def test_a_robot_prints_nothing_while_it_is_refused(capfd):
+    with pytest.raises(ConfigError):
+        make_jaxmarl("halfcheetah_6x1")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_making_a_game_prints_nothing(capfd):
     make_game("hopper_3x1")
     assert capfd.readouterr() == ("", "")
+
+
+# Every game that is registered
+
+
+@cache
+def table() -> Any:
+    """The module that writes the table of games."""
+    spec = importlib.util.spec_from_file_location("jaxmarl_games", DOCS / "jaxmarl_games.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.filterwarnings("ignore:scatter inputs have incompatible types:FutureWarning")  # of jaxnav
+@pytest.mark.parametrize("task", SHOWN)
+def test_every_game_fits_its_spec_or_is_refused_in_one_line_as_its_table_says(task):
+    """Without a compilation: `row` traces `reset` and `step`."""
+    assert table().row(task.replace("\\|", "|")) in LINES
+
+
+def test_the_table_has_every_game():
+    assert [name.replace("\\|", "|") for name in SHOWN] == load_jaxmarl().registered_envs
+
+
+def test_what_a_game_says_of_agents_may_be_in_a_dictionary_a_sequence_or_an_array():
+    obs = {"grid": jnp.arange(4.0).reshape(2, 2), "bag": jnp.array([7], jnp.int8)}
+    for values in ({"a": obs, 3: obs}, (obs, obs), jnp.stack([jnp.arange(5)] * 2)):
+        assert jaxmarl._is_by_agent(values, ("a", 3))
+        (first, second) = jaxmarl._vectors(values, ("a", 3))
+        assert first.shape == second.shape == (5,) and first.dtype == jnp.float32
+    for values in ({"a": obs, "b": obs}, (obs,), jnp.zeros((3, 2)), jnp.zeros(())):
+        assert not jaxmarl._is_by_agent(values, ("a", 3))
+
+
+def test_a_match_of_rounds_is_cut_when_all_have_been_played():
+    env = world("coin_game")
+    assert env.spec.episode_limit == 101  # 10 rounds of 10 steps, and one: some games ask before they count
+    seen = play("coin_game")[0]
+    assert len(seen) - 1 == 100 and seen[-1].truncated and not seen[-1].terminated
