@@ -314,9 +314,10 @@ def _update_actor(
     owners |= {name: (level.owner, level.n_owners) for name, level in sharing.stacks.items()}
     states, norms = dict(learner.actor_opt), []
     for name, grad in grads.items():
-        # The loss pools the agents of a trunk, or all; what an owner has follows the mean over its own samples.
         undilute, moved = _own_samples(*owners[name], batch, counts, pool, block)
-        grad = jax.vmap(lambda scale, tree: jax.tree.map(lambda g: scale * g, tree))(undilute, grad)
+        # The loss pools the agents of a trunk, or all; what an owner has follows the mean over its own samples.
+        if name != "shared" or sharing.across:
+            grad = jax.vmap(lambda scale, tree: jax.tree.map(lambda g: scale * g, tree))(undilute, grad)
         factor = 1.0 if name == "shared" else sharing.stacks[name].factor
         stacks[name], states[name], norm = system.optimizer.apply(
             stacks[name], states[name], grad, factor * rates.actor, moved

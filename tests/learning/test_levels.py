@@ -36,8 +36,8 @@ ENV = make_diary()
 ONE_STEP = {"epochs": 1, "lr": 0.02, "max_grad_norm": float("inf"), "adam_eps": 1e-8}
 
 
-def make(scheme: str, **changes: Any) -> System:
-    config = small_config(sharing=scheme, ppo=ONE_STEP, **changes)
+def make(scheme: str, ppo: dict[str, Any] | None = None, **changes: Any) -> System:
+    config = small_config(sharing=scheme, ppo=ONE_STEP | (ppo or {}), **changes)
     return make_system(config, ENV, adapting=is_two_phase(config, ENV))
 
 
@@ -76,6 +76,19 @@ def test_a_level_takes_its_factor_of_every_step():
         )
 
     assert_close(step(tenth), jax.tree.map(lambda change: 0.1 * change, step(full)), atol=2e-7, rtol=1e-3)
+
+
+def test_a_trunk_learns_the_same_whoever_owns_what_stands_on_it():
+    """Also where agents of several trunks own something together; a large epsilon makes steps as large as gradients."""
+    team, agent = (
+        make("seps_lora", ppo={"adam_eps": 1.0}, freeze_trunk=False, levels=(scope,)) for scope in ("team", "agent")
+    )
+    assert team.actor.sharing.across and not agent.actor.sharing.across
+    trunk = random_params(agent.actor)
+    after = [updated(system, jax.jit(system.actor.graft)(KEY, trunk)).shared for system in (team, agent)]
+    change = jax.tree.map(lambda new, old: np.abs(new - old).max(), after[1], trunk.shared)
+    assert max(jax.tree.leaves(change)) > 1e-3
+    assert_close(after[0], after[1], atol=1e-6)
 
 
 def test_joint_training_is_two_phases_that_switch_at_once_and_freeze_nothing():
