@@ -121,7 +121,7 @@ def size_of(options: argparse.Namespace) -> dict[str, Any]:
 def keep(options: argparse.Namespace, peaks: dict[Any, int], times: dict[Any, list[tuple[float, float]]]) -> None:
     """Writes what was measured to results/agents.json; what is there of other cells of this size stays."""
     sys.path.insert(0, str(ROOT / "experiments"))
-    from run_dir import versions
+    from lorasa_jax.cli.run_dir import versions
 
     kept, size = json.loads(RECORD.read_text()) if RECORD.exists() else {}, size_of(options)
     same = kept.get("size") == size

@@ -25,13 +25,12 @@ import jax.numpy as jnp
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 from lorasa_jax import Config, make_env, make_trainer
+from lorasa_jax.cli.flags import RunConfig, parse
 from lorasa_jax.envs._jaxmarl import load_smax
 from lorasa_jax.envs.mabrax import load_robot
 from lorasa_jax.envs.mabrax_maps import ROBOTS, robot_name
 from lorasa_jax.learning.rollout import select, start_pool
 from lorasa_jax.running.programs import compiler_options
-
-from cli import RunConfig, parse
 
 TASKS = "2s3z", "3s5z", "3s5z_vs_3s6z", "10m_vs_11m", "ant_4x2", "walker2d_2x3"
 N_ENVS, STEPS = 64, 128

@@ -55,7 +55,7 @@ def count(sharing: str, n_agents: int, options: argparse.Namespace) -> Iterator[
 def make_record(options: argparse.Namespace) -> dict[str, Any]:
     """Counts everything."""
     sys.path.insert(0, str(ROOT / "experiments"))
-    from run_dir import versions
+    from lorasa_jax.cli.run_dir import versions
 
     rows = []
     for n in options.agents:

@@ -37,7 +37,7 @@ def parts(arguments: list[str]) -> dict[str, float]:
 
     mark("Python")
     sys.path.insert(0, str(RUN.parent))
-    from cli import RunConfig, parse  # type: ignore[import-not-found]
+    from lorasa_jax.cli.flags import RunConfig, parse
 
     config = parse(RunConfig, arguments)
     mark("command line")

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "lorasa_jax"
 ORDER = (
     "checks", "files", "levels", "config", "surroundings", "core.types", "core.trees", "deltas", "envs", "core",
     "sharing", "learning", "running", "storage", "analysis", "adapters",
+    "cli",
 )  # fmt: skip
 """From the ground up; a module belongs to the longest name that fits."""
 

@@ -17,13 +17,13 @@ import pandas as pd
 import pytest
 
 from lorasa_jax.analysis import statistics as stats
+from lorasa_jax.cli.flags import RunConfig, parse
+from lorasa_jax.cli.run_dir import RunDir, write_json
 from lorasa_jax.config import ConfigError
 from lorasa_jax.envs import make_env
 
-from cli import RunConfig, parse
 from research import documents, figures, records, report, tables
 from research.records import Experiment, by
-from run_dir import RunDir, write_json
 
 ROOT = Path(__file__).parents[2]
 SMALL = [

@@ -18,15 +18,14 @@ from helpers import random_like
 from saving import save_run
 
 from lorasa_jax import adapters
+from lorasa_jax.cli import export
+from lorasa_jax.cli.saved import load_run
 from lorasa_jax.config import Config, ConfigError, NetworkConfig
 from lorasa_jax.core.trees import by_path, nested
 from lorasa_jax.core.types import PolicyParams, PyTree
 from lorasa_jax.envs.base import Env, EnvSpec
 from lorasa_jax.learning.system import make_system
 from lorasa_jax.storage.checkpoints import SavedTeam
-
-import export
-from saved import load_run
 
 LOADER = Path(export.__file__).with_name("play_export.py")
 

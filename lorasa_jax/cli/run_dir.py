@@ -19,14 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from lorasa_jax.cli.flags import invocation, read_json
+from lorasa_jax.cli.saved import rows_of, scan_rows, words
+from lorasa_jax.cli.streams import complain
 from lorasa_jax.config import Config, ConfigError, changed_settings, require
 from lorasa_jax.files import naming, whole, write_text
 from lorasa_jax.running.state import Report
 from lorasa_jax.surroundings import TOLD, switches
-
-from cli import python, read_json
-from saved import rows_of, scan_rows, words
-from streams import complain
 
 PACKAGES = ("lorasa-jax", "jax", "jaxlib", "flax", "optax", "chex", "jaxmarl", "brax", "mujoco", "numpy")
 
@@ -52,11 +51,11 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def versions(python: str = "python") -> dict[str, Any]:
+def versions(command: Sequence[str] | None = None) -> dict[str, Any]:
     """Returns what a command ran with: packages, interpreter, machine, commit, command line.
 
     Args:
-        python: what the command line calls the interpreter.
+        command: what the command line calls the program, in front of its flags; None: `python` and the script.
     """
     import jax
 
@@ -74,7 +73,7 @@ def versions(python: str = "python") -> dict[str, Any]:
         "devices": [str(device.device_kind) for device in jax.devices()],
         "switches": switches(),
         "commit": _commit(),
-        "command": [python, *sys.argv],
+        "command": [*(command or ("python", sys.argv[0])), *sys.argv[1:]],
     }
 
 
@@ -136,7 +135,7 @@ class RunDir:
         try:
             self._metrics.truncate(0)
             self._write_config()
-            write_json(self.directory / "versions.json", versions(python()))
+            write_json(self.directory / "versions.json", versions(invocation()))
         except OSError:
             self._withdraw()
             raise
@@ -199,7 +198,7 @@ class RunDir:
             (self.directory / name).unlink(missing_ok=True)
         self._write_config()
         before = read_json(self.directory / "versions.json")
-        resumed = [*before.get("resumed", []), versions(python())]
+        resumed = [*before.get("resumed", []), versions(invocation())]
         write_json(self.directory / "versions.json", {**before, "resumed": resumed})
 
     def _write_config(self) -> None:

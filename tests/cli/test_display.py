@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from tensorboardX.event_file_writer import EventsWriter
 
+from lorasa_jax.cli import display
+from lorasa_jax.cli.flags import RunConfig, parse
 from lorasa_jax.running.state import ADAPTERS, SHARED, Report
-
-import display
-from cli import RunConfig, parse
 
 CONFIG = parse(RunConfig, ["--env", "toy", "--n-envs", "8", "--rollout-length", "8", "--total-steps", "256"])
 

@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lorasa_jax.cli import flags as cli
+from lorasa_jax.cli import run_dir as module
+from lorasa_jax.cli import train as run
+from lorasa_jax.cli.run_dir import RunDir
 from lorasa_jax.config import Config
 from lorasa_jax.running.state import SHARED, Report
-
-import cli
-import run
-import run_dir as module
-from run_dir import RunDir
 
 CONFIG = cli.parse(cli.RunConfig, ["--env", "toy", "--total-steps", "8192"])
 CODES = pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])

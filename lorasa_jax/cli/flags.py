@@ -20,15 +20,14 @@ from typing import Any, Literal, NoReturn, TypeVar
 
 import tyro
 
+from lorasa_jax.cli.plugins import load_plugins, resolve
+from lorasa_jax.cli.streams import complain, open_streams
+from lorasa_jax.cli.yaml_reader import read_yaml
 from lorasa_jax.config import TASKS, Config, ConfigError, changed_settings, nearest, require
 from lorasa_jax.files import reason
 from lorasa_jax.levels import Renamed
 
-from plugins import load_plugins, resolve
-from streams import complain, open_streams
-from yaml_reader import read_yaml
-
-PRESETS = Path(__file__).parent / "configs"
+PRESETS = Path(__file__).parent / "presets"
 CHECKPOINTS = "checkpoints"
 """Where a run directory keeps them."""
 BACKBONES = "backbones"
@@ -50,7 +49,7 @@ class RunConfig(Config):
     """Train a team: a shared policy first, then a low-rank adapter for every agent (LoRASA)."""
 
     preset: str = "fast"
-    """Settings to start from: a name under experiments/configs/ENV, or a YAML file. Flags override it."""
+    """Settings to start from: fast, paper or another name for this environment, or a YAML file. Flags override it."""
     out: Path | None = None
     """Run directory, which must not exist yet; not given: runs/ENV-TASK-ALGO-SHARING-seedN."""
     gif: bool = True
@@ -143,6 +142,16 @@ def python() -> str:
     # A virtual environment's Python is a link to one elsewhere, which without its folder is another.
     same = called is not None and Path(called).parent.resolve() == ran.parent.resolve() and ran.samefile(called)
     return "python" if same else str(ran)
+
+
+def invocation() -> list[str]:
+    """Returns the words that start this command: a script and its Python, or `lorasa` and the command's name."""
+    program, _, command = Path(sys.argv[0]).name.partition(" ")
+    if program != "lorasa" or not command:
+        return [python(), sys.argv[0]]
+    called = shutil.which(program)
+    ran = Path(sys.argv[0]).with_name(program)
+    return [program if called is not None and Path(called) == ran else str(ran), command]
 
 
 def read_flags(config_type: type[T], argv: Sequence[str], **default: Any) -> T:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-import streams
+from lorasa_jax.cli import streams
 
 EXPERIMENTS = Path(streams.__file__).parent
 SCRIPTS = [*EXPERIMENTS.glob("*.py"), *EXPERIMENTS.with_name("research").glob("*.py")]
 COMMANDS = sorted(path for path in SCRIPTS if "__main__" in path.read_text() and path.stem != "play_export")
 TALKS = """
-from streams import open_streams
+from lorasa_jax.cli.streams import open_streams
 open_streams()
 import contextlib, os, sys
 with open(sys.argv[1], "w") as file:

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
+from lorasa_jax.cli import sizes
+from lorasa_jax.cli.flags import parse
 from lorasa_jax.envs import Env, EnvSpec
-
-import sizes
-from cli import parse
 
 N = 5
 

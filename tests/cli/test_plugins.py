@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import plugins
-from cli import RunConfig, parse, read_config
+from lorasa_jax.cli import plugins
+from lorasa_jax.cli.flags import RunConfig, parse, read_config
 
 pytestmark = pytest.mark.usefixtures("registries", "fresh")
 

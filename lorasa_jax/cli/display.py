@@ -15,10 +15,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from lorasa_jax.cli.streams import can_redraw, complain
 from lorasa_jax.config import Config, ConfigError
 from lorasa_jax.running.state import Report
-
-from streams import can_redraw, complain
 
 BAR = 16
 WINDOW = 20

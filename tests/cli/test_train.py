@@ -22,6 +22,10 @@ import jax
 import numpy as np
 import pytest
 
+from lorasa_jax.cli import display, run_dir
+from lorasa_jax.cli import flags as cli
+from lorasa_jax.cli import train as run
+from lorasa_jax.cli.run_dir import RunDir
 from lorasa_jax.config import Config
 from lorasa_jax.envs import make_env
 from lorasa_jax.learning import clustering as grouping
@@ -29,12 +33,6 @@ from lorasa_jax.running import loop
 from lorasa_jax.running.state import Diverged
 from lorasa_jax.storage import arrays as storage
 from lorasa_jax.storage.saver import Saver
-
-import cli
-import display
-import run
-import run_dir
-from run_dir import RunDir
 
 TINY = [
     "--env", "toy", "--cache", "False", "--total-steps", "512", "--n-envs", "8", "--rollout-length", "8",

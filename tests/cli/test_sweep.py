@@ -23,19 +23,14 @@ import pytest
 import yaml
 
 from lorasa_jax import adapters
+from lorasa_jax.cli import evaluate, export, plan, saved, sweep
+from lorasa_jax.cli import flags as cli
+from lorasa_jax.cli import train as run
+from lorasa_jax.cli.flags import RunConfig, parse
+from lorasa_jax.cli.run_dir import RunDir
 from lorasa_jax.config import ConfigError
 from lorasa_jax.envs import make_env
 from lorasa_jax.storage import arrays as storage
-
-import cli
-import evaluate
-import export
-import plan
-import run
-import saved
-import sweep
-from cli import RunConfig, parse
-from run_dir import RunDir
 
 BASE = {
     "env": "toy", "task": "own_number", "n_agents": 4, "total_steps": 512,

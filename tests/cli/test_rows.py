@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
+from lorasa_jax.cli.run_dir import RunDir
+from lorasa_jax.cli.saved import read_rows
 from lorasa_jax.config import Config, ConfigError
-
-from run_dir import RunDir
-from saved import read_rows
 
 ROWS = [{"seed": seed, "iteration": i, "env_steps": 64 * i} for i in (1, 2, 3) for seed in (0, 1)]
 """Three iterations of two seeds."""

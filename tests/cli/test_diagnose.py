@@ -13,8 +13,7 @@ import pytest
 from saving import save_run
 
 from lorasa_jax.analysis import diagnosis
-
-import diagnose
+from lorasa_jax.cli import diagnose
 
 OFF = ~np.eye(4, dtype=bool)
 

@@ -14,13 +14,11 @@ import pytest
 from saving import save_run
 
 from lorasa_jax.analysis.statistics import bootstrap_interval
+from lorasa_jax.cli import diagnose, evaluate
+from lorasa_jax.cli import train as run
+from lorasa_jax.cli.flags import RunConfig, parse
+from lorasa_jax.cli.saved import labels_of, load_run
 from lorasa_jax.learning import trainer
-
-import diagnose
-import evaluate
-import run
-from cli import RunConfig, parse
-from saved import labels_of, load_run
 
 EXPERIMENTS = Path(evaluate.__file__).parent
 

@@ -15,17 +15,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lorasa_jax.cli import diagnose, evaluate, export, sizes, sweep
+from lorasa_jax.cli import flags as cli
+from lorasa_jax.cli import train as run
+from lorasa_jax.cli.flags import PRESETS, RunConfig, leave, parse, python, read_config
+from lorasa_jax.cli.run_dir import RunDir
 from lorasa_jax.config import ConfigError
-
-import cli
-import diagnose
-import evaluate
-import export
-import run
-import sizes
-import sweep
-from cli import PRESETS, RunConfig, leave, parse, python, read_config
-from run_dir import RunDir
 
 RUN = Path(__file__).parents[2] / "experiments" / "run.py"
 PRESET_NAMES = sorted((path.parent.name, path.stem) for path in PRESETS.glob("*/*.yaml"))

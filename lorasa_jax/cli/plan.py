@@ -8,10 +8,9 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorasa_jax.cli.flags import RunConfig, is_file_name, parse_settings
+from lorasa_jax.cli.yaml_reader import read_yaml
 from lorasa_jax.config import require
-
-from cli import RunConfig, is_file_name, parse_settings
-from yaml_reader import read_yaml
 
 if TYPE_CHECKING:
     from lorasa_jax.envs import Env

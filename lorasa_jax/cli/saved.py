@@ -8,10 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorasa_jax.cli.flags import CHECKPOINTS, ROWS, RunConfig, from_settings, locate, read_config, read_json, run_of
 from lorasa_jax.config import require
 from lorasa_jax.surroundings import prepare
-
-from cli import CHECKPOINTS, ROWS, RunConfig, from_settings, locate, read_config, read_json, run_of
 
 if TYPE_CHECKING:
     from lorasa_jax.storage.checkpoints import SavedTeam

@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lorasa_jax.cli.flags import RunConfig, parse
+from lorasa_jax.cli.run_dir import RunDir
 from lorasa_jax.envs import make_env
 from lorasa_jax.learning.trainer import make_trainer
 from lorasa_jax.running.state import ADAPTERS, Best, RunState
 from lorasa_jax.storage import arrays as storage
 from lorasa_jax.storage import checkpoints as checkpoint
-
-from cli import RunConfig, parse
-from run_dir import RunDir
 
 N_AGENTS, SEEDS = 4, (3, 4)
 
