@@ -13,9 +13,9 @@ import pytest
 
 from lorasa_jax.cli import streams
 
-EXPERIMENTS = Path(streams.__file__).parent
-SCRIPTS = [*EXPERIMENTS.glob("*.py"), *EXPERIMENTS.with_name("research").glob("*.py")]
-COMMANDS = sorted(path for path in SCRIPTS if "__main__" in path.read_text() and path.stem != "play_export")
+ROOT = Path(__file__).parents[2]
+SCRIPTS = [path for folder in ("experiments", "research") for path in (ROOT / folder).glob("*.py")]
+COMMANDS = sorted(path for path in SCRIPTS if "__main__" in path.read_text())
 TALKS = """
 from lorasa_jax.cli.streams import open_streams
 open_streams()
@@ -43,7 +43,7 @@ def test_a_program_goes_on_and_its_files_hold_nothing_else(tmp_path: Path, how: 
     (tmp_path / "talk.py").write_text(TALKS)
     out = tmp_path / "out"
     command = f"{{ '{sys.executable}' talk.py '{out}'; echo $? > status; }}"
-    environment = {**os.environ, "PYTHONPATH": f"{EXPERIMENTS}:{EXPERIMENTS.parent}"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run(["sh", "-c", how.format(command)], cwd=tmp_path, env=environment, capture_output=True)
     assert ((tmp_path / "status").read_text(), out.read_text()) == ("0\n", "done")
 
