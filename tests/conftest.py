@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "lorasa_jax"
 # Settings and specs of environments check, and convert, their fields themselves.
 MODULES = {".".join(("lorasa_jax", *path.relative_to(PACKAGE).with_suffix("").parts)) for path in PACKAGE.rglob("*.py")}
 MODULES = {name for name in MODULES if not name.startswith("lorasa_jax.cli.")}
-MODULES -= {"lorasa_jax.config", "lorasa_jax.checks", "lorasa_jax.envs.base"}
+MODULES -= {"lorasa_jax.config", "lorasa_jax.sections", "lorasa_jax.checks", "lorasa_jax.envs.base"}
 # Every other function and dataclass of the package checks its annotations, shapes included, and
 # raises where they do not hold. As for a type checker, an int is a good float.
 install_import_hook(sorted(MODULES), "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
