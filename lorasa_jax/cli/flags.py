@@ -20,7 +20,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 
 import tyro
 
-from lorasa_jax.cli.plugins import load_plugins, resolve
+from lorasa_jax.cli.plugins import load_plugins, require_loaded, resolve
 from lorasa_jax.cli.streams import complain, open_streams
 from lorasa_jax.cli.yaml_reader import read_yaml
 from lorasa_jax.config import TASKS, Config, ConfigError, changed_settings, nearest, require
@@ -156,7 +156,7 @@ def invocation() -> list[str]:
 
 def read_flags(config_type: type[T], argv: Sequence[str], **default: Any) -> T:
     """Returns what flags say; raises `ConfigError` where they cannot be read."""
-    said = io.StringIO()
+    said, argv = io.StringIO(), _without_plugins(config_type, argv)
     try:
         with _hints(), redirect_stderr(said):
             return tyro.cli(config_type, args=argv, config=(tyro.conf.FlagConversionOff,), **default)
@@ -164,6 +164,17 @@ def read_flags(config_type: type[T], argv: Sequence[str], **default: Any) -> T:
         if not stop.code:
             raise
     raise ConfigError(_one_line(said.getvalue()))
+
+
+def _without_plugins(config_type: type, argv: Sequence[str]) -> Sequence[str]:
+    """Loads the plugins that are named, and returns the other words, for commands that do not keep their names."""
+    if any(field.name == "plugins" for field in dataclasses.fields(config_type)):
+        return argv
+    words = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    words.add_argument("--plugins", nargs="*", default=[])
+    chosen, others = words.parse_known_args(argv)
+    load_plugins(chosen.plugins)
+    return others
 
 
 @contextmanager
@@ -237,6 +248,7 @@ def _parse_resumed(config_type: type[C], resume: Path, argv: Sequence[str], plug
         not path.with_name(ROWS).exists(),
         f"{path.parent} is a job of a sweep; the sweep's own command goes on with it (`command` in its versions.json)",
     )
+    load_plugins(plugins)
     kept = read_config(config_type, path, plugins)
     config = read_flags(config_type, argv, default=kept)
     for name, before, after in changed_settings(dataclasses.asdict(kept), dataclasses.asdict(config)):
@@ -270,9 +282,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def from_settings(config_type: type[C], settings: dict[str, Any], path: Path) -> C:
     """Returns the configuration that settings by name make, as they stand in a `config.json`; no preset is read.
 
-    The plugins that they name are loaded.
+    Raises:
+        ConfigError: they name plugins that the command line does not (`require_loaded`).
     """
-    load_plugins(settings.get("plugins", ()))
+    require_loaded(settings.get("plugins", ()), path)
     return read_flags(config_type, [*_flags(config_type, settings, path)])
 
 

@@ -41,6 +41,24 @@ def load_plugins(plugins: Iterable[str]) -> None:
             raise ConfigError(f"plugin {plugin} failed: {said}{_where(error)}") from error
 
 
+def require_loaded(plugins: Iterable[str], path: Path) -> None:
+    """Refuses plugins that only a file names: what is read may come from anybody, and is never run unasked.
+
+    Args:
+        plugins: that the file names. One that has moved is known by the name of its file.
+        path: the file.
+
+    Raises:
+        ConfigError: one of them has not been named on the command line.
+    """
+    known = {Path(plugin).name for plugin in _loaded}
+    missing = [plugin for plugin in plugins if Path(plugin).name not in known]
+    require(
+        not missing,
+        f"{path} names plugins, and what a file names is not run unasked; add --plugins {' '.join(missing)} at the end",
+    )
+
+
 def _load(plugin: str) -> ModuleType:
     if not plugin.endswith(".py"):
         here = str(Path.cwd())

@@ -228,7 +228,7 @@ def train(config: RunConfig, began: float) -> None:
                 start = find_start(config, env, run_dir)
             for row in run_dir.rows:
                 track(row)
-            result, summary = fill(config, env, run_dir, track, start, began - run_dir.wall_seconds, again(directory))
+            result, summary = fill(config, env, run_dir, track, start, began - run_dir.wall_seconds, again(config))
     print_result(config, result, summary)
 
 
@@ -371,9 +371,10 @@ def fill(
     return result, summary
 
 
-def again(directory: Path) -> str:
+def again(config: RunConfig) -> str:
     """Returns the command that goes on with a run."""
-    return shlex.join([*invocation(), "--resume", str(directory)])
+    plugins = ["--plugins", *config.plugins] if config.plugins else []
+    return shlex.join([*invocation(), "--resume", str(config.directory), *plugins])
 
 
 def describe(error: Diverged, run_dir: RunDir) -> dict[str, Any]:

@@ -108,9 +108,16 @@ def find_network(name: str) -> Make:
     require(bool(colon), f"unknown network {name!r}{nearest(name, NETWORKS)}; write package.module:factory")
     try:
         made = getattr(importlib.import_module(home), factory)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"the network {name} cannot be imported: {' '.join(str(error).split())}") from None
-    require(callable(made), f"the network {name} must be a function of (n_in, n_out, config)")
+    is_class = isinstance(made, type) and issubclass(made, nn.Module | nnx.Module)
+    require(
+        not is_class, f"the network {name} is a class; name a function of (n_in, n_out, config) that makes one of it"
+    )
+    try:
+        inspect.signature(made).bind(1, 1, NetworkConfig())
+    except (TypeError, ValueError):
+        raise ConfigError(f"the network {name} must be a function of (n_in, n_out, config)") from None
     return _constant(made)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from lorasa_jax.cli import plugins
-from lorasa_jax.cli.flags import RunConfig, parse, read_config
+from lorasa_jax.cli.evaluate import EvaluateConfig
+from lorasa_jax.cli.flags import RunConfig, parse, read_config, read_flags
 
 pytestmark = pytest.mark.usefixtures("registries", "fresh")
 
@@ -78,17 +79,20 @@ def test_a_plugin_may_be_a_module_of_this_directory(mine: Path, monkeypatch: pyt
     assert (config.sharing, config.plugins) == ("separate", ("my_schemes",))
 
 
-def test_a_run_that_is_read_loads_its_plugins_and_one_that_goes_on_takes_them_from_elsewhere(
+def test_what_a_run_names_is_not_run_unasked_and_may_lie_elsewhere(
     mine: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record, known = mine.with_name("config.json"), {"sharing": "separate", "plugins": [str(mine)]}
     record.write_text(json.dumps(known))
+    said = wrong(capsys, "--resume", str(mine.parent))
+    assert f"{record} names plugins, and what a file names is not run unasked; add --plugins {mine} at the end" in said
+    plugins.load_plugins([str(mine)])
     assert read_config(RunConfig, record).sharing == "separate"
     elsewhere = mine.parent / "elsewhere"
     elsewhere.mkdir()
     moved = mine.rename(elsewhere / mine.name)
     monkeypatch.setattr(plugins, "_loaded", {})
-    assert f"plugin {mine}: there is no such file" in wrong(capsys, "--resume", str(mine.parent))
+    assert "not run unasked" in wrong(capsys, "--resume", str(mine.parent))
     config = parse(RunConfig, ["--resume", str(mine.parent), "--plugins", str(moved)])
     assert (config.sharing, config.plugins) == ("separate", (str(moved),))
 
@@ -113,3 +117,8 @@ def test_a_plugin_that_is_missing_or_broken_is_one_line(
 def test_a_module_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     said = wrong(capsys, "--plugins", "no.such.module")
     assert "plugin no.such.module failed: ModuleNotFoundError: No module named 'no'" in said
+
+
+def test_every_command_takes_plugins(mine: Path) -> None:
+    config = read_flags(EvaluateConfig, ["runs/mine", "--plugins", str(mine)])
+    assert (str(config.run), list(plugins._loaded)) == ("runs/mine", [str(mine)])

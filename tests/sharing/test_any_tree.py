@@ -139,6 +139,11 @@ def make_trainer_of(network, changes):
     [
         ("nowhere:make", "the network nowhere:make cannot be imported: No module named 'nowhere'"),
         ("own_networks:nothing", "the network own_networks:nothing cannot be imported: "),
+        (
+            "own_networks:ConvAttention",
+            "the network own_networks:ConvAttention is a class; name a function of",
+        ),
+        ("os:system", "the network os:system must be a function of (n_in, n_out, config)"),
         ("conv_atention", "unknown network 'conv_atention'"),
         ("python:Gone", "the network Gone was handed in from Python; hand it in again"),
     ],
