@@ -30,6 +30,7 @@ def test_adapters_on_a_network_of_ones_own_reach_the_optimum(capsys):
     assert "attention/query" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_callback_logs_and_stops_a_run_that_is_good_enough(capsys):
     runpy.run_path(str(EXAMPLES / "callback.py"), run_name="__main__")
     told = capsys.readouterr().out
@@ -46,6 +47,7 @@ def test_agents_in_an_environment_of_ones_own_learn_to_meet(capsys):
     assert int(met) >= 90
 
 
+@pytest.mark.slow
 def test_a_loss_of_ones_own_trains(capsys):
     runpy.run_path(str(EXAMPLES / "own_loss.py"), run_name="__main__")
     ((earned, random),) = re.findall(r"return (\S+), of random play (\S+)", capsys.readouterr().out)

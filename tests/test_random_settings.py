@@ -247,12 +247,12 @@ def check_env(seed: int) -> str:
     return said
 
 
-@pytest.mark.parametrize("seed", range(1000, 1006))
+@pytest.mark.parametrize("seed", range(1000, 1003))
 def test_some_settings_train_or_are_refused(seed):
     check_settings(seed)
 
 
-@pytest.mark.parametrize("seed", range(1000, 1006))
+@pytest.mark.parametrize("seed", range(1000, 1003))
 def test_some_environments_train_or_are_refused(seed):
     check_env(seed)
 

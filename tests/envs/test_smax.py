@@ -497,7 +497,7 @@ def test_a_gif_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
         assert len(list(tmp_path.iterdir())) == 2
         raise OSError("no")
 
-    monkeypatch.setattr(drawing.os, "replace", fail)
+    monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(OSError, match="no"):
         drawing.save_gif([Image.new("RGB", (8, 8))], path)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
