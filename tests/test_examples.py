@@ -40,6 +40,7 @@ def test_a_callback_logs_and_stops_a_run_that_is_good_enough(capsys):
     assert float(re.findall(r"steps: return (\S+)", told)[0]) >= 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("registries")
 def test_agents_in_an_environment_of_ones_own_learn_to_meet(capsys):
     runpy.run_path(str(EXAMPLES / "own_environment.py"), run_name="__main__")
