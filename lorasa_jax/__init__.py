@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lorasa_jax.config import Config as Config
     from lorasa_jax.config import ConfigError as ConfigError
     from lorasa_jax.config import CriticConfig as CriticConfig
+    from lorasa_jax.config import JaxmarlConfig as JaxmarlConfig
     from lorasa_jax.config import MabraxConfig as MabraxConfig
     from lorasa_jax.config import NetworkConfig as NetworkConfig
     from lorasa_jax.config import PPOConfig as PPOConfig
@@ -55,15 +56,23 @@ if TYPE_CHECKING:
     from lorasa_jax.sharing.schemes import SCHEMES as SCHEMES
     from lorasa_jax.sharing.schemes import Sharing as Sharing
     from lorasa_jax.sharing.schemes import register_scheme as register_scheme
-    from lorasa_jax.sharing.variants import NOTHING as NOTHING
     from lorasa_jax.sharing.variants import Adapter as Adapter
     from lorasa_jax.sharing.variants import low_rank as low_rank
     from lorasa_jax.storage.runs import Team as Team
     from lorasa_jax.storage.runs import load_run as load_run
 
 _HOMES = {
-    "sharing.variants": ("NOTHING", "Adapter", "low_rank"),
-    "config": ("Config", "ConfigError", "CriticConfig", "MabraxConfig", "NetworkConfig", "PPOConfig", "SmaxConfig"),
+    "sharing.variants": ("Adapter", "low_rank"),
+    "config": (
+        "Config",
+        "ConfigError",
+        "CriticConfig",
+        "JaxmarlConfig",
+        "MabraxConfig",
+        "NetworkConfig",
+        "PPOConfig",
+        "SmaxConfig",
+    ),
     "core.own_network": ("register_network", "with_networks"),
     "envs": ("ENVS", "Env", "EnvSpec", "TimeStep", "make_env", "register_env"),
     "running.forks": ("common_config", "fork", "share_programs"),

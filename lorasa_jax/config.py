@@ -26,6 +26,7 @@ from lorasa_jax.checks import (
 from lorasa_jax.checks import ConfigError as ConfigError
 from lorasa_jax.levels import DEFAULT, AdapterLevel, LevelSettings, from_old_names, parse_levels
 from lorasa_jax.sections import CriticConfig as CriticConfig
+from lorasa_jax.sections import JaxmarlConfig as JaxmarlConfig
 from lorasa_jax.sections import MabraxConfig as MabraxConfig
 from lorasa_jax.sections import NetworkConfig as NetworkConfig
 from lorasa_jax.sections import PPOConfig as PPOConfig
@@ -147,6 +148,7 @@ class Config:
     ppo: PPOConfig = field(default_factory=PPOConfig)
     smax: SmaxConfig = field(default_factory=SmaxConfig)
     mabrax: MabraxConfig = field(default_factory=MabraxConfig)
+    jaxmarl: JaxmarlConfig = field(default_factory=JaxmarlConfig)
 
     def __post_init__(self) -> None:
         conform(self)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from lorasa_jax.checks import conform, require, require_in_range, require_positive
 
@@ -169,6 +170,34 @@ class SmaxConfig:
 
     def __post_init__(self) -> None:
         conform(self, "smax.")
+
+
+@dataclass(frozen=True)
+class JaxmarlConfig:
+    """Settings of other environments of JaxMARL."""
+
+    options: tuple[str, ...] = ()
+    """Arguments of the game's constructor, as NAME=VALUE, such as layout=cramped_room or num_agents=5. On the command
+    line, --jaxmarl.NAME VALUE says the same."""
+
+    def __post_init__(self) -> None:
+        conform(self, "jaxmarl.")
+        for option in self.options:
+            name, sign, value = option.partition("=")
+            good = name.isidentifier() and bool(sign) and bool(value)
+            require(good, f"jaxmarl.options must be words NAME=VALUE, such as num_agents=5; got {option!r}")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments by name; words that read as Python numbers, booleans, None or lists are those."""
+        return {name: _value(value) for name, _, value in (option.partition("=") for option in self.options)}
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 @dataclass(frozen=True)

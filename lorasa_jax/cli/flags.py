@@ -215,7 +215,26 @@ def parse_settings(config_type: type[C], settings: dict[str, Any], path: Path) -
         raise ConfigError(f"{path}: {error}") from None
 
 
+_OPTION = re.compile(r"--jaxmarl\.(?!options\b)([A-Za-z_][\w-]*)(?:=(.*))?", re.DOTALL)
+"""A flag for an argument of a game's own, which `jaxmarl.options` holds."""
+
+
+def _with_options(argv: Sequence[str]) -> list[str]:
+    """The words with every `--jaxmarl.NAME VALUE` as one of `--jaxmarl.options NAME=VALUE`."""
+    words, options, rest = [], list[str](), iter(argv)
+    for word in rest:
+        found = _OPTION.fullmatch(word)
+        if not found:
+            words.append(word)
+            continue
+        value = found[2] if found[2] is not None else next(rest, "")
+        require(bool(value) and not value.startswith("--"), f"{word} needs a value, which the game is given")
+        options.append(f"{found[1].replace('-', '_')}={value}")
+    return [*words, "--jaxmarl.options", *options] if options else words
+
+
 def _parse(config_type: type[C], argv: Sequence[str]) -> C:
+    argv = _with_options(argv)
     selectors = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     selectors.add_argument("--env", default=Config.env)
     selectors.add_argument("--preset", default=RunConfig.preset)

@@ -30,8 +30,8 @@ def _mabrax(config: Config) -> Env:
 def _any_jaxmarl(config: Config) -> Env:
     from lorasa_jax.envs.jaxmarl import make_jaxmarl
 
-    require(config.n_agents is None, f"n-agents is fixed by the game in jaxmarl; {config.task} says how many play")
-    return make_jaxmarl(config.task)
+    require(config.n_agents is None, "n-agents is an option of the game in jaxmarl, such as --jaxmarl.num-agents 5")
+    return make_jaxmarl(config.task, **config.jaxmarl.arguments)
 
 
 def _toy(config: Config) -> Env:

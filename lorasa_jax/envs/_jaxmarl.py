@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from functools import cache
 from importlib.util import find_spec, module_from_spec
 from types import ModuleType
 from typing import Any
 
-from lorasa_jax.config import ConfigError
+from lorasa_jax.config import ConfigError, nearest, require
 from lorasa_jax.envs._sealed import sealed
 
 
@@ -43,17 +44,52 @@ def load_jaxmarl() -> ModuleType:
     return _load("jaxmarl", "these environments need")
 
 
-def make_game(name: str) -> Any:
+def make_game(name: str, **options: Any) -> Any:
     """Returns one of JaxMARL's registered environments.
 
+    Args:
+        name: as it is registered.
+        options: arguments of its constructor. The layout of `overcooked` may be given by its name.
+
     Raises:
-        ConfigError: it needs a package that is not installed, or arguments.
+        ConfigError: it needs a package that is not installed, or other arguments.
     """
+    if name == "overcooked" and isinstance(options.get("layout"), str):
+        options["layout"] = _layout(options["layout"])
+    known = _known_options(name) if options else []
+    for option in options if known else ():  # some games take any name, and ignore what they do not know
+        require(
+            option in known,
+            f"{name} has no option {option!r}{nearest(option, known)}; its options: {', '.join(known)}",
+        )
     try:
         with sealed():
-            return load_jaxmarl().make(name)
-    except (ImportError, ValueError, TypeError, NameError) as error:
-        raise ConfigError(f"{name} cannot be made: {str(error).splitlines()[0]}") from None
+            return load_jaxmarl().make(name, **options)
+    except Exception as error:  # games check their arguments by whatever fails on them
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"{name} cannot be made: {said}") from None
+
+
+def _layout(name: str) -> Any:
+    known = _load("jaxmarl.environments.overcooked.layouts", "the layouts of overcooked need").overcooked_layouts
+    require(name in known, f"unknown layout {name!r} of overcooked{nearest(name, known)}; layouts: {', '.join(known)}")
+    return known[name]
+
+
+def _known_options(name: str) -> list[str]:
+    """The arguments that a game's constructor takes, or passes on to a class above it; none: not known."""
+    try:
+        with sealed():
+            made = load_jaxmarl().make(name)
+    except Exception:
+        return []
+    known: dict[str, None] = {}
+    for above in type(made).__mro__[:-1]:
+        parameters = inspect.signature(above).parameters.values()
+        known |= dict.fromkeys(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break
+    return [*known]
 
 
 def _load(module: str, who: str) -> ModuleType:

@@ -32,17 +32,16 @@ class JaxmarlState(NamedTuple):
     steps: Int[Array, ""]
 
 
-def make_jaxmarl(task: str) -> Env:
-    """Returns an environment of JaxMARL.
-
-    An episode that ends when the game's `max_steps` have been played is taken to have
-    ended by the clock.
+def make_jaxmarl(task: str, **options: Any) -> Env:
+    """Returns an environment of JaxMARL by its name.
 
     Args:
         task: a name registered with JaxMARL, such as `MPE_simple_spread_v3`.
+        options: arguments of the game's constructor, such as `num_agents=5`.
 
     Raises:
-        ConfigError: there is no such environment, or its actions or observations are of another kind.
+        ConfigError: there is no such environment, it does not take the options, or its actions or observations are of
+            another kind.
     """
     names = load_jaxmarl().registered_envs
     require(
@@ -50,52 +49,26 @@ def make_jaxmarl(task: str) -> Env:
         f"unknown JaxMARL environment {task!r}{nearest(task, names)}; environments: {', '.join(names)}",
     )
     require(task.split("_")[0] not in ROBOTS, f"{task} is a robot; use --env mabrax --task {task}")
-    game = make_game(task)
-    agents = tuple(game.agents)
-    spaces = [game.action_space(agent) for agent in agents]
-    discrete = all(hasattr(space, "n") for space in spaces)
-    counts, orders_of = _choices(spaces) if discrete else _boxes(task, spaces)
-    shown = jax.eval_shape(game.reset, jax.random.key(0))[0]
-    require(_is_by_agent(shown, agents), f"{task} does not say which part of what it shows is which agent's")
-    widths = [row.size for row in jax.eval_shape(lambda obs: _vectors(obs, agents), shown)]
-    clock = _clock(game)
-    owned = np.arange(max(counts)) < np.array(counts)[:, None]
-    spec = EnvSpec(
-        name=task,
-        n_agents=len(agents),
-        obs_dim=max(widths),
-        state_dim=sum(widths),
-        n_actions=max(counts),
-        # Some games compare their clock before they count the step.
-        episode_limit=LONGEST if clock is None else clock + 1,
-        team_reward=False,
-        continuous=not discrete,
-        obs_widths=tuple(widths) if len(set(widths)) > 1 else None,
-        winnable=False,
-    )
+    return jaxmarl_env(make_game(task, **options), task)
 
-    legal = getattr(game, "get_legal_moves", game.get_avail_actions)  # Hanabi's has a name of its own
 
-    def available(state: Any, alive: Bool[Array, " N"]) -> Bool[Array, "N A"]:
-        """Returns the actions each agent may take: the game's word where it has one, within the agent's own."""
-        if not discrete:
-            return jnp.asarray(owned)
-        try:
-            rows = legal(state)
-        except NotImplementedError:
-            return jnp.asarray(owned)
-        said = jnp.stack([jnp.pad(rows[agent], (0, spec.n_actions - rows[agent].size)) for agent in agents])
-        said = said.astype(bool) & owned
-        # The dead must choose something too.
-        return jnp.where((alive & said.any(axis=-1))[:, None], said, owned)
+def jaxmarl_env(game: Any, name: str = "") -> Env:
+    """Returns an instance of a JaxMARL environment as an `Env`, for `lorasa_jax.run(config, env)`.
 
-    def show(
-        state: JaxmarlState,
-        obs: Any,
-        reward: Float[Array, " N"],
-        done: Bool[Array, " N"],
-        over: Bool[Array, ""],
-    ) -> TimeStep:
+    An episode that ends when the game's `max_steps` have been played is taken to have ended by the clock.
+
+    Args:
+        game: an instance of `jaxmarl.environments.MultiAgentEnv`, with any arguments.
+        name: what messages call it; empty: its class.
+
+    Raises:
+        ConfigError: its actions or observations are of another kind.
+    """
+    agents, name = tuple(game.agents), name or type(game).__name__
+    spec, owned, orders_of = _spec(game, agents, name)
+    clock, available = _clock(game), _available(game, agents, owned, spec)
+
+    def show(state: JaxmarlState, obs: Any, reward: Float[Array, " N"], done: Bool[Array, " N"], over: Any) -> TimeStep:
         """Returns what the game looks like to us."""
         rows = _vectors(obs, agents)
         cut = state.steps >= spec.episode_limit
@@ -132,6 +105,50 @@ def make_jaxmarl(task: str) -> Env:
         return later, show(later, obs, paid, out, over)
 
     return Env(spec, reset, step)
+
+
+def _spec(game: Any, agents: tuple[Any, ...], name: str) -> tuple[EnvSpec, np.ndarray, Orders]:
+    """What is fixed about a game, the actions that each agent has [N, A], and what the game is told of actions."""
+    spaces = [game.action_space(agent) for agent in agents]
+    discrete = all(hasattr(space, "n") for space in spaces)
+    counts, orders_of = _choices(spaces) if discrete else _boxes(name, spaces)
+    shown = jax.eval_shape(game.reset, jax.random.key(0))[0]
+    require(_is_by_agent(shown, agents), f"{name} does not say which part of what it shows is which agent's")
+    widths = [row.size for row in jax.eval_shape(lambda obs: _vectors(obs, agents), shown)]
+    clock = _clock(game)
+    spec = EnvSpec(
+        name=name,
+        n_agents=len(agents),
+        obs_dim=max(widths),
+        state_dim=sum(widths),
+        n_actions=max(counts),
+        # Some games compare their clock before they count the step.
+        episode_limit=LONGEST if clock is None else clock + 1,
+        team_reward=False,
+        continuous=not discrete,
+        obs_widths=tuple(widths) if len(set(widths)) > 1 else None,
+        winnable=False,
+    )
+    return spec, np.arange(max(counts)) < np.array(counts)[:, None], orders_of
+
+
+def _available(game: Any, agents: tuple[Any, ...], owned: np.ndarray, spec: EnvSpec) -> Callable[..., Any]:
+    """A function that returns the actions each agent may take: the game's word where it has one, within its own."""
+    legal = getattr(game, "get_legal_moves", game.get_avail_actions)  # Hanabi's has a name of its own
+
+    def available(state: Any, alive: Bool[Array, " N"]) -> Bool[Array, "N A"]:
+        if spec.continuous:
+            return jnp.asarray(owned)
+        try:
+            rows = legal(state)
+        except NotImplementedError:
+            return jnp.asarray(owned)
+        said = jnp.stack([jnp.pad(rows[agent], (0, spec.n_actions - rows[agent].size)) for agent in agents])
+        said = said.astype(bool) & owned
+        # The dead must choose something too.
+        return jnp.where((alive & said.any(axis=-1))[:, None], said, owned)
+
+    return available
 
 
 def _is_by_agent(values: Any, agents: tuple[Any, ...]) -> bool:

@@ -153,6 +153,12 @@ def test_flags_override_the_preset_which_overrides_the_defaults(tmp_path: Path) 
     assert config.adapted_layers == ("gru_in", "head")
 
 
+def test_flags_of_a_jaxmarl_game_are_arguments_of_its_constructor() -> None:
+    words = ["--env", "jaxmarl", "--jaxmarl.layout", "coord_ring", "--seeds", "2", "--jaxmarl.max-steps=9"]
+    config = parse(RunConfig, words)
+    assert (config.seeds, config.jaxmarl.arguments) == (2, {"layout": "coord_ring", "max_steps": 9})
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
@@ -171,6 +177,7 @@ def test_flags_override_the_preset_which_overrides_the_defaults(tmp_path: Path) 
         (["--sharing", "lora"], ["'lora'", "lorasa"]),
         (["--preset", "nowhere.yaml"], ["no preset file nowhere.yaml"]),
         (["--save-every", "-1"], ["save-every must be 0 or more, got -1"]),
+        (["--env", "jaxmarl", "--jaxmarl.layout", "--seeds", "2"], ["--jaxmarl.layout needs a value"]),
     ],
 )
 def test_a_wrong_flag_is_named_with_what_was_expected(

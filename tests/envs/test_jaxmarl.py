@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from helpers import check_shapes
 
-from lorasa_jax.config import Config, ConfigError
+from lorasa_jax.config import Config, ConfigError, JaxmarlConfig
 from lorasa_jax.envs import jaxmarl, make_env
 from lorasa_jax.envs._jaxmarl import load_jaxmarl, make_game
 from lorasa_jax.envs.base import Env, TimeStep
@@ -151,7 +151,7 @@ def test_an_agent_that_is_done_before_the_others_is_dead(monkeypatch):
             *shown, done, info = game.step_env(*args)
             return *shown, {**done, game.agents[1]: True}, info
 
-    monkeypatch.setattr(jaxmarl, "make_game", lambda task: Fading())
+    monkeypatch.setattr(jaxmarl, "make_game", lambda task, **options: Fading())
     env = make_jaxmarl(SPREAD)
     state, shown = env.reset(KEY)
     assert shown.alive.all()
@@ -176,6 +176,37 @@ def test_arrays_have_the_shapes_of_the_spec(task):
 def test_what_does_not_fit_is_said_in_one_line(task, said):
     with pytest.raises(ConfigError) as error:
         make_env(Config(env="jaxmarl", task=task))
+    assert str(error.value).startswith(said) and "\n" not in str(error.value)
+
+
+def test_options_are_arguments_of_the_games_constructor():
+    config = Config(env="jaxmarl", task=SPREAD, jaxmarl=JaxmarlConfig(("num_agents=5", "num_landmarks=4")))
+    assert (make_env(config).spec.n_agents, make_env(config).spec.obs_dim) == (5, 4 + 2 * 4 + 4 * 4)
+    assert make_jaxmarl("overcooked", layout="coord_ring").spec.obs_dim == 26 * 25
+    assert JaxmarlConfig(("a=5", "b=coord_ring", "c=[1, 2]", "d=False", "e=0.5")).arguments == {
+        "a": 5, "b": "coord_ring", "c": [1, 2], "d": False, "e": 0.5
+    }  # fmt: skip
+
+
+def test_an_instance_of_a_game_is_an_environment():
+    game = make_game(SPREAD, num_agents=4)
+    env = jaxmarl.jaxmarl_env(game)
+    assert (env.spec.name, env.spec.n_agents) == ("SimpleSpreadMPE", 4)
+    check_shapes(env)
+
+
+@pytest.mark.parametrize(
+    ("task", "option", "said"),
+    [
+        (SPREAD, "num_agent=5", f"{SPREAD} has no option 'num_agent' (did you mean 'num_agents'"),
+        (SPREAD, "num_agents=many", f"{SPREAD} cannot be made: "),
+        ("overcooked", "layout=coord_rin", "unknown layout 'coord_rin' of overcooked (did you mean 'coord_ring'?)"),
+        ("overcooked", "layout", "jaxmarl.options must be words NAME=VALUE, such as num_agents=5; got 'layout'"),
+    ],
+)
+def test_an_option_that_the_game_does_not_take_is_said_in_one_line(task, option, said):
+    with pytest.raises(ConfigError) as error:
+        make_env(Config(env="jaxmarl", task=task, jaxmarl=JaxmarlConfig((option,))))
     assert str(error.value).startswith(said) and "\n" not in str(error.value)
 
 
