@@ -169,8 +169,8 @@ print(
 # ## Transplant
 #
 # A team of six: agents 4 and 5 have never played. Their adapters are copied from agents of their kind, or of the other one; or averaged
-# over the old team; or fresh, which leaves them with the trunk. (Under `lorasa` the trunk sees one-hot ids; `resize` then gives it weights
-# for two more of them, from the same sources.)
+# over the old team; or fresh, which leaves them with the trunk. (Under `lorasa` the trunk has an embedding for every agent's id; `resize`
+# then gives it two more of them, from the same sources.)
 
 # %%
 six = replace(config, n_agents=6, groups=(0,) * 6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 from lorasa_jax.config import require
 from lorasa_jax.core.types import PolicyParams
 from lorasa_jax.learning.system import System
+from lorasa_jax.sharing import variants
 
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 SMALL = (1e-3, 1e-2, 1e-1)
@@ -23,13 +25,10 @@ class Correction(NamedTuple):
     Attributes:
         kernel: the trunk's, [K, in, out], or [K, n], a vector.
         delta: what is added to it.
-        used: the entries that an owner's correction has; those of the ids of other agents, [K, in, out] too, are zero
-            because there are none. None: all.
     """
 
     kernel: np.ndarray
     delta: np.ndarray
-    used: np.ndarray | None = None
 
 
 def corrections(system: System, params: PolicyParams) -> dict[str, Correction]:
@@ -57,7 +56,7 @@ def corrections(system: System, params: PolicyParams) -> dict[str, Correction]:
     else:
         homes = sharing.groups
         trunks = jax.tree.map(lambda leaf: leaf[jnp.array(homes)], nothing)
-        added = jax.vmap(sharing.adapter.merge)(trunks, system.actor.whole(params))
+        added = jax.vmap(partial(variants.merge, sharing.adapters))(trunks, system.actor.expand(params))
     require(
         not system.config.actor.module,
         f"corrections are read from the built-in network, not from {system.config.actor.module}; compare its weights "
@@ -66,13 +65,7 @@ def corrections(system: System, params: PolicyParams) -> dict[str, Correction]:
     adapted = {layer for own in params.agents.values() for layer in own}
     in_order = [name for name in (*system.config.actor.layer_names, "log_std") if name in adapted]
     kernels = {name: np.asarray(params.shared[name]["kernel"])[list(homes)] for name in in_order}
-    found = {name: Correction(kernels[name], np.asarray(added[name]["kernel"])) for name in in_order}
-    first, n_agents = system.config.actor.layer_names[0], sharing.n_agents
-    if sharing.agent_id and first in found and all(level.owner == tuple(range(n_agents)) for level in sharing.levels):
-        used = np.ones(found[first].kernel.shape, bool)
-        used[:, -n_agents:] = np.eye(n_agents, dtype=bool)[:, :, None]
-        found[first] = found[first]._replace(used=used)
-    return found
+    return {name: Correction(kernels[name], np.asarray(added[name]["kernel"])) for name in in_order}
 
 
 def relative_norm(layer: Correction) -> np.ndarray:
@@ -107,24 +100,22 @@ def entry_sizes(layer: Correction) -> dict[str, dict[str, float]]:
         of the owner's K.
     """
     delta, kernel = np.abs(layer.delta), np.abs(layer.kernel)
-    used = np.ones(kernel.shape, bool) if layer.used is None else layer.used
     ratio = delta / np.maximum(kernel, np.finfo(np.float32).tiny)
-    columns = {"delta": delta[used], "kernel": kernel[used], "ratio": ratio[used]}
+    columns = {"delta": delta, "kernel": kernel, "ratio": ratio}
     found = {
         name: dict(zip(map(str, QUANTILES), np.quantile(x, QUANTILES), strict=True)) for name, x in columns.items()
     }
     inner = tuple(range(1, kernel.ndim))
     unit = np.sqrt(np.mean(kernel.astype(float) ** 2, axis=inner, keepdims=True))
-    found["below"] = {str(share): float(np.mean((delta < share * unit)[used])) for share in SMALL}
+    found["below"] = {str(share): float(np.mean(delta < share * unit)) for share in SMALL}
     return found
 
 
-def drop_smallest(delta: np.ndarray, share: float, used: np.ndarray | None = None) -> np.ndarray:
-    """Returns every owner's correction [K, ...] without the given share of its (used) entries, the smallest in size."""
+def drop_smallest(delta: np.ndarray, share: float) -> np.ndarray:
+    """Returns every owner's correction [K, ...] without the given share of its entries, the smallest in size."""
     flat = delta.reshape(len(delta), -1)
-    counts = np.ones(flat.shape, bool) if used is None else used.reshape(flat.shape)
-    place = np.argsort(np.argsort(np.where(counts, np.abs(flat), np.inf), axis=1, kind="stable"), axis=1)
-    dropped = np.round(share * counts.sum(axis=1, keepdims=True))
+    place = np.argsort(np.argsort(np.abs(flat), axis=1, kind="stable"), axis=1)
+    dropped = np.round(share * flat.shape[1])
     return np.where(place >= dropped, flat, 0).reshape(delta.shape)
 
 
@@ -136,7 +127,7 @@ def thinned(actors: PolicyParams, layers: dict[str, Correction], share: float) -
     changed = {
         name: {
             **actors.shared[name],
-            "kernel": jnp.asarray(layer.kernel + drop_smallest(layer.delta, share, layer.used)),
+            "kernel": jnp.asarray(layer.kernel + drop_smallest(layer.delta, share)),
         }
         for name, layer in layers.items()
     }

@@ -3,24 +3,27 @@
 There is no agent axis here and no notion of sharing. A network is a stack of dense
 layers, a GRU with two stacked kernels, more dense layers and a head (each dense layer
 followed by its nonlinearity, then LayerNorm). The critic is the same network with one
-output.
+output. An agent's id is an embedding that is added to the output of the first layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from lorasa_jax.config import NetworkConfig
 from lorasa_jax.core.axes import join, part
-from lorasa_jax.core.ids import EPSILON, NormBesideId, append_one
+from lorasa_jax.core.types import PyTree
+from lorasa_jax.deltas.algebra import Deltas, beside, merge, split_full
 
 ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh}
+EPSILON = 1e-5
+"""Of the layer normalisations."""
 
 
 def orthogonal(gain: float) -> Callable[[PRNGKeyArray, tuple[int, int]], Float[Array, "I O"]]:
@@ -205,6 +208,38 @@ def _gru_backward(residuals: tuple, d_carries: Float[Array, "L B H"]) -> tuple:
 gru.defvjp(_gru_forward, _gru_backward)
 
 
+def adapted(params: PyTree, own: Sequence[Deltas], choices: Deltas | None = None) -> dict[str, PyTree]:
+    """Returns the variables of a `Network` whose layers add the products of low-rank deltas.
+
+    Products of several deltas lie side by side: L_1 R_1 + L_2 R_2 = [L_1 L_2] [R_1; R_2]. Full-rank deltas are merged.
+
+    Args:
+        params: of the network.
+        own: deltas that add up.
+        choices: the deltas of K owners, [K, ...], of whom every sample names its own when the network is applied.
+    """
+    full, low_rank = split_full(own)
+    products: dict[str, dict[str, Array]] = {
+        path.removesuffix("/kernel"): {"left": left, "right": right} for path, (left, right) in beside(low_rank).items()
+    }
+    if choices is not None:
+        for path, target in choices.spec.by_path.items():
+            layer = products.setdefault(path.removesuffix("/kernel"), {})
+            layer |= _choices(target.scale, **choices.arrays[path])
+    return {"params": merge(params, *full), "delta": products}
+
+
+def _choices(scale: float, left: Any = None, right: Any = None, full: Any = None) -> dict[str, Array]:
+    """The factors of all owners, [K, in, r] and [K, r, out]; of a full-rank delta one is the identity."""
+    if full is None:
+        return {"lefts": left, "rights": scale * right}
+    if full.ndim == 2:  # of a vector, that no input passes through
+        return {"rights": full}
+    n_owners, n_in, n_out = full.shape
+    identity = jnp.broadcast_to(jnp.eye(min(n_in, n_out)), (n_owners, min(n_in, n_out), min(n_in, n_out)))
+    return {"lefts": full, "rights": identity} if n_out < n_in else {"lefts": identity, "rights": full}
+
+
 class Network(nn.Module):
     """One agent's network.
 
@@ -214,17 +249,43 @@ class Network(nn.Module):
         head_gain: orthogonal gain of the last layer.
         log_std: where given, the output is followed by as many numbers that do not depend
             on the input and start here.
+        n_ids: number of agents that the network tells apart by their ids; 0: it sees none.
     """
 
     config: NetworkConfig
     n_out: int
     head_gain: float
     log_std: float | None = None
+    n_ids: int = 0
 
     @property
     def carry_width(self) -> int:
         """Width of the recurrent state; 0 without recurrence."""
         return self.config.hidden if self.config.recurrent else 0
+
+    @nn.nowrap
+    def init_params(self, key: PRNGKeyArray, width: int) -> PyTree:
+        """Returns fresh parameters for observations of this width."""
+        inputs = jnp.zeros((1, self.carry_width)), jnp.zeros((1, 1, width)), jnp.zeros((1, 1), bool), jnp.zeros((), int)
+        fresh: Any = self.init
+        return fresh(key, *inputs)["params"]
+
+    @nn.nowrap
+    def unroll(
+        self, params: PyTree, own: Sequence[Deltas], choices: Deltas | None, agent: Int[Array, ""], *inputs: Any
+    ) -> tuple[Float[Array, "L B H"], Float[Array, "L B O"]]:
+        """Returns the recurrent state after every step, and the outputs, of one agent.
+
+        Args:
+            params: of the network.
+            own: low-rank deltas to add.
+            choices: those of all owners, of whom every sample names its own.
+            agent: its index.
+            inputs: `carry`, `x`, `first`, `valid` and `owner`, as `__call__` takes them.
+        """
+        carry, x, first, valid, owner = inputs
+        apply: Any = self.apply
+        return apply(adapted(params, own, choices), carry, x, first, agent, valid, owner)
 
     @nn.compact
     def __call__(
@@ -232,9 +293,9 @@ class Network(nn.Module):
         carry: Float[Array, "B H"],
         x: Float[Array, "L B D"],
         first: Bool[Array, "L B"],
+        agent: Int[Array, ""] | None = None,
         valid: Bool[Array, " D"] | None = None,
         owner: Float[Array, "L B K"] | None = None,
-        n_ids: int = 0,
     ) -> tuple[Float[Array, "L B H"], Float[Array, "L B O"]]:
         """Returns the recurrent state after every step, and the outputs.
 
@@ -242,32 +303,28 @@ class Network(nn.Module):
             carry: the recurrent state before the first step.
             x: inputs; L steps of B sequences.
             first: steps that open an episode: the state before them counts as zero.
+            agent: its index, for networks that see ids.
             valid: the columns of the input that mean something; the others are zero, and stay so.
             owner: which of K owners' corrections in `delta` counts for each sample, as one-hot rows.
-            n_ids: length of the one-hot id that the input would end in, if it were not looked up (`core/ids.py`).
         """
         length = x.shape[0]
         flat = None if owner is None else join(owner)
         # All but the recurrence sees one flat batch: a single large product per layer.
         x = join(x)
-        if self.config.input_norm and n_ids:
-            x = NormBesideId(n_ids, name="input_norm")(x, valid)
-        elif self.config.input_norm:
+        if self.config.input_norm:
             x = self._norm("input_norm")(x, mask=valid)
             x = x if valid is None else jnp.where(valid, x, 0.0)
-        elif n_ids:
-            x = append_one(x)
         for i in range(self.config.layers):
-            x = self._layer(f"fc{i + 1}", self.config.gain, x, flat)
+            x = self._layer(f"fc{i + 1}", self.config.gain, x, flat, agent)
         if self.config.recurrent:
-            carries = self._recur(carry, x, first, owner)
+            carries = self._recur(carry, x, first, owner, agent)
             x = join(carries)
             if self.config.layer_norm:
                 x = self._norm("gru_norm")(x)
         else:
             carries = jnp.broadcast_to(carry, (length, *carry.shape))
         for i in range(self.config.layers_after):
-            x = self._layer(f"after{i + 1}", self.config.gain_after, x, flat)
+            x = self._layer(f"after{i + 1}", self.config.gain_after, x, flat, agent)
         x = linear(Linear(self.n_out, orthogonal(self.head_gain), name="head")(x.shape[-1]), x, flat)
         x = part(x, length)
         if self.log_std is not None:
@@ -278,10 +335,22 @@ class Network(nn.Module):
     def _norm(self, name: str) -> nn.LayerNorm:
         return nn.LayerNorm(epsilon=EPSILON, name=name)
 
+    def _add_id(self, name: str, y: Float[Array, "R O"], agent: Int[Array, ""] | None) -> Float[Array, "R O"]:
+        """The output of a layer, with the agent's embedding added if it is the first one."""
+        if not self.n_ids or name != self.config.layer_names[0]:
+            return y
+        return y + nn.Embed(self.n_ids, y.shape[-1], name="id")(agent)
+
     def _layer(
-        self, name: str, gain: float, x: Float[Array, "R D"], owner: Float[Array, "R K"] | None
+        self,
+        name: str,
+        gain: float,
+        x: Float[Array, "R D"],
+        owner: Float[Array, "R K"] | None,
+        agent: Int[Array, ""] | None,
     ) -> Float[Array, "R H"]:
         x = linear(Linear(self.config.hidden, orthogonal(gain), name=name)(x.shape[-1]), x, owner)
+        x = self._add_id(name, x, agent)
         x = ACTIVATIONS[self.config.activation](x)
         return self._norm(f"{name}_norm")(x) if self.config.layer_norm else x
 
@@ -291,12 +360,13 @@ class Network(nn.Module):
         x: Float[Array, "R D"],
         first: Bool[Array, "L B"],
         owner: Float[Array, "L B K"] | None,
+        agent: Int[Array, ""] | None,
     ) -> Float[Array, "L B H"]:
         hidden, length = self.config.hidden, len(first)
         init = orthogonal(1.0) if self.config.gru_init == "stacked" else stacked(orthogonal(1.0), 3)
         inward = Linear(3 * hidden, init, name="gru_in")(x.shape[-1])
         through = Linear(3 * hidden, init, name="gru_hidden")(hidden)
-        gates_x = linear(inward, x, None if owner is None else join(owner))
+        gates_x = self._add_id("gru_in", linear(inward, x, None if owner is None else join(owner)), agent)
 
         inputs = part(gates_x, length), first, owner
         if length == 1:  # acting: no loop around a single step

@@ -17,20 +17,24 @@ from __future__ import annotations
 import importlib
 import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as replaced
 from functools import cached_property
 from typing import Any, TypeVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from lorasa_jax.config import Config, ConfigError, NetworkConfig, nearest, require
 from lorasa_jax.core.networks import Network
+from lorasa_jax.core.trees import by_path, nested
 from lorasa_jax.core.types import PyTree
+from lorasa_jax.deltas.algebra import Deltas, merge, split_full
+from lorasa_jax.deltas.layers import factored
 
 C = TypeVar("C", bound=Config)
 Make = Callable[[int, int, NetworkConfig], Any]
@@ -181,8 +185,8 @@ class OwnNetwork:
         """What messages call it."""
         return type(self._abstract).__name__
 
-    def init(self, key: PRNGKeyArray) -> PyTree:
-        """Returns fresh parameters."""
+    def init_params(self, key: PRNGKeyArray, width: int) -> PyTree:
+        """Returns fresh parameters, for observations of the width that the network knows of."""
         seen = jnp.zeros((1, 1, self.width + self.n_ids))
         inputs = self._inputs(jnp.zeros((1, self.carry_width)), seen, jnp.zeros((1, 1), bool))
         if self.is_linen:
@@ -193,28 +197,41 @@ class OwnNetwork:
             _, state, rest = parts
             params, others = nnx.to_pure_dict(state), sorted(nnx.to_pure_dict(rest))
         require(not others, f"the network {self.name} has variables beside its parameters ({', '.join(others)})")
+        params = nested(by_path(params))
         return params if self.log_std is None else {**params, "log_std": {"kernel": jnp.full(self.n_out, self.log_std)}}
 
-    def apply(
-        self,
-        params: PyTree,
-        carry: Float[Array, "B H"],
-        obs: Float[Array, "L B D"],
-        first: Bool[Array, "L B"],
-        agent: Int[Array, ""],
+    def unroll(
+        self, params: PyTree, own: Sequence[Deltas], choices: Deltas | None, agent: Int[Array, ""], *inputs: Any
     ) -> tuple[Float[Array, "L B H"], Float[Array, "L B O"]]:
-        """Returns the recurrent state after every step, and the outputs.
+        """Returns the recurrent state after every step, and the outputs, of one agent.
+
+        The products of low-rank deltas are added within the layers of a linen module, as `deltas.factored` does. Those
+        of an nnx module are merged.
+
+        Args:
+            params: of the network.
+            own: low-rank deltas to add.
+            choices: None; they need the built-in network.
+            agent: its index.
+            inputs: `carry`, `obs` and `first`; others are for the built-in network.
 
         Raises:
-            ConfigError: they do not have these shapes.
+            ConfigError: what the module returns does not have these shapes.
         """
+        carry, obs, first, *_ = inputs
+        if self.n_ids:
+            one_hot = jax.nn.one_hot(agent, self.n_ids)
+            obs = jnp.concatenate([obs, jnp.broadcast_to(one_hot, (*obs.shape[:-1], self.n_ids))], axis=-1)
+        full, low_rank = split_full(own)
+        params = merge(params, *full)
         inner = {name: leaf for name, leaf in params.items() if self.log_std is None or name != "log_std"}
         inputs, told = self._inputs(carry, obs, first), self._told(agent)
         if self.is_linen:
-            found = self.module.apply({"params": inner}, *inputs, **told)
+            below = [deltas.under("params") for deltas in low_rank]
+            found = factored(self.module, *below)({"params": inner}, *inputs, **told)
         else:
             graph, state = nnx.split(self._abstract)
-            nnx.replace_by_pure_dict(state, inner)
+            nnx.replace_by_pure_dict(state, merge(inner, *low_rank))
             found = nnx.merge(graph, state)(*inputs, **told)
         carries = jnp.broadcast_to(carry, (len(obs), *carry.shape))
         carries, outputs = found if self.carry_width else (carries, found)

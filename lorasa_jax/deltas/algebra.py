@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -59,6 +59,11 @@ class Deltas:
         spec = Spec(tuple(target for target in self.spec.targets if target.path in kept))
         return Deltas({target.path: self.arrays[target.path] for target in spec.targets}, spec)
 
+    def under(self, name: str) -> Deltas:
+        """Returns the same deltas for a tree that holds this one as its branch of that name."""
+        targets = tuple(replace(target, path=f"{name}/{target.path}") for target in self.spec.targets)
+        return Deltas({f"{name}/{path}": arrays for path, arrays in self.arrays.items()}, Spec(targets))
+
 
 def init(key: PRNGKeyArray, spec: Spec, n: int) -> Deltas:
     """Returns fresh deltas for n owners, leaves [N, ...]; merged, they change nothing.
@@ -92,12 +97,13 @@ def init(key: PRNGKeyArray, spec: Spec, n: int) -> Deltas:
     return Deltas(jax.vmap(init_owner)(jax.random.split(key, n)), spec)
 
 
-def merge(tree: Any, own: Deltas, *, frozen: bool = False) -> Any:
+def merge(tree: Any, *own: Deltas, frozen: bool = False) -> Any:
     """Returns the full parameters of one owner: K + (alpha / r) L R for every target, the rest as they are.
 
     Args:
         tree: the parameters that the spec was made of; any pytree.
-        own: of one owner, such as `deltas[0]`; map this function over owners, or take `merge_all`.
+        own: of one owner, such as `deltas[0]`; map this function over owners, or take `merge_all`. Several add up, as
+            those of a role and of an agent.
         frozen: let no gradient into `tree`.
 
     Raises:
@@ -116,8 +122,11 @@ def merge(tree: Any, own: Deltas, *, frozen: bool = False) -> Any:
         >>> nnx.merge(graphdef, state)(jnp.ones(8)).shape
         (16,)
     """
-    require_fit(tree, own)
-    return _map_targets(tree, own, lambda leaf, target, arrays: _add(leaf, target, arrays), frozen)
+    tree = jax.lax.stop_gradient(tree) if frozen else tree
+    for deltas in own:
+        require_fit(tree, deltas)
+        tree = _map_targets(tree, deltas, _add)
+    return tree
 
 
 def merge_all(tree: Any, deltas: Deltas, *, frozen: bool = False) -> tuple[Any, Any]:
@@ -153,8 +162,39 @@ def merge_all(tree: Any, deltas: Deltas, *, frozen: bool = False) -> tuple[Any, 
     def add_all(leaf: Leaf, target: Target, arrays: dict[str, Leaf]) -> Array:
         return jax.vmap(lambda own: _add(leaf, target, own))(arrays)
 
+    tree = jax.lax.stop_gradient(tree) if frozen else tree
     axes = jax.tree_util.tree_map_with_path(lambda path, _: 0 if path_name(path) in deltas.arrays else None, tree)
-    return _map_targets(tree, deltas, add_all, frozen), axes
+    return _map_targets(tree, deltas, add_all), axes
+
+
+def beside(products: Iterable[Deltas]) -> dict[str, tuple[Array, Array]]:
+    """Returns by path the factors of low-rank deltas that add up, [in, r] and [r, out] with all ranks side by side.
+
+        sum_l (alpha_l / r_l) L_l R_l = left right,   left = [L_1 L_2 ...],   right = [s_1 R_1; s_2 R_2; ...]
+
+    with s_l = alpha_l / r_l.
+    """
+    factors: dict[str, tuple[Array, Array]] = {}
+    for deltas in products:
+        for path, target in deltas.spec.by_path.items():
+            left = jnp.asarray(deltas.arrays[path]["left"])
+            right = target.scale * jnp.asarray(deltas.arrays[path]["right"])
+            if path in factors:
+                before_left, before_right = factors[path]
+                left = jnp.concatenate([before_left, left], axis=-1)
+                right = jnp.concatenate([before_right, right], axis=-2)
+            factors[path] = left, right
+    return factors
+
+
+def split_full(own: Sequence[Deltas]) -> tuple[list[Deltas], list[Deltas]]:
+    """Returns the full-rank deltas and the low-rank ones."""
+    full = [{path for path, target in deltas.spec.by_path.items() if target.full} for deltas in own]
+    pairs = list(zip(own, full, strict=True))
+    return (
+        [deltas.only(paths) for deltas, paths in pairs],
+        [deltas.only(deltas.spec.by_path.keys() - paths) for deltas, paths in pairs],
+    )
 
 
 def difference(tree_a: Any, tree_b: Any, spec: Spec) -> Deltas:
@@ -187,13 +227,12 @@ def _add(leaf: Leaf, target: Target, arrays: Mapping[str, Leaf]) -> Array:
     return (jnp.asarray(leaf) + delta).astype(leaf.dtype)
 
 
-def _map_targets(tree: Any, deltas: Deltas, function: Callable[..., Array], frozen: bool) -> Any:
+def _map_targets(tree: Any, deltas: Deltas, function: Callable[..., Array]) -> Any:
     """The tree with `function(leaf, target, arrays)` in the place of every leaf that has a delta."""
     targets = deltas.spec.by_path
 
     def change(path: Any, leaf: Any) -> Any:
         name = path_name(path)
-        leaf = jax.lax.stop_gradient(leaf) if frozen else leaf
         return function(leaf, targets[name], deltas.arrays[name]) if name in targets else leaf
 
     return jax.tree_util.tree_map_with_path(change, tree)

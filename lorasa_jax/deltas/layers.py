@@ -8,7 +8,7 @@ The factors ride in `params`, beside the kernels that they correct. So lifted tr
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -17,14 +17,14 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lorasa_jax.config import require
 from lorasa_jax.core.trees import by_path
-from lorasa_jax.deltas.algebra import Deltas, merge, require_fit
+from lorasa_jax.deltas.algebra import Deltas, beside, merge, require_fit, split_full
 from lorasa_jax.deltas.spec import Leaf, Spec, Target
 
 _LAYERS = (nn.Dense, nn.DenseGeneral)
 _LEFT, _RIGHT = "kernel.left", "kernel.right"
 
 
-def factored(module: nn.Module, own: Deltas, *, frozen: bool = False) -> Callable[..., Any]:
+def factored(module: nn.Module, *own: Deltas, frozen: bool = False) -> Callable[..., Any]:
     """Returns `module.apply` with the deltas of one owner: `factored(module, own)(variables, *args, **kwargs)`.
 
     It equals `module.apply(merge(variables, own), *args, **kwargs)` up to rounding. But `nn.Dense` and
@@ -44,7 +44,7 @@ def factored(module: nn.Module, own: Deltas, *, frozen: bool = False) -> Callabl
 
     Args:
         module: any `flax.linen` module, unchanged.
-        own: of one owner; the spec was made of the variables, so paths begin with `params/`.
+        own: of one owner; the spec was made of the variables, so paths begin with `params/`. Several add up.
         frozen: let no gradient into the variables.
 
     Raises:
@@ -61,23 +61,28 @@ def factored(module: nn.Module, own: Deltas, *, frozen: bool = False) -> Callabl
     """
 
     def apply(variables: Any, *args: Any, **kwargs: Any) -> Any:
-        require_fit(variables, own)
-        places = _factorable(own.spec, module, variables, args, kwargs)
-        merged = merge(variables, own.only(own.spec.by_path.keys() - places), frozen=frozen)
+        for deltas in own:
+            require_fit(variables, deltas)
+        places = _factorable([deltas.spec for deltas in own], module, variables, args, kwargs)
+        full, low_rank = split_full(own)
+        others = [deltas.only(deltas.spec.by_path.keys() - places) for deltas in low_rank]
+        merged = merge(variables, *full, *others, frozen=frozen)
         with nn.intercept_methods(_add_product):
-            return module.apply(_beside_kernels(merged, own.only(places)), *args, **kwargs)
+            return module.apply(_beside_kernels(merged, [deltas.only(places) for deltas in low_rank]), *args, **kwargs)
 
     return apply
 
 
-def _beside_kernels(variables: Any, own: Deltas) -> Any:
-    """The variables with the factors beside the kernels; the scale is in `right`."""
-    params = flatten_dict(variables["params"], keep_empty_nodes=True) if own.arrays else {}
-    for path, target in own.spec.by_path.items():
+def _beside_kernels(variables: Any, products: Sequence[Deltas]) -> Any:
+    """The variables with the factors of all deltas beside the kernels; scales are in `right`."""
+    factors = beside(products)
+    if not factors:
+        return variables
+    params = flatten_dict(variables["params"], keep_empty_nodes=True)
+    for path, (left, right) in factors.items():
         layer = tuple(path.split("/")[1:-1])
-        params[*layer, _LEFT] = own.arrays[path]["left"]
-        params[*layer, _RIGHT] = target.scale * own.arrays[path]["right"]
-    return {**variables, "params": unflatten_dict(params)} if own.arrays else variables
+        params[*layer, _LEFT], params[*layer, _RIGHT] = left, right
+    return {**variables, "params": unflatten_dict(params)}
 
 
 def _axes(layer: nn.Dense | nn.DenseGeneral, x: Leaf) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
@@ -116,18 +121,22 @@ def _input(args: Any, kwargs: Any) -> Leaf:
     return args[0] if args else kwargs["inputs"]
 
 
-def _factorable(spec: Spec, module: nn.Module, variables: Any, args: Any, kwargs: Any) -> set[str]:
+def _factorable(specs: Sequence[Spec], module: nn.Module, variables: Any, args: Any, kwargs: Any) -> set[str]:
     """The targets whose products can be added inside of a layer; refuses deltas of parameters that nothing reads."""
+    targets: dict[str, list[Target]] = {}
+    for spec in specs:
+        for path, target in spec.by_path.items():
+            targets.setdefault(path, []).append(target)
     calls: dict[str, list[Leaf]] = {}  # the kernels that layers were called with, one for each call
     unfit: set[str] = set()
 
     def look(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
         layer = context.module
         path = "/".join(("params", *layer.path, "kernel"))
-        if path in spec.by_path and _is_layer_call(context):
+        if path in targets and _is_layer_call(context):
             kernel: Any = layer.get_variable("params", "kernel")
             calls.setdefault(path, []).append(kernel)
-            if not _fits(spec.by_path[path], layer, kernel, _input(args, kwargs)):
+            if not any(_fits(target, layer, kernel, _input(args, kwargs)) for target in targets[path]):
                 unfit.add(path)
         return next_fun(*args, **kwargs)
 
@@ -135,7 +144,7 @@ def _factorable(spec: Spec, module: nn.Module, variables: Any, args: Any, kwargs
         jaxpr = jax.make_jaxpr(lambda variables: module.apply(variables, *args, **kwargs))(variables)
     counts = _count_reads(jaxpr.jaxpr)
     reads = {path: counts[position] for position, path in enumerate(by_path(variables))}
-    unread = next((path for path in spec.by_path if not reads[path]), None)
+    unread = next((path for path in targets if not reads[path]), None)
     require(
         unread is None,
         f"this call of {type(module).__name__} reads {unread} nowhere, so its delta would have no effect; "

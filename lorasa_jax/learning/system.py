@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypedDict
 
@@ -22,10 +21,10 @@ from lorasa_jax.core.types import Learner, PolicyParams, PyTree
 from lorasa_jax.envs.base import Env, EnvSpec
 from lorasa_jax.envs.checks import checked
 from lorasa_jax.learning.update_order import ALGORITHMS, Scheduler
-from lorasa_jax.sharing.any_tree import layer_names
+from lorasa_jax.sharing import schemes
 from lorasa_jax.sharing.policy import Policy, make_policy
-from lorasa_jax.sharing.schemes import Sharing, critic_sharing, each_its_own, make_sharing, merged, split, trunks_only
-from lorasa_jax.sharing.variants import Layers
+from lorasa_jax.sharing.schemes import Sharing, critic_sharing, make_sharing, split, trunks_only
+from lorasa_jax.sharing.variants import Layers, layer_names
 from lorasa_jax.surroundings import require_switches
 
 
@@ -139,43 +138,25 @@ def make_system(
         require_policy_loss(policy_loss, spec.n_agents)
     if optimizer is not None:
         require_rule(optimizer)
-    scope = config.critic.scope
-    if scope == "auto":
-        together = spec.team_reward and config.algo == "mappo" and not config.critic.separate
-        scope = "team" if together else "agent"
-    require(
-        spec.team_reward or scope != "team",
-        f"{spec.name} pays each agent by itself, and one value for the team cannot tell whose it is; "
-        "use critic.scope agent or own",
-    )
+    scope = _critic_scope(config, spec)
     scheme = make_sharing(spec, config)
     sharing: Sharing = trunks_only(scheme) if scheme.two_phase and not adapting else scheme
     dist = distributions.categorical
     if spec.continuous:
         dist = distributions.squashed_normal(per_dim=config.ppo.ratio == "per_dim")
-    critic_network = make_network(config.critic, 1, head_gain=1.0)
-    seen_by_critic = (spec.obs_dim, spec.obs_widths) if scope == "own" else (spec.state_dim, None)
-
-    def critic_view(obs: Array, state: Array) -> Array:
-        if scope == "own":
-            return obs
-        n_values = 1 if scope == "team" else spec.n_agents
-        return jnp.broadcast_to(state[..., None, :], (*state.shape[:-1], n_values, spec.state_dim))
 
     def actor_first(first: Array, alive: Array) -> Array:
         opens = jnp.broadcast_to(first[..., None], alive.shape)
         return opens | ~alive if config.reset_on_death else opens
 
-    def critic_first(first: Array, alive: Array) -> Array:
-        return first[..., None] if scope == "team" else actor_first(first, alive)
-
-    actor, acting = (_actors(chosen, config, spec, dist) for chosen in (sharing, merged(scheme)))
+    actor, acting = (_actors(chosen, config, spec, dist) for chosen in (sharing, schemes.acting(scheme)))
+    if config.actor.module and sharing.levels:
+        _require_placement(actor, config)
 
     def weights(params: PolicyParams) -> PolicyParams:
-        if scheme.changing and not params.agents:
-            at_rest = jax.eval_shape(acting.init, jax.random.key(0)).agents
-            return params._replace(agents=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), at_rest))
-        return actor.to_play(params) if scheme.levels else params
+        if scheme.levels and not params.agents:  # before the switch
+            return acting.on_trunks(jax.random.key(0), params.shared)
+        return actor.acting_params(params)
 
     return System(
         config=config,
@@ -183,12 +164,9 @@ def make_system(
         actor=actor,
         acting=acting,
         weights=weights,
-        critic=make_policy(
-            critic_sharing(scope, spec.n_agents, config.critic.separate), critic_network, *seen_by_critic
-        ),
-        critic_view=critic_view,
+        **_critic(config, spec, scope),
         actor_first=actor_first,
-        critic_first=critic_first,
+        critic_first=lambda first, alive: first[..., None] if scope == "team" else actor_first(first, alive),
         dist=dist,
         value_norm=normalize.running() if config.ppo.value_norm else normalize.raw(),
         inputs=normalize.standardised(spec) if config.standardise else normalize.as_they_are(),
@@ -199,18 +177,49 @@ def make_system(
     )
 
 
+def _critic_scope(config: Config, spec: EnvSpec) -> str:
+    """Whose values the critic estimates: `team`, `agent` from the global state, or `own` from the observation."""
+    scope: str = config.critic.scope
+    if scope == "auto":
+        together = spec.team_reward and config.algo == "mappo" and not config.critic.separate
+        scope = "team" if together else "agent"
+    require(
+        spec.team_reward or scope != "team",
+        f"{spec.name} pays each agent by itself, and one value for the team cannot tell whose it is; "
+        "use critic.scope agent or own",
+    )
+    return scope
+
+
+def _critic(config: Config, spec: EnvSpec, scope: str) -> dict[str, Any]:
+    """The critic, and what it sees."""
+    n_values = 1 if scope == "team" else spec.n_agents
+
+    def critic_view(obs: Array, state: Array) -> Array:
+        if scope == "own":
+            return obs
+        return jnp.broadcast_to(state[..., None, :], (*state.shape[:-1], n_values, spec.state_dim))
+
+    sharing = critic_sharing(scope, spec.n_agents, config.critic.separate)
+    seen = (spec.obs_dim, spec.obs_widths) if scope == "own" else (spec.state_dim, None)
+    critic = make_policy(sharing, make_network(config.critic, 1, head_gain=1.0), *seen)
+    return {"critic": critic, "critic_view": critic_view}
+
+
 def _actors(sharing: Sharing, config: Config, spec: EnvSpec, dist: Distribution) -> Policy:
     network = make_network(config.actor, spec.n_actions, head_gain=0.01, log_std=dist.log_std)
-    policy = make_policy(sharing, network, spec.obs_dim, spec.obs_widths)
-    if config.actor.module and policy.sharing.levels:
-        names = layer_names(jax.eval_shape(policy.init, jax.random.key(0)).shared)
-        for pattern in config.adapted_layers:
-            require(
-                any(name in Layers((pattern,)) for name in names),
-                f"placement {pattern!r} names no layer of the network {config.actor.module}{nearest(pattern, names)}; "
-                f"layers: {', '.join(names)}",
-            )
-    return policy
+    return make_policy(sharing, network, spec.obs_dim, spec.obs_widths)
+
+
+def _require_placement(actor: Policy, config: Config) -> None:
+    """Refuses a placement that names no layer of a network of the user's own."""
+    names = layer_names(jax.eval_shape(actor.init, jax.random.key(0)).shared)
+    for pattern in config.adapted_layers:
+        require(
+            any(name in Layers((pattern,)) for name in names),
+            f"placement {pattern!r} names no layer of the network {config.actor.module}{nearest(pattern, names)}; "
+            f"layers: {', '.join(names)}",
+        )
 
 
 def alone(system: System) -> System:
@@ -223,8 +232,7 @@ def alone(system: System) -> System:
     """
     sharing = system.acting.sharing
     require(not sharing.changing, "where the owners of adapters change, no agent has a network of its own")
-    apart = replace(each_its_own(sharing), id_folded=False, clustered=False)
-    policy = _actors(apart, system.config, system.env.spec, system.dist)
+    policy = _actors(schemes.independent(sharing), system.config, system.env.spec, system.dist)
     return system._replace(actor=policy, acting=policy, weights=lambda params: params, train=("shared",))
 
 

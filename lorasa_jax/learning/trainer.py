@@ -118,7 +118,7 @@ def graft(trainer: Trainer, state: TrainState) -> TrainState:
         trainer: of the second phase.
         state: the last of the first phase.
     """
-    actor = trainer.system.actor.graft(jax.random.fold_in(state.key, _GRAFT), state.learner.actor)
+    actor = trainer.system.actor.init_adapters(jax.random.fold_in(state.key, _GRAFT), state.learner.actor)
     ppo = trainer.system.config.ppo
     lr = jnp.asarray(ppo.lr if ppo.adapter_lr is None else ppo.adapter_lr, float)
     return state._replace(learner=init_optimizer(trainer.system, state.learner._replace(actor=actor)), lr=lr)

@@ -12,7 +12,8 @@ from lorasa_jax.config import Config, ConfigError, register, require
 from lorasa_jax.core.types import PolicyParams, PyTree
 from lorasa_jax.envs.base import EnvSpec
 from lorasa_jax.levels import DEFAULT, AdapterLevel
-from lorasa_jax.sharing.variants import NOTHING, Adapter, Layers, added_up, generated, low_rank, masked, own_layers
+from lorasa_jax.sharing import variants
+from lorasa_jax.sharing.variants import Adapter, Layers, generated, low_rank, masked, own_layers
 
 C = TypeVar("C", bound=Config)
 
@@ -23,7 +24,7 @@ class Level:
 
     Attributes:
         scope: what makes an owner: `team`, all agents together; `unit_type`, the agent's role; or `agent`.
-        adapter: what each owner has; where owners change it is applied to those of all owners.
+        adapter: what each owner has.
         n_owners: K.
         owner: the owner of each agent, 0 <= owner[i] < K; None: it changes, and every time step says it.
         factor: the learning rate of what is owned over that of the phase.
@@ -43,9 +44,7 @@ class Sharing:
     Attributes:
         groups: the trunk of each agent, 0 <= groups[i] < G, every trunk with a tenant.
         levels: what is owned besides, from the coarsest scope to the finest; the corrections of several levels add up.
-        agent_id: a one-hot agent id is appended to what the agent sees.
-        id_folded: every agent has a network to itself, in whose first layer the weights of its id are put together
-            (`lorasa_jax.core.ids`).
+        agent_id: networks tell agents apart by their ids.
         two_phase: the trunks are trained alone first, and what agents own starts at the switch. Where they own nothing,
             the trunks go on with a fresh optimiser.
         frozen: trunks are not trained together with what agents own.
@@ -56,7 +55,6 @@ class Sharing:
     groups: tuple[int, ...]
     levels: tuple[Level, ...]
     agent_id: bool
-    id_folded: bool = False
     two_phase: bool = False
     frozen: bool = False
     clustered: bool = False
@@ -73,9 +71,19 @@ class Sharing:
         return max(self.groups) + 1
 
     @property
-    def adapter(self) -> Adapter:
-        """What one agent uses besides its trunk, of all levels together: a dictionary by scope."""
-        return added_up({scope: level.adapter for scope, level in self.stacks.items()}) if self.levels else NOTHING
+    def adapters(self) -> dict[str, Adapter]:
+        """What an agent uses besides its trunk by scope, where it is always the same owner's."""
+        return {level.scope: level.adapter for level in self.levels if level.owner is not None}
+
+    @property
+    def all_adapters(self) -> dict[str, Adapter]:
+        """The same, and with it the adapters among which every sample chooses."""
+        return {level.scope: level.adapter for level in self.levels}
+
+    @property
+    def n_choices(self) -> int:
+        """K, the number of owners of whom every sample names one."""
+        return next(level.n_owners for level in self.levels if level.owner is None)
 
     @property
     def changing(self) -> bool:
@@ -291,8 +299,7 @@ def _with_owners(level: Level, spec: EnvSpec) -> Level:
         f"levels of scope {level.scope} need agents with roles, and those of {spec.name} have none; in smax they do, "
         "and in the toy games two_kinds and drawn_kinds; or use the scopes team and agent",
     )
-    adapter = level.adapter._replace(factored=level.adapter.among)
-    return replace(level, adapter=adapter, n_owners=spec.n_roles, owner=None)
+    return replace(level, n_owners=spec.n_roles, owner=None)
 
 
 def trunks_only(sharing: Sharing) -> Sharing:
@@ -300,19 +307,19 @@ def trunks_only(sharing: Sharing) -> Sharing:
     return replace(sharing, levels=(), two_phase=False, frozen=False, leveled=False)
 
 
-def merged(sharing: Sharing) -> Sharing:
-    """Returns the scheme of the weights that agents play with: a network per agent where agents own something.
+def acting(sharing: Sharing) -> Sharing:
+    """Returns the scheme of the weights that agents play with: each has those that adapters change, merged.
 
     Where owners change no agent has weights to call its own, and the scheme stays as it is.
     """
     if not sharing.levels or sharing.changing:
         return sharing
-    return each_its_own(sharing)
+    return replace(trunks_only(sharing), levels=(by_agent(sharing.n_agents, variants.acting(sharing.adapters)),))
 
 
-def each_its_own(sharing: Sharing) -> Sharing:
-    """Returns the scheme of a network per agent, with the weights of its id put together where it has one."""
-    return replace(trunks_only(sharing), groups=tuple(range(sharing.n_agents)), id_folded=sharing.agent_id)
+def independent(sharing: Sharing) -> Sharing:
+    """Returns the scheme of a network per agent; agents that see their ids still do."""
+    return replace(trunks_only(sharing), groups=tuple(range(sharing.n_agents)), clustered=False)
 
 
 def count(tree: PyTree) -> int:

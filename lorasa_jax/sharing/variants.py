@@ -1,22 +1,14 @@
-"""What an agent owns on top of its trunk, as pairs of pure functions.
+"""What agents own on top of a trunk, as pairs of pure functions over parameter trees of any depth.
 
-An adapter says how one agent's own parameters start, and how they change the trunk's.
-It can be applied in two ways that agree up to rounding:
-
-*merged*: the agent's full weights K + (alpha / r) L R are formed once; good for acting,
-where one set of weights serves many steps;
-
-*factored*: x K + (x L) R, whose backward pass never forms the gradient of a frozen K;
-good for updates.
-
-Where the owner changes from sample to sample there is a third: the products of all owners are taken, and the one that
-counts is kept. Adapters of several levels, of a role and of an agent say, add up.
+An adapter says how one owner's own parameters start, and how they change the trunk's. A layer is known by the path of
+its kernel, such as `fc1` or `attention/query`. What has no kernel, such as an embedding or a normalisation, stays
+shared.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -24,7 +16,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
+from lorasa_jax import deltas
+from lorasa_jax.core.trees import by_path, nested
 from lorasa_jax.core.types import PyTree
+from lorasa_jax.deltas import Deltas, Spec
 
 
 class Layers:
@@ -43,49 +38,41 @@ class Layers:
         return len(self.patterns)
 
 
-def _unable(trunk: PyTree, owned: PyTree) -> dict[str, PyTree]:
-    raise NotImplementedError("this adapter cannot be chosen sample by sample")
-
-
 class Adapter(NamedTuple):
-    """One kind of agent-specific parameters, for a single agent.
+    """One kind of owned parameters, for a single owner and a single trunk.
 
     Attributes:
         init: `init(key, trunk) -> own`, such that the adapted network equals the trunk.
-        factored: `factored(trunk, own) -> variables`, the collections that the network is
-            applied with: `params`, and `delta` for low-rank corrections.
-        merge: `merge(trunk, own) -> params`, the agent's full weights.
-        rest: `rest(trunks) -> trunks`, leaves [G, ...]: all that agents share, without what no agent uses any
-            more, and with what makes agents' weights from what they own.
-        among: `among(trunk, owned) -> variables` from the parameters of all K owners, [K, ...], of
-            whom every sample names its own when the network is applied.
+        apply: `apply(trunk, own) -> (params, corrections)`: the owner's parameters, and low-rank deltas that are still
+            to be added to them, by `deltas.merge` or within the layers.
+        init_shared: `init_shared(trunk) -> trunk`: all that owners share, without what no owner uses any more, and
+            with what makes owners' weights from what they own.
     """
 
     init: Callable[[PRNGKeyArray, PyTree], PyTree]
-    factored: Callable[[PyTree, PyTree], dict[str, PyTree]]
-    merge: Callable[[PyTree, PyTree], PyTree]
-    rest: Callable[[PyTree], PyTree] = lambda trunk: trunk
-    among: Callable[[PyTree, PyTree], dict[str, PyTree]] = _unable
+    apply: Callable[[PyTree, PyTree], tuple[PyTree, tuple[Deltas, ...]]]
+    init_shared: Callable[[PyTree], PyTree] = lambda trunk: trunk
+
+    def merge(self, trunk: PyTree, own: PyTree) -> PyTree:
+        """Returns the owner's full parameters."""
+        params, corrections = self.apply(trunk, own)
+        return deltas.merge(params, *corrections)
 
 
-NOTHING = Adapter(
-    init=lambda key, trunk: {},
-    factored=lambda trunk, own: {"params": trunk},
-    merge=lambda trunk, own: trunk,
-)
-"""The adapter of agents that own nothing: the trunk is all there is."""
+def layer_names(tree: PyTree) -> list[str]:
+    """Returns the paths of the layers that have a kernel."""
+    return [path.rpartition("/")[0] for path in by_path(tree) if path.split("/")[-1] == "kernel"]
 
 
 def low_rank(rank: int, scale: float, where: Collection[str]) -> Adapter:
-    """Returns low-rank adapters on the kernels of the named layers.
+    """Returns low-rank adapters, the deltas of `lorasa_jax.deltas`, on the kernels of the named layers.
 
-    With K (in, out) the trunk's kernel, agent i's is
+    With K (in, out) the trunk's kernel, owner i's is
 
         K + scale L_i R_i,   L_i (in, r) = 0,   R_i (r, out) ~ U(-1/sqrt(r), 1/sqrt(r))
 
-    and, where r >= min(in, out), so that a product of factors could do no more, a
-    full-rank correction K + D_i with D_i (in, out) = 0 and scale 1; so for a vector too. Biases and
-    normalisations stay the trunk's. At the start only L (or D) has a gradient.
+    and K + D_i with D_i = 0 where r >= min(in, out), and for a vector. Biases, normalisations and embeddings stay the
+    trunk's. An owner has `left` and `right`, or `full`, by layer.
 
     Args:
         rank: r, at least 1.
@@ -96,115 +83,47 @@ def low_rank(rank: int, scale: float, where: Collection[str]) -> Adapter:
     zero; LoRASA (arXiv 2502.05573).
     """
 
-    def correction(key: PRNGKeyArray, kernel: Array) -> dict[str, Array]:
-        if kernel.ndim == 1 or rank >= min(kernel.shape):
-            return {"full": jnp.zeros_like(kernel)}
-        n_in, n_out = kernel.shape
-        bound = 1 / math.sqrt(rank)
-        right = jax.random.uniform(key, (rank, n_out), kernel.dtype, -bound, bound)
-        return {"left": jnp.zeros((n_in, rank), kernel.dtype), "right": right}
+    def spec_of(trunk: PyTree) -> Spec:
+        paths = [f"{name}/kernel" for name in layer_names(trunk) if name in where]
+        return deltas.make_spec(trunk, paths, rank, scale * rank) if paths else Spec(())
 
     def init(key: PRNGKeyArray, trunk: PyTree) -> PyTree:
-        names = [name for name in trunk if name in where]
-        keys = jax.random.split(key, len(names))
-        return {name: correction(k, trunk[name]["kernel"]) for name, k in zip(names, keys, strict=True)}
+        fresh = deltas.init(key, spec_of(trunk), 1)
+        return nested({_layer(path): jax.tree.map(lambda leaf: leaf[0], own) for path, own in fresh.arrays.items()})
 
-    def add(trunk: PyTree, deltas: dict[str, Array]) -> PyTree:
-        changed = {name: {**trunk[name], "kernel": trunk[name]["kernel"] + delta} for name, delta in deltas.items()}
-        return {**trunk, **changed}
+    def apply(trunk: PyTree, own: PyTree) -> tuple[PyTree, tuple[Deltas, ...]]:
+        spec = spec_of(trunk)
+        arrays = {target.path: _branch(own, _layer(target.path)) for target in spec.targets}
+        return trunk, (Deltas(arrays, spec),)
 
-    def factored(trunk: PyTree, own: PyTree) -> dict[str, PyTree]:
-        full = {name: parts["full"] for name, parts in own.items() if "full" in parts}
-        pairs = {
-            name: {"left": parts["left"], "right": scale * parts["right"]}
-            for name, parts in own.items()
-            if "left" in parts
-        }
-        return {"params": add(trunk, full), "delta": pairs}
-
-    def merge(trunk: PyTree, own: PyTree) -> PyTree:
-        return add(
-            trunk,
-            {
-                name: parts["full"] if "full" in parts else scale * parts["left"] @ parts["right"]
-                for name, parts in own.items()
-            },
-        )
-
-    def pairs(parts: dict[str, Array]) -> dict[str, Array]:
-        """The factors of all owners, [K, in, r] and [K, r, out]; of a full-rank correction one is the identity."""
-        if "left" in parts:
-            return {"lefts": parts["left"], "rights": scale * parts["right"]}
-        full = parts["full"]
-        if full.ndim == 2:  # of a vector, that no input passes through
-            return {"rights": full}
-        n_owners, n_in, n_out = full.shape
-        identity = jnp.broadcast_to(jnp.eye(min(n_in, n_out)), (n_owners, min(n_in, n_out), min(n_in, n_out)))
-        return {"lefts": full, "rights": identity} if n_out < n_in else {"lefts": identity, "rights": full}
-
-    def among(trunk: PyTree, owned: PyTree) -> dict[str, PyTree]:
-        return {"params": trunk, "delta": {name: pairs(parts) for name, parts in owned.items()}}
-
-    return Adapter(init=init, factored=factored, merge=merge, among=among)
+    return Adapter(init=init, apply=apply)
 
 
-def added_up(levels: Mapping[str, Adapter]) -> Adapter:
-    """Returns adapters whose changes add up; what an agent uses is a dictionary of what it uses at each level.
-
-    Low-rank products lie side by side: L_1 R_1 + L_2 R_2 = [L_1 L_2] [R_1; R_2].
-    """
-
-    def factored(trunk: PyTree, own: PyTree) -> dict[str, PyTree]:
-        delta: dict[str, PyTree] = {}
-        for key, adapter in levels.items():
-            variables = adapter.factored(trunk, own[key])
-            trunk = variables["params"]
-            delta = side_by_side(delta, variables.get("delta", {}))
-        return {"params": trunk, "delta": delta}
-
-    def merge(trunk: PyTree, own: PyTree) -> PyTree:
-        for key, adapter in levels.items():
-            trunk = adapter.merge(trunk, own[key])
-        return trunk
-
-    def init(key: PRNGKeyArray, trunk: PyTree) -> PyTree:
-        keys = jax.random.split(key, len(levels))
-        return {name: adapter.init(k, trunk) for k, (name, adapter) in zip(keys, levels.items(), strict=True)}
-
-    def rest(trunks: PyTree) -> PyTree:
-        for adapter in levels.values():
-            trunks = adapter.rest(trunks)
-        return trunks
-
-    return Adapter(init=init, factored=factored, merge=merge, rest=rest)
+def _layer(path: str) -> str:
+    return path.rpartition("/")[0]
 
 
-def side_by_side(one: dict[str, PyTree], other: dict[str, PyTree]) -> dict[str, PyTree]:
-    """Returns the corrections of two levels, layer by layer, as one."""
-    both = dict(one)
-    for name, parts in other.items():
-        known = both.get(name, {})
-        both[name] = known | parts
-        if "left" in known and "left" in parts:
-            both[name] |= {
-                "left": jnp.concatenate([known["left"], parts["left"]], axis=1),
-                "right": jnp.concatenate([known["right"], parts["right"]], axis=0),
-            }
-    return both
+def _branch(tree: PyTree, path: str) -> PyTree:
+    for name in path.split("/"):
+        tree = tree[name]
+    return tree
 
 
-def multiplied_out(variables: dict[str, PyTree]) -> PyTree:
-    """Returns one agent's full weights from its factored form: K + left right for every layer."""
-    params = dict(variables["params"])
-    for name, parts in variables.get("delta", {}).items():
-        params[name] = {**params[name], "kernel": params[name]["kernel"] + parts["left"] @ parts["right"]}
-    return params
+def _kernels(trunk: PyTree, where: Collection[str]) -> dict[str, Array]:
+    """The kernels of the named layers, by the path of the layer."""
+    leaves = by_path(trunk)
+    return {name: leaves[f"{name}/kernel"] for name in layer_names(trunk) if name in where}
+
+
+def _with(trunk: PyTree, leaves: dict[str, Array]) -> PyTree:
+    """The trunk with leaves, by path, in the place of its own or added to them."""
+    return nested(by_path(trunk) | leaves)
 
 
 def generated(size: int, where: Collection[str]) -> Adapter:
-    """Returns kernels that a linear hypernetwork corrects for every agent.
+    """Returns kernels that a linear hypernetwork corrects for every owner.
 
-    With e_i (z,) what agent i owns, its embedding, and W (z, in, out) the trunk's, both trained, agent i's kernel is
+    With e_i (z,) what owner i has, its embedding, and W (z, in, out) the trunk's, both trained, its kernel is
 
         K + sum_z e_i[z] W[z],   W = 0,   e_i ~ U(-1/sqrt(z), 1/sqrt(z))
 
@@ -221,26 +140,24 @@ def generated(size: int, where: Collection[str]) -> Adapter:
         bound = 1 / math.sqrt(size)
         return {"embedding": jax.random.uniform(key, (size,), minval=-bound, maxval=bound)}
 
-    def merge(trunk: PyTree, own: PyTree) -> PyTree:
-        def corrected(kernel: Array, generator: Array, **rest: Array) -> dict[str, Array]:
-            return {**rest, "kernel": kernel + jnp.tensordot(own["embedding"], generator, axes=1)}
+    def apply(trunk: PyTree, own: PyTree) -> tuple[PyTree, tuple[Deltas, ...]]:
+        leaves = by_path(trunk)
+        params = {path: leaf for path, leaf in leaves.items() if path.split("/")[-1] != "generator"}
+        for name, kernel in _kernels(trunk, where).items():
+            params[f"{name}/kernel"] = kernel + jnp.tensordot(own["embedding"], leaves[f"{name}/generator"], axes=1)
+        return nested(params), ()
 
-        return {name: corrected(**leaves) if name in where else leaves for name, leaves in trunk.items()}
+    def init_shared(trunk: PyTree) -> PyTree:
+        kernels = _kernels(trunk, where).items()
+        return _with(trunk, {f"{name}/generator": jnp.zeros((size, *k.shape), k.dtype) for name, k in kernels})
 
-    def rest(trunk: PyTree) -> PyTree:
-        def grown(kernel: Array, **rest: Array) -> dict[str, Array]:
-            n_trunks, *shape = kernel.shape
-            return {**rest, "kernel": kernel, "generator": jnp.zeros((n_trunks, size, *shape), kernel.dtype)}
-
-        return {name: grown(**leaves) if name in where else leaves for name, leaves in trunk.items()}
-
-    return Adapter(init=init, factored=lambda trunk, own: {"params": merge(trunk, own)}, merge=merge, rest=rest)
+    return Adapter(init=init, apply=apply, init_shared=init_shared)
 
 
 def masked(where: Collection[str]) -> Adapter:
-    """Returns kernels of which every agent leaves out the entries below thresholds of its own.
+    """Returns kernels of which every owner leaves out the entries below thresholds of its own.
 
-    With t_i (in, out) what agent i owns, its kernel is
+    With t_i (in, out) what owner i has, its kernel is
 
         K * [|K| > t_i],   t_i = 0
 
@@ -253,27 +170,26 @@ def masked(where: Collection[str]) -> Adapter:
     al.'s (2013).
     """
 
-    def merge(trunk: PyTree, own: PyTree) -> PyTree:
-        def thinned(leaves: dict[str, Array], threshold: Array) -> dict[str, Array]:
-            margin = jax.lax.stop_gradient(jnp.abs(leaves["kernel"])) - threshold
-            mask = (margin > 0) + (margin - jax.lax.stop_gradient(margin))
-            return {**leaves, "kernel": leaves["kernel"] * mask}
+    def init(key: PRNGKeyArray, trunk: PyTree) -> PyTree:
+        return nested({f"{name}/threshold": jnp.zeros_like(kernel) for name, kernel in _kernels(trunk, where).items()})
 
-        return {**trunk, **{name: thinned(trunk[name], parts["threshold"]) for name, parts in own.items()}}
+    def apply(trunk: PyTree, own: PyTree) -> tuple[PyTree, tuple[Deltas, ...]]:
+        thresholds = by_path(own)
 
-    return Adapter(
-        init=lambda key, trunk: {
-            name: {"threshold": jnp.zeros_like(layer["kernel"])} for name, layer in trunk.items() if name in where
-        },
-        factored=lambda trunk, own: {"params": merge(trunk, own)},
-        merge=merge,
-    )
+        def thinned(name: str, kernel: Array) -> Array:
+            margin = jax.lax.stop_gradient(jnp.abs(kernel)) - thresholds[f"{name}/threshold"]
+            return kernel * ((margin > 0) + (margin - jax.lax.stop_gradient(margin)))
+
+        kernels = _kernels(trunk, where).items()
+        return _with(trunk, {f"{name}/kernel": thinned(name, kernel) for name, kernel in kernels}), ()
+
+    return Adapter(init=init, apply=apply)
 
 
 def own_layers(where: Collection[str]) -> Adapter:
-    """Returns whole layers of an agent's own in place of the trunk's.
+    """Returns whole layers of an owner's own in place of the trunk's.
 
-    They start as the trunk's do, equal for all agents.
+    They start as the trunk's do, equal for all owners.
 
     Args:
         where: names of the layers.
@@ -281,12 +197,69 @@ def own_layers(where: Collection[str]) -> Adapter:
     Source: multi-task learning with a head per task (Caruana 1997).
     """
 
-    def replace(trunk: PyTree, own: PyTree) -> PyTree:
-        return {**trunk, **own}
+    def of_layers(trunk: PyTree, owned: bool) -> PyTree:
+        kept = (_layer(path) in _kernels(trunk, where) for path in by_path(trunk))
+        leaves = by_path(trunk).items()
+        return nested({path: leaf for (path, leaf), mine in zip(leaves, kept, strict=True) if mine == owned})
 
+    return replaced(lambda trunk: of_layers(trunk, owned=True), lambda trunk: of_layers(trunk, owned=False))
+
+
+def replaced(own: Callable[[PyTree], PyTree], shared: Callable[[PyTree], PyTree]) -> Adapter:
+    """Returns leaves of an owner's own beside those that all share.
+
+    Args:
+        own: the leaves of a trunk that each owner has.
+        shared: the others.
+    """
     return Adapter(
-        init=lambda key, trunk: {name: layer for name, layer in trunk.items() if name in where},
-        factored=lambda trunk, own: {"params": replace(trunk, own)},
-        merge=replace,
-        rest=lambda trunk: {name: layer for name, layer in trunk.items() if name not in where},
+        init=lambda key, trunk: own(trunk),
+        apply=lambda trunk, own: (_with(trunk, by_path(own)), ()),
+        init_shared=shared,
     )
+
+
+def acting(adapters: dict[str, Adapter]) -> Adapter:
+    """Returns the adapter of agents that act: each has the merged leaves that its adapters change, and no others.
+
+    Args:
+        adapters: by level; what an agent has is a dictionary by level.
+    """
+
+    def changed(trunk: PyTree) -> tuple[dict[str, Array], dict[str, Array]]:
+        own = {name: adapter.init(jax.random.key(0), trunk) for name, adapter in adapters.items()}
+        return split_merged(adapters, init_shared(adapters, trunk), own)
+
+    return replaced(lambda trunk: nested(changed(trunk)[0]), lambda trunk: nested(changed(trunk)[1]))
+
+
+def split_merged(adapters: dict[str, Adapter], trunk: PyTree, own: PyTree) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Returns an agent's full parameters by path: those that its adapters change, and those that are the trunk's."""
+    before, after = by_path(trunk), by_path(merge(adapters, trunk, own))
+    changed = {path: leaf for path, leaf in after.items() if leaf is not before.get(path)}
+    return changed, {path: leaf for path, leaf in after.items() if path not in changed}
+
+
+# Several levels: what an agent uses is a dictionary of what it uses at each, and the changes add up
+
+
+def apply(adapters: dict[str, Adapter], trunk: PyTree, own: PyTree) -> tuple[PyTree, tuple[Deltas, ...]]:
+    """Returns the parameters after the adapters of all levels, and the deltas that are still to be added."""
+    corrections: tuple[Deltas, ...] = ()
+    for name, adapter in adapters.items():
+        trunk, more = adapter.apply(trunk, own[name])
+        corrections += more
+    return trunk, corrections
+
+
+def merge(adapters: dict[str, Adapter], trunk: PyTree, own: PyTree) -> PyTree:
+    """Returns the full parameters of an agent."""
+    params, corrections = apply(adapters, trunk, own)
+    return deltas.merge(params, *corrections)
+
+
+def init_shared(adapters: dict[str, Adapter], trunk: PyTree) -> PyTree:
+    """Returns what agents share under the adapters of all levels."""
+    for adapter in adapters.values():
+        trunk = adapter.init_shared(trunk)
+    return trunk

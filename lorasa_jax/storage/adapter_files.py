@@ -37,7 +37,7 @@ from lorasa_jax.files import whole
 from lorasa_jax.learning.system import System
 from lorasa_jax.sharing.variants import low_rank
 
-FORMAT = 2
+FORMAT = 3
 """Changes where what is written changes."""
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _FACTORS, _WHOLE = frozenset({"left", "right", "full"}), frozenset({"kernel", "bias"})
@@ -55,7 +55,6 @@ class AdapterConfig:
         scale: alpha / r.
         layers: the layers that have one.
         groups: the trunk of each owner.
-        id_layer: the layer that a one-hot agent id enters, of whose rows every agent has its own alone; None: no ids.
         trunk: the shape of every leaf of one trunk, by its path.
         backbone: SHA-256 of all trunks they were trained on (`lorasa_jax.core.trees.digest`).
     """
@@ -66,7 +65,6 @@ class AdapterConfig:
     scale: float
     layers: tuple[str, ...]
     groups: tuple[int, ...]
-    id_layer: str | None
     trunk: dict[str, tuple[int, ...]]
     backbone: str
 
@@ -74,11 +72,7 @@ class AdapterConfig:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every leaf of the adapters, by its path; nothing is allocated."""
         adapter = low_rank(self.rank, self.scale, self.layers)
-        shapes = dict(self.trunk)
-        if self.id_layer is not None:
-            rows, *rest = shapes[f"{self.id_layer}/kernel"]
-            shapes[f"{self.id_layer}/kernel"] = (rows - len(self.groups) + 1, *rest)
-        trunk = nested({name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()})
+        trunk = nested({name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in self.trunk.items()})
         own = jax.eval_shape(adapter.init, jax.random.key(0), trunk)
         return {name: (len(self.groups), *leaf.shape) for name, leaf in by_path(own).items()}
 
@@ -114,7 +108,6 @@ def describe(params: PolicyParams, system: System) -> AdapterConfig:
         scale=level.scale,
         layers=tuple(params.agents["agent"]),
         groups=sharing.groups,
-        id_layer=config.actor.layer_names[0] if sharing.agent_id else None,
         trunk={name: tuple(leaf.shape[1:]) for name, leaf in by_path(params.shared).items()},
         backbone=digest(params.shared),
     )
@@ -244,7 +237,7 @@ def _is_text(value: Any) -> bool:
 
 def _is_trunk(value: Any) -> bool:
     return isinstance(value, dict) and all(
-        re.fullmatch(r"\w+/(kernel|bias|scale)", name)
+        re.fullmatch(r"\w+/(kernel|bias|scale|embedding)", name)
         and isinstance(shape, list)
         and 1 <= len(shape) <= 2
         and all(map(_is_count, shape))
@@ -262,7 +255,6 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "lora_alpha": lambda value: type(value) in (int, float) and 0 < value < 1e9,
     "target_modules": lambda value: isinstance(value, list) and bool(value) and all(map(_is_text, value)),
     "groups": _is_numbering,
-    "id_layer": lambda value: value is None or _is_text(value),
     "trunk": _is_trunk,
     "backbone": lambda value: _is_text(value) and bool(re.fullmatch("[0-9a-f]{64}", value)),
     "env": _is_text,
@@ -288,12 +280,6 @@ def _read_config(path: Path) -> AdapterConfig:
     trunk = {name: tuple(shape) for name, shape in fields["trunk"].items()}
     for layer in fields["target_modules"]:
         require(f"{layer}/kernel" in trunk, f"target_modules in {path} names {layer!r}, which the trunk there lacks")
-    id_layer = fields["id_layer"]
-    rows = trunk.get(f"{id_layer}/kernel", (0,))[0]
-    require(
-        id_layer is None or rows >= len(fields["groups"]),
-        f"id_layer in {path} names {id_layer!r}, which has no row for every agent's id in the trunk there",
-    )
     return AdapterConfig(
         env=fields["env"],
         task=fields["task"],
@@ -301,7 +287,6 @@ def _read_config(path: Path) -> AdapterConfig:
         scale=fields["lora_alpha"] / fields["r"],
         layers=tuple(fields["target_modules"]),
         groups=tuple(fields["groups"]),
-        id_layer=id_layer,
         trunk=trunk,
         backbone=fields["backbone"],
     )

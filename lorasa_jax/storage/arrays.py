@@ -38,7 +38,7 @@ from lorasa_jax.files import naming
 
 KEEP = 2
 """Complete checkpoints that stay."""
-FORMAT = 6
+FORMAT = 7
 """Changes where what is written changes."""
 _META, _FILES = "meta", "files.json"
 _UNFINISHED, _REMOVED = ".unfinished", ".removed"

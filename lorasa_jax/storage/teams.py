@@ -18,6 +18,7 @@ from lorasa_jax.config import require
 from lorasa_jax.core.trees import by_path, nested
 from lorasa_jax.core.types import PolicyParams, PyTree
 from lorasa_jax.learning.system import System, own_weights
+from lorasa_jax.sharing import variants
 from lorasa_jax.storage.adapter_files import require_own, shape_in_words
 
 _SAME = 1e-3
@@ -57,11 +58,10 @@ def unmerge(networks: Sequence[PyTree], own: PyTree, system: System) -> PolicyPa
     require(len(networks) == sharing.n_agents, f"there must be {sharing.n_agents} networks, got {len(networks)}")
     # What an adapter makes of a trunk of zeros is what it adds.
     nothing = jax.tree.map(jnp.zeros_like, networks[0])
-    own_rows = system.actor.whole(PolicyParams({}, own))
     trunks = []
     for i, network in enumerate(networks):
-        added = sharing.adapter.merge(nothing, jax.tree.map(lambda leaf, i=i: leaf[i], own_rows))
-        trunks.append(sharing.adapter.rest(jax.tree.map(jnp.subtract, network, added)))
+        added = variants.merge(sharing.adapters, nothing, jax.tree.map(lambda leaf, i=i: leaf[i], own))
+        trunks.append(variants.init_shared(sharing.adapters, jax.tree.map(jnp.subtract, network, added)))
     first = [trunks[sharing.groups.index(group)] for group in range(sharing.n_trunks)]
     for trunk, group in zip(trunks, sharing.groups, strict=True):
         expected = by_path(first[group])
@@ -79,10 +79,8 @@ def resize(
 ) -> PolicyParams:
     """Returns the policies of a team in which every agent goes on from agents of another one.
 
-    Where the trunk sees agents' ids, it gets weights for those of the new team, from the same sources
-    (those of a fresh agent are averaged); what an agent makes of its own id goes with it. A copy of agent i then
-    computes what agent i does. Where the input is normalised, the number of ids enters its mean and deviation, so that
-    even agents that stay play slightly differently; without `actor.input_norm` they play exactly as before.
+    Where the trunk tells agents apart by their ids, the embeddings of the new team come from the same sources
+    (that of a fresh agent is the average). A copy of agent i then computes what agent i does.
 
     Args:
         params: of one seed, of the team as it was.
@@ -100,18 +98,10 @@ def resize(
     n_old, everyone = before.env.spec.n_agents, range(before.env.spec.n_agents)
     members = [[source] if isinstance(source, int) else list(everyone) for source in sources]
     weight = np.stack([np.eye(n_old, dtype=np.float32)[of].mean(axis=0) for of in members])
-    n_ids = n_old if before.actor.sharing.agent_id else 0
     require(not before.config.actor.module, "only teams of the built-in network can change their size")
-    first = before.config.actor.layer_names[0]
-
-    def ids_last(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return rows[: len(rows) - n_ids], rows[len(rows) - n_ids :]
 
     def of_trunk(name: str, leaf: Any) -> Any:
-        if n_ids == 0 or name not in (f"{first}/kernel", "input_norm/scale", "input_norm/bias"):
-            return leaf
-        halves = [ids_last(rows) for rows in np.asarray(leaf)]
-        return jnp.stack([jnp.concatenate([seen, np.tensordot(weight, ids, 1)]) for seen, ids in halves])
+        return jnp.einsum("mn,gnh->gmh", weight, leaf) if name == "id/embedding" else leaf
 
     shared = nested({name: of_trunk(name, leaf) for name, leaf in by_path(params.shared).items()})
     fresh = jax.jit(lambda key: after.actor.init(key).agents)(key) if "fresh" in sources else {}

@@ -83,7 +83,7 @@ def test_without_its_corrections_a_team_plays_as_its_trunk():
     it = own_numbers()
     layers = corrections(it.system, it.params)
     change = drop_changes(it.play, it.actors, layers, it.before)["return"].mean
-    trunk = it.system.actor.graft(KEY, it.params)  # fresh adapters add nothing
+    trunk = it.system.actor.init_adapters(KEY, it.params)  # fresh adapters add nothing
     alone_plays = it.play(own_weights(it.system, trunk))["return"].mean()
     assert change[0] == 0
     assert it.before["return"].mean() + change[-1] == pytest.approx(alone_plays)

@@ -43,16 +43,15 @@ def played(recurrent: bool) -> SimpleNamespace:
         for own_ids in ([False, True] if recurrent else [])
     }
     actors = own_weights(system, random_params(system.actor))
-    model = Network(team.config.actor, team.env.spec.n_actions, head_gain=1.0)
+    model = Network(team.config.actor, team.env.spec.n_actions, head_gain=1.0, n_ids=N)
     return SimpleNamespace(team=team, trajectory=trajectory, distances=distances, actors=actors, model=model)
 
 
 @partial(jax.jit, static_argnums=0)
 def log_probs(model: Network, network: dict, obs, agent_id, avail, first) -> jax.Array:
     """Of one network that goes through observations [T, E, D] under an id."""
-    ids = jnp.broadcast_to(jax.nn.one_hot(agent_id, N), (*obs.shape[:2], N))
     carry = jnp.zeros((obs.shape[1], model.carry_width))
-    _, logits = model.apply({"params": network}, carry, jnp.concatenate([obs, ids], axis=-1), first)
+    _, logits = model.apply({"params": network}, carry, obs, first, jnp.asarray(agent_id))
     return jax.nn.log_softmax(jnp.where(avail, logits, -1e10))
 
 

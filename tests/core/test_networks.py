@@ -204,3 +204,19 @@ def test_kernels_start_orthogonal_with_their_gains_and_biases_at_zero(gru_init, 
         for part in np.split(kernel, parts if name.startswith("gru") else 1, axis=1):
             np.testing.assert_allclose(np.linalg.svd(part, compute_uv=False), gain, rtol=1e-5, err_msg=name)
         assert not np.any(params[name]["bias"])
+
+
+@pytest.mark.parametrize("shape", ["bare", "only recurrent"])
+def test_the_embedding_of_an_id_is_what_a_one_hot_id_does_without_a_norm_of_the_input(shape):
+    n = 3
+    network = make_network(**SHAPES[shape]).clone(n_ids=n)
+    carry, x, first = map(jnp.asarray, random_inputs(network))
+    params = random_like(jax.eval_shape(lambda: network.init_params(KEY, WIDTH)))
+    layer = network.config.layer_names[0]
+    kernel = jnp.concatenate([params[layer]["kernel"], params["id"]["embedding"]])
+    wide = {name: leaves for name, leaves in params.items() if name != "id"}
+    wide[layer] = {**params[layer], "kernel": kernel}
+    for i in range(n):
+        seen = jnp.concatenate([x, jnp.broadcast_to(jnp.eye(n)[i], (LENGTH, BATCH, n))], axis=-1)
+        expected = network.clone(n_ids=0).apply({"params": wide}, carry, seen, first)
+        assert_close(network.apply({"params": params}, carry, x, first, jnp.int32(i)), expected)

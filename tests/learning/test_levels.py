@@ -54,7 +54,7 @@ def updated(system: System, actor: PolicyParams) -> PolicyParams:
 def test_a_team_level_at_full_rank_is_training_the_kernels_of_the_trunk():
     shared, owned = make("ps_id"), make("lorasa", levels=("team:64",))
     trunk = random_params(shared.actor)
-    own = jax.jit(owned.actor.graft)(KEY, trunk)
+    own = jax.jit(owned.actor.init_adapters)(KEY, trunk)
     assert {tuple(parts) for parts in own.agents["team"].values()} == {("full",)}
     after, expected = updated(owned, own), updated(shared, trunk)
     assert_same(after.shared, trunk.shared)
@@ -85,7 +85,7 @@ def test_a_trunk_learns_the_same_whoever_owns_what_stands_on_it():
     )
     assert team.actor.sharing.across and not agent.actor.sharing.across
     trunk = random_params(agent.actor)
-    after = [updated(system, jax.jit(system.actor.graft)(KEY, trunk)).shared for system in (team, agent)]
+    after = [updated(system, jax.jit(system.actor.init_adapters)(KEY, trunk)).shared for system in (team, agent)]
     change = jax.tree.map(lambda new, old: np.abs(new - old).max(), after[1], trunk.shared)
     assert max(jax.tree.leaves(change)) > 1e-3
     assert_close(after[0], after[1], atol=1e-6)

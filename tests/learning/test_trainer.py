@@ -171,10 +171,9 @@ def test_parameters_are_counted_by_hand(scheme):
         norms = [width, hidden, hidden, hidden]
         return kernels, sum(i * o + o for i, o in kernels) + 2 * sum(norms)
 
-    width = env.spec.obs_dim + (n if scheme in ("ps_id", "ps_restart", "lorasa", "lorasa_joint") else 0)
-    kernels, trunk = network(width, env.spec.n_actions)
-    seen = env.spec.obs_dim + (scheme in ("lorasa", "lorasa_joint"))  # and the agent's own id
-    own = sum(rank * (i + o) if rank < min(i, o) else i * o for i, o in [(seen, hidden), *kernels[1:]])
+    kernels, trunk = network(env.spec.obs_dim, env.spec.n_actions)
+    trunk += n * hidden if scheme in ("ps_id", "ps_restart", "lorasa", "lorasa_joint") else 0  # embeddings of ids
+    own = sum(rank * (i + o) if rank < min(i, o) else i * o for i, o in kernels)
     weights = sum(i * o for i, o in kernels)
     head = kernels[-1][0] * kernels[-1][1] + kernels[-1][1]
     shared, per_agent = {
@@ -240,7 +239,7 @@ def test_a_team_level_is_counted_once():
     sizes = count_params(make_trainer(config, make_diary(), adapting=True))
     alone = count_params(make_trainer(replace(config, levels=("agent",)), make_diary(), adapting=True))
     of_team = sizes["per_agent"] - alone["per_agent"]
-    assert of_team == alone["per_agent"] + 2 * config.rank  # rows for the ids of all three agents
+    assert of_team == alone["per_agent"]
     assert (sizes["owners"], sizes["actors"]) == (4, alone["actors"] + of_team)
 
 
@@ -251,9 +250,8 @@ def test_what_a_role_owns_is_counted_once(roles):
         config = small_config(sharing="lorasa", levels=(key,))
         sizes[key] = count_params(make_trainer(config, env, adapting=True))
     own = sizes["agent"]["per_agent"]
-    of_role = own + 2 * config.rank  # of the first layer it has rows for the ids of all three agents
     assert [(x["owners"], x["per_agent"], x["actors"] - x["shared"]) for x in sizes.values()] == [
         (3, own, 3 * own),
-        (2, of_role, 2 * of_role),
-        (5, own + of_role, 3 * own + 2 * of_role),
+        (2, own, 2 * own),
+        (5, 2 * own, 5 * own),
     ]

@@ -13,10 +13,12 @@ import pytest
 from helpers import KEY, TRIO, assert_close, assert_same, differs, every_scheme, random_params, row_of, small_config
 
 from lorasa_jax.core.networks import Network
+from lorasa_jax.core.trees import by_path
 from lorasa_jax.core.types import PolicyParams
 from lorasa_jax.envs.base import EnvSpec
+from lorasa_jax.sharing import variants
 from lorasa_jax.sharing.policy import make_policy
-from lorasa_jax.sharing.schemes import SCHEMES, each_its_own, make_sharing, merged, trunks_only
+from lorasa_jax.sharing.schemes import SCHEMES, acting, independent, make_sharing, trunks_only
 
 T, E, N, D, OUT = 5, 4, 3, 4, 2
 CONFIG = small_config(recurrent=True, groups=TRIO)
@@ -36,8 +38,8 @@ def team(scheme: str) -> SimpleNamespace:
 
 
 @cache
-def network_alone():
-    return jax.jit(NETWORK.apply)
+def network_alone(n_ids: int):
+    return jax.jit(NETWORK.clone(n_ids=n_ids).apply)
 
 
 @every_scheme
@@ -57,10 +59,9 @@ def test_each_agent_is_its_own_network_alone(scheme):
     t, (carry, obs, first) = team(scheme), team(scheme).inputs
     sharing = t.policy.sharing
     for i, group in enumerate(sharing.groups):
-        trunk, own = row_of(t.params.shared, group), row_of(t.policy.whole(t.params), i)
-        ids = np.broadcast_to(np.eye(N, dtype=np.float32)[i], (T, E, N))
-        seen = np.concatenate([obs[:, :, i], ids], axis=-1) if sharing.agent_id else obs[:, :, i]
-        alone = network_alone()({"params": sharing.adapter.merge(trunk, own)}, carry[:, i], seen, first)
+        trunk, own = row_of(t.params.shared, group), row_of(t.policy.expand(t.params), i)
+        weights = variants.merge(sharing.adapters, trunk, own)
+        alone = network_alone(N * sharing.agent_id)({"params": weights}, carry[:, i], obs[:, :, i], first, i)
         assert_close([leaf[:, :, i] for leaf in t.outputs], list(alone))
 
 
@@ -118,19 +119,32 @@ def test_agents_who_see_the_same_differ_only_by_what_sets_them_apart(scheme):
 @every_scheme
 def test_merged_weights_play_like_the_factored_team(scheme):
     t = team(scheme)
-    acting = make_policy(each_its_own(t.policy.sharing), NETWORK, D)
-    full = t.policy.to_play(t.params)
-    assert jax.tree.map(jnp.shape, full) == jax.tree.map(jnp.shape, jax.eval_shape(acting.init, KEY))
-    assert_close(jax.jit(acting.unroll)(full, *t.inputs), t.outputs)
+    for scheme_of, weights in ((acting, t.policy.acting_params), (independent, t.policy.merge)):
+        if not t.params.agents and scheme_of is independent:
+            continue  # there is nothing to merge
+        policy, params = make_policy(scheme_of(t.policy.sharing), NETWORK, D), weights(t.params)
+        assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, jax.eval_shape(policy.init, KEY))
+        assert_close(jax.jit(policy.unroll)(params, *t.inputs), t.outputs)
+
+
+@every_scheme
+def test_agents_that_act_have_only_what_their_adapters_change(scheme):
+    t = team(scheme)
+    params = t.policy.acting_params(t.params)
+    changed = set(by_path(params.agents.get("agent", {})))
+    kernels = {f"{name}/kernel" for name in CONFIG.actor.layer_names}
+    expected = {"mtl": {"head/kernel", "head/bias"}}.get(scheme, kernels) if t.params.agents else set()
+    assert changed == expected
+    assert changed.isdisjoint(by_path(params.shared))
 
 
 def test_grafted_agents_equal_their_trunk():
     t = team("lorasa")
     shared = make_policy(trunks_only(t.policy.sharing), NETWORK, D)
-    grafted = jax.jit(t.policy.graft)(KEY, t.params._replace(agents={}))
+    grafted = jax.jit(t.policy.init_adapters)(KEY, t.params._replace(agents={}))
     assert_same(grafted.shared, t.params.shared)
     assert_close(t.unroll(grafted, *t.inputs), jax.jit(shared.unroll)(t.params._replace(agents={}), *t.inputs), 1e-6)
-    other = jax.jit(t.policy.graft)(jax.random.key(1), t.params)
+    other = jax.jit(t.policy.init_adapters)(jax.random.key(1), t.params)
     assert any(differs(grafted.agents, other.agents))
 
 
@@ -173,21 +187,13 @@ def weights_of(t: SimpleNamespace, owners: tuple[int, ...]) -> dict:
         for layer, parts in jax.tree.map(np.asarray, row_of(stack, k)).items():
             added = parts["full"] if "full" in parts else SCALE[rank] * parts["left"] @ parts["right"]
             kernel = weights[layer]["kernel"]
-            if len(added) < len(kernel):  # of the ids it has the agent's own alone
-                kernel[D + k] += added[D]
-                kernel[:D] += added[:D]
-            else:
-                kernel += added
+            kernel += added
     return weights
-
-
-def with_id(obs, i: int):
-    return np.concatenate([obs, np.broadcast_to(np.eye(N, dtype=np.float32)[i], (*obs.shape[:-1], N))], axis=-1)
 
 
 @cache
 def wide_alone():
-    return jax.jit(WIDE.apply)
+    return jax.jit(WIDE.clone(n_ids=N).apply)
 
 
 @both_keys
@@ -198,7 +204,7 @@ def test_an_agent_is_its_trunk_with_what_its_role_and_it_itself_own(key):
     )
     for i, role in enumerate((0, 1, 1)):
         weights = weights_of(t, (role, i)[: len(t.ranks)])
-        alone = wide_alone()({"params": weights}, carry[:, i], with_id(obs[:, :, i], i), first)
+        alone = wide_alone()({"params": weights}, carry[:, i], obs[:, :, i], first, i)
         assert_close([leaf[:, :, i] for leaf in t.outputs], list(alone))
 
 
@@ -208,11 +214,11 @@ def test_where_owners_change_every_step_is_its_owners_at_that_moment(key):
     for i in range(N):
         now = np.asarray(carry[:, i])
         for step in range(T):
-            seen = with_id(obs[step : step + 1, :, i], i)
+            seen = obs[step : step + 1, :, i]
             found = np.zeros((E, HIDDEN)), np.zeros((E, 2 * OUT))
             for k in range(K):
                 weights = weights_of(t, (k, i)[: len(t.ranks)])
-                pair = wide_alone()({"params": weights}, now, seen, first[step : step + 1])
+                pair = wide_alone()({"params": weights}, now, seen, first[step : step + 1], i)
                 found = [np.where(OWNERS[step, :, i, None] == k, x[0], y) for x, y in zip(pair, found, strict=True)]
             assert_close([leaf[step, :, i] for leaf in t.outputs], found, atol=3e-5)
             now = found[0].astype(np.float32)
@@ -226,33 +232,14 @@ def test_a_role_for_every_agent_is_adapters_of_their_own():
         for key, roles in (("agent", {}), ("unit_type", {"roles": (0, 1, 2)}), ("unit_type", {"n_roles": N}))
     ]
     params = team("lorasa").params
-    started = [jax.jit(policy.graft)(KEY, params) for policy in policies]
+    started = [jax.jit(policy.init_adapters)(KEY, params) for policy in policies]
     own = [next(iter(params.agents.values())) for params in started]
     assert_same(own[1], own[0])
-    assert_same(own[2], policies[0].whole(started[0])["agent"])
+    assert_same(own[2], started[0].agents["agent"])
     t, everyone = team("lorasa"), np.broadcast_to(np.arange(N), (T, E, N))
-    for policy, agents in zip(policies[1:], (t.params.agents, t.policy.whole(t.params)), strict=True):
+    for policy, agents in zip(policies[1:], (t.params.agents, t.params.agents), strict=True):
         params = t.params._replace(agents={"unit_type": agents["agent"]})
         assert_close(jax.jit(policy.unroll)(params, *t.inputs, owner=everyone), t.outputs, atol=2e-6)
-
-
-@pytest.mark.parametrize("scheme", ["lorasa", "seps_lora", "mtl", "hyper"])
-def test_what_an_agent_owns_alone_has_a_row_for_its_own_id_and_no_other(scheme):
-    t = team(scheme)
-    whole, parts = t.policy.whole(t.params), t.params.agents
-    for name, leaf in jax.tree_util.tree_leaves_with_path(whole):
-        before = parts
-        for key in name:
-            before = before[key.key]
-        if leaf.shape == before.shape:
-            assert_same(leaf, before)
-            continue
-        assert scheme in ("lorasa", "lorasa_joint") and name[1].key == "fc1"
-        assert (before.shape[1], leaf.shape[1]) == (D + 1, D + N)
-        assert_same(leaf[:, :D], before[:, :D])
-        for i in range(N):
-            assert_same(leaf[i, D:], np.where(np.eye(N, dtype=bool)[i][:, None], before[i, D], np.float32(0)))
-    assert (parts["agent"]["fc1"]["left"].shape[1] == D + 1) if scheme == "lorasa" else True
 
 
 def test_fresh_adapters_of_roles_and_agents_are_the_identity():
@@ -260,11 +247,11 @@ def test_fresh_adapters_of_roles_and_agents_are_the_identity():
     shared = make_policy(trunks_only(fixed.policy.sharing), WIDE, D)
     expected = jax.jit(shared.unroll)(PolicyParams(fixed.params.shared, {}), *fixed.inputs)
     for t in (fixed, changing):
-        fresh = jax.jit(t.policy.graft)(KEY, t.params._replace(shared=fixed.params.shared))
+        fresh = jax.jit(t.policy.init_adapters)(KEY, t.params._replace(shared=fixed.params.shared))
         assert_close(t.unroll(fresh, *t.inputs, OWNERS), expected)
 
 
 def test_merged_weights_of_roles_and_agents_play_like_the_factored_team():
     t = keyed("unit_type,agent")
-    acting = make_policy(merged(t.policy.sharing), WIDE, D)
-    assert_close(jax.jit(acting.unroll)(t.policy.to_play(t.params), *t.inputs), t.outputs, atol=2e-5)
+    plays = make_policy(acting(t.policy.sharing), WIDE, D)
+    assert_close(jax.jit(plays.unroll)(t.policy.acting_params(t.params), *t.inputs), t.outputs, atol=2e-5)

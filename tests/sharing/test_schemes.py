@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import pytest
 from helpers import every_scheme, small_config
 
-from lorasa_jax.adapters import NOTHING
-from lorasa_jax.sharing.schemes import SCHEMES, count, critic_sharing, merged, trunks_only
+from lorasa_jax.sharing.schemes import SCHEMES, acting, count, critic_sharing, trunks_only
 
 N = 3
 KNOWN = {  # trunks, whether agents own something, whether they see their id, whether there are two phases
@@ -33,7 +32,7 @@ def make(scheme: str, n: int = N):
 @every_scheme
 def test_who_shares_what(scheme):
     sharing = make(scheme)
-    owns = sharing.adapter is not NOTHING
+    owns = bool(sharing.levels)
     assert (sharing.n_trunks, owns, sharing.agent_id, sharing.two_phase) == KNOWN[scheme]
 
 
@@ -49,17 +48,16 @@ def test_every_agent_has_a_trunk_and_every_trunk_a_tenant(scheme, n):
 def test_the_first_phase_has_the_same_trunks_and_nothing_on_top(scheme):
     sharing, first = make(scheme), trunks_only(make(scheme))
     assert (first.groups, first.agent_id) == (sharing.groups, sharing.agent_id)
-    assert first.adapter is NOTHING
+    assert not first.levels
     assert not first.two_phase
 
 
 @every_scheme
-def test_merged_weights_stand_alone(scheme):
-    sharing, plays = make(scheme), merged(make(scheme))
-    assert plays.adapter is NOTHING
-    assert plays.agent_id == sharing.agent_id
-    assert plays.groups == (sharing.groups if sharing.adapter is NOTHING else tuple(range(N)))
-    assert merged(plays) == plays
+def test_agents_act_on_the_same_trunks_with_what_each_has_for_itself(scheme):
+    sharing, plays = make(scheme), acting(make(scheme))
+    assert (plays.groups, plays.agent_id) == (sharing.groups, sharing.agent_id)
+    assert [level.scope for level in plays.levels] == (["agent"] if sharing.levels else [])
+    assert plays.two_phase == (scheme == "ps_restart")
 
 
 @pytest.mark.parametrize(("scope", "values", "agent_id"), [("team", 1, False), ("agent", N, True), ("own", N, True)])

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import KEY, assert_close, assert_same, random_like, row_of
+from helpers import KEY, assert_close, assert_same, random_like
 
-from lorasa_jax.adapters import NOTHING, generated, low_rank, masked, own_layers
+from lorasa_jax.adapters import generated, low_rank, masked, own_layers
 from lorasa_jax.config import PLACEMENTS, Config, NetworkConfig
-from lorasa_jax.core.networks import Network
+from lorasa_jax.core.networks import Network, adapted
 from lorasa_jax.sharing.schemes import count
 
 NETWORK = NetworkConfig(hidden=6, layers=2)
@@ -46,6 +46,11 @@ def apply():
     return jax.jit(lambda variables: MODEL.apply(variables, *inputs()))
 
 
+def factored(adapter, trunk, own):
+    """The variables of the network, with low-rank products still to be added within its layers."""
+    return adapted(*adapter.apply(trunk, own))
+
+
 def inputs():
     rng = np.random.default_rng(2)
     carry, x = rng.normal(size=(BATCH, NETWORK.hidden)), rng.normal(size=(LENGTH, BATCH, WIDTH))
@@ -59,16 +64,16 @@ def test_fresh_adapter_is_the_identity(trunk, apply, rank, place):
     own = jax.jit(adapter.init)(KEY, trunk)
     assert_same(adapter.merge(trunk, own), trunk)
     # What is added is exactly zero; where, the compiler may round otherwise.
-    assert_close(apply(adapter.factored(trunk, own)), apply({"params": trunk}), atol=1e-6)
+    assert_close(apply(factored(adapter, trunk, own)), apply({"params": trunk}), atol=1e-6)
 
 
 @some
 def test_merged_equals_factored(trunk, apply, rank, place):
     adapter = make(rank, place, scale=0.7)
     own = random_like(jax.eval_shape(adapter.init, KEY, trunk), seed=1)
-    factored, merged = apply(adapter.factored(trunk, own)), apply({"params": adapter.merge(trunk, own)})
-    assert_close(factored, merged, atol=2e-5)
-    assert not np.allclose(factored[1], apply({"params": trunk})[1], atol=1e-2)
+    products, merged = apply(factored(adapter, trunk, own)), apply({"params": adapter.merge(trunk, own)})
+    assert_close(products, merged, atol=2e-5)
+    assert not np.allclose(products[1], apply({"params": trunk})[1], atol=1e-2)
 
 
 @pytest.mark.parametrize("place", [*PLACEMENTS, *NETWORK.layer_names])
@@ -105,7 +110,7 @@ def test_only_the_input_side_has_a_gradient_at_the_start(trunk):
     @jax.jit
     @jax.grad
     def gradient(own):
-        carries, out = MODEL.apply(adapter.factored(trunk, own), carry, x, first)
+        carries, out = MODEL.apply(factored(adapter, trunk, own), carry, x, first)
         return jnp.sum(jnp.sin(out)) + jnp.sum(carries)
 
     for name, parts in gradient(own).items():
@@ -124,19 +129,13 @@ def test_output_sides_start_within_their_bound_and_apart(trunk):
     assert len(np.unique(values)) > 0.99 * len(values)  # no key serves two layers or two agents
 
 
-def test_nothing_changes_nothing(trunk):
-    assert NOTHING.init(KEY, trunk) == {}
-    assert_same(NOTHING.merge(trunk, {}), trunk)
-    assert_same(NOTHING.factored(trunk, {}), {"params": trunk})
-
-
 def test_a_generator_makes_an_agents_correction_from_its_embedding(trunk, apply):
     adapter = generated(3, ("fc1", "head"))
-    shared = row_of(adapter.rest(jax.tree.map(lambda leaf: leaf[None], trunk)), 0)
+    shared = adapter.init_shared(trunk)
     assert shared["fc1"]["generator"].shape == (3, *trunk["fc1"]["kernel"].shape)
     own = adapter.init(KEY, trunk)
     assert_same(adapter.merge(shared, own), trunk)
-    assert_same(apply(adapter.factored(shared, own)), apply({"params": trunk}))
+    assert_same(apply(factored(adapter, shared, own)), apply({"params": trunk}))
     shared = random_like(shared, seed=1)
     merged = adapter.merge(shared, own)
     for name in shared:
@@ -152,7 +151,7 @@ def test_a_mask_leaves_out_what_is_below_its_agents_thresholds_and_lets_it_come_
     own = adapter.init(KEY, trunk)
     assert_same(adapter.merge(trunk, own), trunk)
     # What is added is exactly zero; where, the compiler may round otherwise.
-    assert_close(apply(adapter.factored(trunk, own)), apply({"params": trunk}), atol=1e-6)
+    assert_close(apply(factored(adapter, trunk, own)), apply({"params": trunk}), atol=1e-6)
     own = random_like(own, seed=1)
     merged = adapter.merge(trunk, own)
     for name in trunk:
@@ -170,12 +169,12 @@ def test_a_mask_leaves_out_what_is_below_its_agents_thresholds_and_lets_it_come_
 def test_own_layers_stand_in_place_of_the_trunks(trunk, apply):
     adapter = own_layers(("head", "log_std"))
     own = adapter.init(KEY, trunk)
-    rest = adapter.rest(trunk)
+    rest = adapter.init_shared(trunk)
     assert set(own) == {"head"} and set(rest) | {"head"} == set(trunk) and "head" not in rest
-    assert_same(apply(adapter.factored(rest, own)), apply({"params": trunk}))
+    assert_same(apply(factored(adapter, rest, own)), apply({"params": trunk}))
     other = random_like(own, seed=3)
     assert_same(adapter.merge(rest, other), {**trunk, **other})
-    assert_same(apply(adapter.factored(rest, other)), apply({"params": {**trunk, **other}}))
+    assert_same(apply(factored(adapter, rest, other)), apply({"params": {**trunk, **other}}))
 
 
 def test_a_vector_gets_a_vector_of_its_own():

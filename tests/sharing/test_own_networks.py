@@ -17,9 +17,9 @@ from lorasa_jax.core.own_network import OwnNetwork, with_networks
 from lorasa_jax.core.trees import by_path
 from lorasa_jax.envs.toy import make_toy
 from lorasa_jax.learning.trainer import make_trainer
-from lorasa_jax.sharing.any_tree import as_layers, layer_names, on_any_tree
+from lorasa_jax.sharing import variants
 from lorasa_jax.sharing.policy import make_policy
-from lorasa_jax.sharing.schemes import SCHEMES, each_its_own, merged
+from lorasa_jax.sharing.schemes import SCHEMES, acting
 from lorasa_jax.sharing.variants import Layers, low_rank
 
 T, E, N, D, OUT = 3, 2, 3, 5, 2
@@ -55,10 +55,8 @@ def test_each_agent_is_its_own_network_alone(scheme, name):
         trunk, own = row_of(params.shared, home), {}
         if params.agents:
             own = row_of(params.agents, i)
-        weights = policy.sharing.adapter.merge(trunk, own)
-        one_hot = jnp.broadcast_to(jax.nn.one_hot(i, N), (T, E, N))
-        seen = jnp.concatenate([obs[:, :, i], one_hot], axis=-1) if sees_id else obs[:, :, i]
-        expected = alone.apply(weights, carry[:, i], seen, first, jnp.int32(i))
+        weights = variants.merge(policy.sharing.adapters, trunk, own)
+        expected = alone.unroll(weights, (), None, jnp.int32(i), carry[:, i], obs[:, :, i], first)
         assert_close((carries[:, :, i], outputs[:, :, i]), expected)
 
 
@@ -66,12 +64,12 @@ def test_each_agent_is_its_own_network_alone(scheme, name):
 def test_acting_weights_play_as_the_policy_they_come_from(scheme, name):
     sharing = SCHEMES[scheme](N, CONFIG)
     policy = make_policy(sharing, network_of(name), D)
-    acting = make_policy(merged(sharing), network_of(name), D)
+    plays = make_policy(acting(sharing), network_of(name), D)
     params = random_like(jax.eval_shape(policy.init, KEY))
     inputs = inputs_for(policy.initial_carry(1).shape[-1])
-    assert_close(acting.unroll(policy.to_play(params), *inputs), policy.unroll(params, *inputs))
-    expected = jax.eval_shape(make_policy(each_its_own(sharing), network_of(name), D).init, KEY)
-    assert jax.tree.map(jnp.shape, policy.to_play(params)) == jax.tree.map(jnp.shape, expected)
+    weights = policy.acting_params(params)
+    assert_close(plays.unroll(weights, *inputs), policy.unroll(params, *inputs))
+    assert jax.tree.map(jnp.shape, weights) == jax.tree.map(jnp.shape, jax.eval_shape(plays.init, KEY))
 
 
 @every_network
@@ -92,20 +90,17 @@ def test_fresh_adapters_change_nothing_and_only_their_first_factors_have_a_gradi
     assert {path.split("/")[0] for path in moved} >= {"head", "log_std"}
 
 
-def test_layers_are_seen_as_matrices_and_come_back_as_they_were():
-    network = replace(network_of("conv"), width=D)
-    trunk = network.init(KEY)
-    shapes = jax.eval_shape(network.init, KEY)
-    layers = as_layers(trunk, shapes)
-    assert set(layers) == {*layer_names(trunk), ""}
-    assert {name: parts["kernel"].ndim for name, parts in layers.items() if name} == dict.fromkeys(
-        layer_names(trunk), 2
-    )
-    assert set(layers[""]) == {"who/embedding", "LayerNorm_0/scale", "LayerNorm_0/bias"}
-    adapter = on_any_tree(low_rank(1, 1.0, Layers(("attention/*",))), shapes)
+def test_adapters_fit_kernels_of_any_shape():
+    trunk = replace(network_of("conv"), width=D).init_params(KEY, D)
+    adapter = low_rank(1, 1.0, Layers(("attention/*",)))
     own = adapter.init(KEY, trunk)
-    assert set(own) == {"attention/query", "attention/key", "attention/value", "attention/out"}
+    assert set(own["attention"]) == {"query", "key", "value", "out"}
     assert_same(adapter.merge(trunk, own), trunk)
+    own = random_like(own)
+    left, right = own["attention"]["query"]["left"], own["attention"]["query"]["right"]
+    kernel = trunk["attention"]["query"]["kernel"]
+    expected = kernel + (left @ right).reshape(kernel.shape)
+    assert_close(adapter.merge(trunk, own)["attention"]["query"]["kernel"], expected)
 
 
 ENV = make_toy("own_number", N)
