@@ -12,7 +12,16 @@ from typing import Any
 
 import jax
 
-from lorasa_jax import Config, CriticConfig, NetworkConfig, PPOConfig, count_params, graft, make_env, make_trainer
+from lorasa_jax import (
+    Config,
+    CriticConfig,
+    NetworkConfig,
+    PPOConfig,
+    attach_adapters,
+    count_params,
+    make_env,
+    make_trainer,
+)
 from lorasa_jax.envs import Env
 from lorasa_jax.learning.system import is_two_phase
 from lorasa_jax.learning.trainer import Trainer
@@ -61,7 +70,7 @@ def measure(config: Config, env: Env, phase: str) -> tuple[Trainer, dict[str, in
     """A trainer, the bytes of its arrays, and the shapes of what its update takes."""
     first, key = make_trainer(config, env), jax.random.key(0)
     trainer = make_trainer(config, env, adapting=True) if phase == "adapters" else first
-    start = (lambda key: graft(trainer, first.init(key))) if phase == "adapters" else first.init
+    start = (lambda key: attach_adapters(trainer, first.init(key))) if phase == "adapters" else first.init
     state = jax.eval_shape(start, key)
     weights = jax.eval_shape(trainer.weights, state)
     played = weights, state.learner.critic, state.rollout, state.key, state.iteration

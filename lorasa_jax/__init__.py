@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from lorasa_jax.learning.clustering import with_groups as with_groups
     from lorasa_jax.learning.rollout import record_episode as record_episode
     from lorasa_jax.learning.trainer import Trainer as Trainer
+    from lorasa_jax.learning.trainer import attach_adapters as attach_adapters
     from lorasa_jax.learning.trainer import count_params as count_params
-    from lorasa_jax.learning.trainer import graft as graft
     from lorasa_jax.learning.trainer import make_trainer as make_trainer
     from lorasa_jax.learning.trainer import train as train
     from lorasa_jax.learning.update_order import ALGORITHMS as ALGORITHMS
@@ -84,7 +84,7 @@ _HOMES = {
     "learning.rollout": ("record_episode",),
     "learning.update_order": ("ALGORITHMS", "register_algorithm"),
     "sharing.schemes": ("SCHEMES", "Sharing", "register_scheme"),
-    "learning.trainer": ("Trainer", "count_params", "graft", "make_trainer", "train"),
+    "learning.trainer": ("Trainer", "attach_adapters", "count_params", "make_trainer", "train"),
     "core.types": ("PolicyParams", "Schedule", "TrainState", "Trajectory"),
     "storage.runs": ("Team", "load_run"),
 }
@@ -92,7 +92,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 _MODULES = ("deltas",)
 
-_RENAMED = {"SCHEDULES": "ALGORITHMS"}
+_RENAMED = {"SCHEDULES": "ALGORITHMS", "graft": "attach_adapters"}
 """Old names, which work for one more release."""
 
 __all__ = sorted((*_HOME, *_MODULES))

@@ -45,7 +45,7 @@ def keep_run(directory: Path) -> SimpleNamespace:
     """A run at two of its moments, one in each phase, in memory and on disk."""
     phases = two_phases()
     first = phases.shared(phases.init(KEY))
-    second = phases.adapters(phases.adapters(phases.graft(first)))
+    second = phases.adapters(phases.adapters(phases.attach_adapters(first)))
     states = {SHARED: run_state(first, SHARED), ADAPTERS: run_state(second, ADAPTERS)}
     paths = {phase: write(directory, take_snapshot(state, phases.config)) for phase, state in states.items()}
     return SimpleNamespace(config=phases.config, env=phases.env, states=states, directory=directory, paths=paths)

@@ -20,7 +20,7 @@ from lorasa_jax.envs.base import Env, EnvSpec, TimeStep
 from lorasa_jax.envs.toy import make_toy
 from lorasa_jax.learning.minibatches import Batch, make_batch
 from lorasa_jax.learning.system import System
-from lorasa_jax.learning.trainer import Trainer, graft, make_trainer
+from lorasa_jax.learning.trainer import Trainer, attach_adapters, make_trainer
 from lorasa_jax.sharing.policy import Policy
 from lorasa_jax.sharing.schemes import SCHEMES, is_clustered
 
@@ -84,7 +84,7 @@ def two_phases() -> SimpleNamespace:
         init=jax.jit(first.init),
         collect=collect,
         shared=stepper(first),
-        graft=jax.jit(partial(graft, second)),
+        attach_adapters=jax.jit(partial(attach_adapters, second)),
         adapters=stepper(second),
     )
 

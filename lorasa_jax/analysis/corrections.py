@@ -10,7 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lorasa_jax.config import require
+from lorasa_jax.core.trees import by_path, nested
 from lorasa_jax.core.types import PolicyParams
+from lorasa_jax.deltas.spec import Target
+from lorasa_jax.deltas.views import infer_view
 from lorasa_jax.learning.system import System
 from lorasa_jax.sharing import variants
 
@@ -23,12 +26,19 @@ class Correction(NamedTuple):
     """One layer, for K owners.
 
     Attributes:
-        kernel: the trunk's, [K, in, out], or [K, n], a vector.
+        kernel: the trunk's, [K, in, out], or [K, n], a vector, or of any shape that the target sees as matrices.
         delta: what is added to it.
+        target: how a kernel of more than two axes is seen as matrices; None: it is one.
     """
 
     kernel: np.ndarray
     delta: np.ndarray
+    target: Target | None = None
+
+    @property
+    def matrices(self) -> np.ndarray:
+        """What is added, as matrices [K, ..., in, out]; a vector as it is."""
+        return self.delta if self.target is None else np.asarray(jax.vmap(self.target.to_matrix)(self.delta))
 
 
 def corrections(system: System, params: PolicyParams) -> dict[str, Correction]:
@@ -44,28 +54,37 @@ def corrections(system: System, params: PolicyParams) -> dict[str, Correction]:
         return {}
     # What an adapter makes of a trunk of zeros is what it adds.
     nothing = jax.tree.map(jnp.zeros_like, params.shared)
-    if sharing.changing:
+    if sharing.dynamic_roles:
         require(
             len(sharing.levels) == 1 and sharing.n_trunks == 1,
             "where owners change, corrections are of one owner and one trunk only if there is one level and one trunk",
         )
         level = sharing.levels[0]
-        homes = (0,) * level.n_owners
+        trunk_index = (0,) * level.n_owners
         trunk = jax.tree.map(lambda leaf: leaf[0], nothing)
         added = jax.vmap(lambda own: level.adapter.merge(trunk, own))(params.agents[level.scope])
     else:
-        homes = sharing.groups
-        trunks = jax.tree.map(lambda leaf: leaf[jnp.array(homes)], nothing)
+        trunk_index = sharing.groups
+        trunks = jax.tree.map(lambda leaf: leaf[jnp.array(trunk_index)], nothing)
         added = jax.vmap(partial(variants.merge, sharing.adapters))(trunks, system.actor.expand(params))
-    require(
-        not system.config.actor.module,
-        f"corrections are read from the built-in network, not from {system.config.actor.module}; compare its weights "
-        "with lorasa_jax.deltas.difference",
-    )
-    adapted = {layer for own in params.agents.values() for layer in own}
-    in_order = [name for name in (*system.config.actor.layer_names, "log_std") if name in adapted]
-    kernels = {name: np.asarray(params.shared[name]["kernel"])[list(homes)] for name in in_order}
-    return {name: Correction(kernels[name], np.asarray(added[name]["kernel"])) for name in in_order}
+    kernels, changes = by_path(params.shared), by_path(added)
+    shapes = {path: tuple(leaf.shape[1:]) for path, leaf in kernels.items()}
+    found = {}
+    for name in _adapted_layers(system, params):
+        path = f"{name}/kernel"
+        kernel = np.asarray(kernels[path])[list(trunk_index)]
+        target = Target(path, shapes[path], str(kernel.dtype), infer_view(path, shapes), rank=1, alpha=1.0)
+        found[name] = Correction(kernel, np.asarray(changes[path]), target if kernel.ndim > 3 else None)
+    return found
+
+
+def _adapted_layers(system: System, params: PolicyParams) -> list[str]:
+    """The layers with a correction, from input to output where the network is the built-in one."""
+    adapted = {path.rpartition("/")[0] for own in params.agents.values() for path in by_path(own)}
+    ordered = variants.layer_names(params.shared)
+    if not system.config.actor.module:
+        ordered = [*system.config.actor.layer_names, "log_std"]
+    return [name for name in ordered if name in adapted]
 
 
 def relative_norm(layer: Correction) -> np.ndarray:
@@ -83,8 +102,8 @@ def effective_rank(delta: np.ndarray) -> np.ndarray:
 
     Source: Roy & Vetterli 2007, "The effective rank: a measure of effective dimensionality".
     """
-    matrices = delta.astype(float) if delta.ndim == 3 else delta.astype(float)[:, None]
-    sizes = np.linalg.svd(matrices, compute_uv=False)
+    matrices = delta.astype(float) if delta.ndim > 2 else delta.astype(float)[:, None]
+    sizes = np.linalg.svd(matrices, compute_uv=False).reshape(len(delta), -1)
     total = sizes.sum(axis=1, keepdims=True)
     p = sizes / np.where(total > 0, total, 1.0)
     entropy = -np.sum(p * np.log(np.where(p > 0, p, 1.0)), axis=1)
@@ -125,10 +144,7 @@ def thinned(actors: PolicyParams, layers: dict[str, Correction], share: float) -
     A share of 0 leaves all there is, one of 1 the trunk alone.
     """
     changed = {
-        name: {
-            **actors.shared[name],
-            "kernel": jnp.asarray(layer.kernel + drop_smallest(layer.delta, share)),
-        }
+        f"{name}/kernel": jnp.asarray(layer.kernel + drop_smallest(layer.delta, share))
         for name, layer in layers.items()
     }
-    return actors._replace(shared={**actors.shared, **changed})
+    return actors._replace(shared=nested(by_path(actors.shared) | changed))

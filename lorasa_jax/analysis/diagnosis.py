@@ -136,10 +136,10 @@ def diagnose(
     except ConfigError as error:
         layers = {}
         left_out.append(f"corrections: {error}")
-    found = Diagnosis(names, spec.roles, kinds, kinds if sharing.changing else names, measure)
+    found = Diagnosis(names, spec.roles, kinds, kinds if sharing.dynamic_roles else names, measure)
     if layers:
         found = found._replace(layers={name: describe(layer) for name, layer in layers.items()})
-    if system.acting.sharing.changing:
+    if system.acting.sharing.dynamic_roles:
         left_out.append("all that is played: adapters change hands with roles, and no agent has weights of its own")
         return found._replace(left_out=tuple(left_out))
     team = alone(system._replace(config=_watching(system.config, spec, episodes)))
@@ -352,4 +352,4 @@ def _change(episodes: np.ndarray) -> Change:
 
 def describe(layer: Correction) -> Layer:
     """Returns how large a layer's corrections are, of what rank, and how their entries are distributed."""
-    return Layer(relative_norm(layer), effective_rank(layer.delta), entry_sizes(layer))
+    return Layer(relative_norm(layer), effective_rank(layer.matrices), entry_sizes(layer))

@@ -39,7 +39,7 @@ def spread(tree: PyTree) -> PyTree:
     return jax.tree.map(one, tree)
 
 
-def join(x: Array, axis: int = 0) -> Array:
+def merge_axes(x: Array, axis: int = 0) -> Array:
     """Returns axes A and E, `axis` and the next one, as one axis A * E.
 
     Spread environments are merged in the order [device, A, those of the device], so that none
@@ -53,8 +53,8 @@ def join(x: Array, axis: int = 0) -> Array:
     return jax.lax.collapse(x, axis, axis + 2 + (pieces > 1))
 
 
-def part(x: Array, length: int, axis: int = 0) -> Array:
-    """Returns what `join` made one axis as the two that they were, of sizes `length` and E."""
+def split_axes(x: Array, length: int, axis: int = 0) -> Array:
+    """Returns what `merge_axes` made one axis as the two that they were, of sizes `length` and E."""
     n_envs = x.shape[axis] // length
     pieces = _pieces(n_envs)
     before, after = x.shape[:axis], x.shape[axis + 1 :]

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from lorasa_jax.config import NetworkConfig
-from lorasa_jax.core.axes import join, part
+from lorasa_jax.core.axes import merge_axes, split_axes
 from lorasa_jax.core.types import PyTree
 from lorasa_jax.deltas.algebra import Deltas, beside, merge, split_full
 
@@ -200,7 +200,7 @@ def _gru_backward(residuals: tuple, d_carries: Float[Array, "L B H"]) -> tuple:
     backwards = d_carries, first, owner, kept
     d_start, (d_gates_h, d_n) = jax.lax.scan(step, jnp.zeros_like(d_carries[0]), backwards, reverse=True)
     d_gates_x = jnp.concatenate([d_gates_h[..., : -d_n.shape[-1]], d_n], axis=-1)
-    h, owner, d_gates_h = jax.tree.map(join, (kept[0], owner, d_gates_h))
+    h, owner, d_gates_h = jax.tree.map(merge_axes, (kept[0], owner, d_gates_h))
     (d_weights,) = jax.vjp(lambda weights: linear(weights, h, owner), weights)[1](d_gates_h)
     return d_weights, d_start, d_gates_x, None, None
 
@@ -308,9 +308,9 @@ class Network(nn.Module):
             owner: which of K owners' corrections in `delta` counts for each sample, as one-hot rows.
         """
         length = x.shape[0]
-        flat = None if owner is None else join(owner)
+        flat = None if owner is None else merge_axes(owner)
         # All but the recurrence sees one flat batch: a single large product per layer.
-        x = join(x)
+        x = merge_axes(x)
         if self.config.input_norm:
             x = self._norm("input_norm")(x, mask=valid)
             x = x if valid is None else jnp.where(valid, x, 0.0)
@@ -318,7 +318,7 @@ class Network(nn.Module):
             x = self._layer(f"fc{i + 1}", self.config.gain, x, flat, agent)
         if self.config.recurrent:
             carries = self._recur(carry, x, first, owner, agent)
-            x = join(carries)
+            x = merge_axes(carries)
             if self.config.layer_norm:
                 x = self._norm("gru_norm")(x)
         else:
@@ -326,7 +326,7 @@ class Network(nn.Module):
         for i in range(self.config.layers_after):
             x = self._layer(f"after{i + 1}", self.config.gain_after, x, flat, agent)
         x = linear(Linear(self.n_out, orthogonal(self.head_gain), name="head")(x.shape[-1]), x, flat)
-        x = part(x, length)
+        x = split_axes(x, length)
         if self.log_std is not None:
             log_std = Vector(self.n_out, self.log_std, name="log_std")(owner)
             x = jnp.concatenate([x, jnp.broadcast_to(log_std, x.shape)], axis=-1)
@@ -366,9 +366,9 @@ class Network(nn.Module):
         init = orthogonal(1.0) if self.config.gru_init == "stacked" else stacked(orthogonal(1.0), 3)
         inward = Linear(3 * hidden, init, name="gru_in")(x.shape[-1])
         through = Linear(3 * hidden, init, name="gru_hidden")(hidden)
-        gates_x = self._add_id("gru_in", linear(inward, x, None if owner is None else join(owner)), agent)
+        gates_x = self._add_id("gru_in", linear(inward, x, None if owner is None else merge_axes(owner)), agent)
 
-        inputs = part(gates_x, length), first, owner
+        inputs = split_axes(gates_x, length), first, owner
         if length == 1:  # acting: no loop around a single step
             return gru_step(through, carry, *jax.tree.map(lambda leaf: leaf[0], inputs))[0][None]
         return gru(through, carry, *inputs)

@@ -67,7 +67,7 @@ def make_batch(
         "actor_carry": trajectory.actor_carry,
         "critic_carry": trajectory.critic_carry,
     }
-    if system.actor.sharing.changing:
+    if system.actor.sharing.dynamic_roles:
         fields["owner"] = trajectory.owner
     if block is not None:
         narrowed = ACTOR + (CRITIC if system.critic.sharing.n_agents > 1 else ())
@@ -94,7 +94,7 @@ def minibatch(batch: Batch, envs: Int[Array, "Q M"] | None) -> Batch:
     return Batch(**{k: jax.tree.map(partial(pick_all, axis=axes[k]), x) for k, x in batch._asdict().items()})
 
 
-def deal(key: PRNGKeyArray, n_envs: int, minibatches: int, width: int) -> Int[Array, "B Q M"]:
+def minibatch_indices(key: PRNGKeyArray, n_envs: int, minibatches: int, width: int) -> Int[Array, "B Q M"]:
     """Returns the environments of B minibatches: envs[b, q, m] is agent m's q-th environment in the b-th.
 
     Of any B neighbouring environments each minibatch gets one, drawn anew for every agent, so that an

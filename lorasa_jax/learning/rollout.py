@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from lorasa_jax.core.axes import join, part, spread
+from lorasa_jax.core.axes import merge_axes, split_axes, spread
 from lorasa_jax.core.losses import masked_mean
 from lorasa_jax.core.types import Metrics, PolicyParams, PyTree, RolloutState, Trajectory, Weights
 from lorasa_jax.envs.base import Env, TimeStep
@@ -110,7 +110,7 @@ def collect(
             "terminated": timestep.terminated if bootstrap else done,
             "truncated": timestep.truncated & bootstrap,
         }  # fmt: skip
-        if system.acting.sharing.changing:
+        if system.acting.sharing.dynamic_roles:
             record["owner"] = seen.role
         ended = {"done": done, "won": timestep.won, "return": episode_return, "length": episode_length}
         # What the critic must see to value a step cut short by the clock.
@@ -151,7 +151,7 @@ def _decide(
 ) -> tuple[Float[Array, "E N H"], Float[Array, "E N P"]]:
     """The recurrent states after a step, and the parameters of the distributions of actions."""
     opens = system.actor_first(first, seen.alive)
-    owner = seen.role[None] if system.acting.sharing.changing else None
+    owner = seen.role[None] if system.acting.sharing.dynamic_roles else None
     carries, output = system.acting.unroll(weights.actors, hidden, seen.obs[None], opens[None], owner=owner)
     return carries[0], system.dist.mask(output[0], seen.avail)
 
@@ -173,10 +173,10 @@ def _values(
     carries, value = system.critic.unroll(params, start.critic_carry, view, first)
     if final is not None:
         # One flat batch: each final state is a single step on from the state before it.
-        hidden, view, alive = (join(leaf) for leaf in (carries, *final))
+        hidden, view, alive = (merge_axes(leaf) for leaf in (carries, *final))
         first = system.critic_first(jnp.zeros(view.shape[0], bool), alive)
         _, next_value = system.critic.unroll(params, hidden, view[None], first[None])
-        return carries, value[..., 0], part(next_value[0], len(value))[..., 0]
+        return carries, value[..., 0], split_axes(next_value[0], len(value))[..., 0]
     # Without time limits a step is followed by the next one, or by nothing that counts.
     seen = _standardised(system, weights, later.timestep)
     first = system.critic_first(later.first, seen.alive)

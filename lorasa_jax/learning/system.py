@@ -231,7 +231,7 @@ def alone(system: System) -> System:
         ConfigError: owners change in the course of play, so that no agent has weights of its own.
     """
     sharing = system.acting.sharing
-    require(not sharing.changing, "where the owners of adapters change, no agent has a network of its own")
+    require(not sharing.dynamic_roles, "where the owners of adapters change, no agent has a network of its own")
     policy = _actors(schemes.independent(sharing), system.config, system.env.spec, system.dist)
     return system._replace(actor=policy, acting=policy, weights=lambda params: params, train=("shared",))
 
@@ -241,8 +241,8 @@ def own_weights(system: System, params: PolicyParams) -> PolicyParams:
     full, sharing = system.actor.merge(params), system.actor.sharing
     if params.agents:  # each has its own already
         return full
-    homes = jnp.array(sharing.groups)
-    return PolicyParams(jax.tree.map(lambda leaf: leaf[homes], full.shared), {})
+    trunk_index = jnp.array(sharing.groups)
+    return PolicyParams(jax.tree.map(lambda leaf: leaf[trunk_index], full.shared), {})
 
 
 def _trained_parts(sharing: Sharing) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from lorasa_jax.learning.update import run_schedule
 from lorasa_jax.sharing.schemes import count, under
 
 # What a run's key is used for; most of them once in every iteration.
-_INIT, _COLLECT, _UPDATE, _GRAFT, _EVALUATE, EPISODE, GROUPING, REPLAY = range(8)
+_INIT, _COLLECT, _UPDATE, _ATTACH, _EVALUATE, EPISODE, GROUPING, REPLAY = range(8)
 
 
 class Trainer(NamedTuple):
@@ -106,7 +106,7 @@ def _key(key: PRNGKeyArray, purpose: int, iteration: Array) -> PRNGKeyArray:
     return jax.random.fold_in(jax.random.fold_in(key, purpose), iteration)
 
 
-def graft(trainer: Trainer, state: TrainState) -> TrainState:
+def attach_adapters(trainer: Trainer, state: TrainState) -> TrainState:
     """Returns the first state of the second phase.
 
     The trunks stay as they are, and so do the critic with its optimiser, the value
@@ -118,7 +118,7 @@ def graft(trainer: Trainer, state: TrainState) -> TrainState:
         trainer: of the second phase.
         state: the last of the first phase.
     """
-    actor = trainer.system.actor.init_adapters(jax.random.fold_in(state.key, _GRAFT), state.learner.actor)
+    actor = trainer.system.actor.init_adapters(jax.random.fold_in(state.key, _ATTACH), state.learner.actor)
     ppo = trainer.system.config.ppo
     lr = jnp.asarray(ppo.lr if ppo.adapter_lr is None else ppo.adapter_lr, float)
     return state._replace(learner=init_optimizer(trainer.system, state.learner._replace(actor=actor)), lr=lr)
@@ -145,7 +145,7 @@ def train(config: Config, env: Env, **parts: Unpack[Parts]) -> Callable[[PRNGKey
 
     def both(key: PRNGKeyArray) -> tuple[TrainState, Metrics]:
         state, before = _iterate(first, first.init(key), switch)
-        state, after = _iterate(second, graft(second, state), config.iterations - switch)
+        state, after = _iterate(second, attach_adapters(second, state), config.iterations - switch)
         return state, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), before, after)
 
     return both

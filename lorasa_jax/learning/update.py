@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from lorasa_jax.core.advantages import traced_gae
 from lorasa_jax.core.losses import approximate_kl, masked_mean, normalise_advantages, value_loss
 from lorasa_jax.core.types import Learner, Metrics, PolicyParams, PyTree, Rates, Schedule, Trajectory
-from lorasa_jax.learning.minibatches import CARRIES, Batch, deal, make_batch, minibatch
+from lorasa_jax.learning.minibatches import CARRIES, Batch, make_batch, minibatch, minibatch_indices
 from lorasa_jax.learning.system import System, trained_stacks
 from lorasa_jax.sharing.schemes import join
 
@@ -62,7 +62,7 @@ def run_schedule(
         batch = make_batch(system, trajectory, mask, advantage, target, ratio, block)
         learner, info = run_stage(system, progress.learner, batch, row, block, rates, key)
         progress = progress._replace(learner=learner)
-        return progress if block is None else _look_again(system, progress, trajectory, block), info
+        return progress if block is None else _recompute_log_probs(system, progress, trajectory, block), info
 
     progress = Progress(learner._replace(value_norm=value_norm), trajectory.log_prob, jnp.zeros(mask.shape[-1], bool))
     keys = jax.random.split(deal_key, schedule.block.shape[0])
@@ -164,7 +164,9 @@ def _preceding_ratio(
     return jnp.exp(jnp.sum(jnp.where(mask & others, change, 0.0), axis=2, keepdims=True))
 
 
-def _look_again(system: System, progress: Progress, trajectory: Trajectory, block: Int[Array, " M"]) -> Progress:
+def _recompute_log_probs(
+    system: System, progress: Progress, trajectory: Trajectory, block: Int[Array, " M"]
+) -> Progress:
     """Takes note of what a stage has changed.
 
     Where nobody outside the block uses what it trained, only the block's probabilities have changed.
@@ -196,9 +198,9 @@ def _log_prob_now(
         return x.reshape(len(trajectory.actor_carry), -1, *x.shape[1:])
 
     def unroll(carry: Array, obs: Array, first: Array, owner: PyTree) -> Array:
-        return system.actor.unroll(params, carry, obs, first, block, owner if system.actor.sharing.changing else None)[
-            1
-        ]
+        return system.actor.unroll(
+            params, carry, obs, first, block, owner if system.actor.sharing.dynamic_roles else None
+        )[1]
 
     obs, first = pick(trajectory.obs), pick(system.actor_first(trajectory.first, trajectory.alive))
     steps = jax.tree.map(chunks, (obs, first, trajectory.owner))
@@ -243,7 +245,7 @@ def run_stage(
 
         if minibatches == 1:
             return step(learner, None)
-        dealt = deal(key, config.n_envs, minibatches, batch.mask.shape[-1])
+        dealt = minibatch_indices(key, config.n_envs, minibatches, batch.mask.shape[-1])
         learner, infos = jax.lax.scan(step, learner, dealt)
         return learner, jax.tree.map(jnp.mean, infos)
 
@@ -278,13 +280,13 @@ def _policy_loss(
     counts = jnp.sum(batch.mask, axis=(0, 1), dtype=jnp.float32)
     homes = jnp.array(sharing.groups)[members]
     pool = jnp.maximum(jnp.zeros(sharing.n_trunks).at[homes].add(counts)[homes], 1.0)
-    if sharing.across:
+    if sharing.shared_across_trunks:
         pool = jnp.full_like(pool, jnp.maximum(jnp.sum(counts), 1.0))
 
     def loss(stacks: dict[str, PyTree]) -> tuple[Array, Metrics]:
         params = join(actor, stacks)
         played = batch.actor_carry, batch.obs, batch.actor_first
-        _, logits = system.actor.unroll(params, *played, block, batch.owner if sharing.changing else None)
+        _, logits = system.actor.unroll(params, *played, block, batch.owner if sharing.dynamic_roles else None)
         logits = dist.mask(logits, batch.avail)
         log_prob, entropy = dist.log_prob(logits, batch.action), dist.entropy(logits)
         total, info = system.policy_loss(
@@ -316,7 +318,7 @@ def _update_actor(
     for name, grad in grads.items():
         undilute, moved = _own_samples(*owners[name], batch, counts, pool, block)
         # The loss pools the agents of a trunk, or all; what an owner has follows the mean over its own samples.
-        if name != "shared" or sharing.across:
+        if name != "shared" or sharing.shared_across_trunks:
             grad = jax.vmap(lambda scale, tree: jax.tree.map(lambda g: scale * g, tree))(undilute, grad)
         factor = 1.0 if name == "shared" else sharing.stacks[name].factor
         stacks[name], states[name], norm = system.optimizer.apply(

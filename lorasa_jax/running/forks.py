@@ -27,7 +27,7 @@ from lorasa_jax.config import Config, ConfigError, require
 from lorasa_jax.core.types import PyTree, TrainState
 from lorasa_jax.envs.base import Env
 from lorasa_jax.learning.system import Parts, init_optimizer, make_system, names_of
-from lorasa_jax.learning.trainer import graft, make_trainer
+from lorasa_jax.learning.trainer import attach_adapters, make_trainer
 from lorasa_jax.levels import AdapterLevel, LevelSettings
 from lorasa_jax.running.state import ADAPTERS, Best, RunState
 from lorasa_jax.sharing.schemes import SCHEMES, Sharing, make_sharing, trunks_only, under
@@ -197,7 +197,7 @@ def fork(
 
 def _graft_into(common: Config, config: Config, env: Env, parts: Parts, state: TrainState) -> TrainState:
     """The first state of a fork's second phase, with adapters as wide as those of the program it runs in."""
-    state = graft(make_trainer(config, env, adapting=True, **parts), state)
+    state = attach_adapters(make_trainer(config, env, adapting=True, **parts), state)
     actor, own = state.learner.actor, _leaves(state.learner.actor.agents)
 
     def widen(path: tuple, shape: Any) -> jax.Array:

@@ -23,7 +23,7 @@ from lorasa_jax.learning.clustering import with_groups
 from lorasa_jax.learning.rollout import mark_missing
 from lorasa_jax.learning.switching import Evaluation, should_switch
 from lorasa_jax.learning.system import Parts, is_two_phase, names_of, require_same_parts
-from lorasa_jax.learning.trainer import Trainer, graft, make_trainer
+from lorasa_jax.learning.trainer import Trainer, attach_adapters, make_trainer
 from lorasa_jax.running.callbacks import AnyCallback, Callback, Callbacks
 from lorasa_jax.running.devices import Shard, anywhere, choose_layout, fetch
 from lorasa_jax.running.programs import Programs, over_seeds
@@ -109,10 +109,12 @@ class _Runner:
             programs.submit("evaluate", trainer.evaluate, weights, states.key, states.iteration, flags)
             if self.two_phase and phase == SHARED:
                 second = self.trainers[ADAPTERS]
-                grafted = programs.submit("graft", lambda state: graft(second, state), states, once=True)
-                self._submit_best(ADAPTERS, grafted)
-                programs.submit("adapters weights", second.weights, grafted)
-                programs.submit("adapters update", self._update(second), grafted, *shapes)
+                attached = programs.submit(
+                    "attach adapters", lambda state: attach_adapters(second, state), states, once=True
+                )
+                self._submit_best(ADAPTERS, attached)
+                programs.submit("adapters weights", second.weights, attached)
+                programs.submit("adapters update", self._update(second), attached, *shapes)
 
         programs.later(rest)
 
@@ -202,7 +204,7 @@ class _Runner:
         state = state._replace(switch_steps=switch_steps)
         if None in switch_steps:
             return state
-        train = self.programs["graft"](state.train)
+        train = self.programs["attach adapters"](state.train)
         return state._replace(phase=ADAPTERS, train=train, best=self._no_best(train))
 
     def _ready(self, state: RunState, k: int, now: int) -> bool:

@@ -89,7 +89,7 @@ def make_policy(
     ) -> tuple[Float[Array, "T E M H"], Float[Array, "T E M O"]]:
         trunks, axis = team.trunks(params.shared, block)
         own, own_axes = team.owned(params, block)
-        owners = jax.nn.one_hot(owner, sharing.n_choices) if sharing.changing else None
+        owners = jax.nn.one_hot(owner, sharing.n_choices) if sharing.dynamic_roles else None
 
         def one_agent(trunk: PyTree, own: PyTree, agent: Array, *inputs: Any) -> tuple[Array, Array]:
             full, corrections = variants.apply(sharing.adapters, trunk, own)
@@ -129,10 +129,10 @@ def _parameter_functions(sharing: Sharing, network: Network | OwnNetwork, obs_di
     def init_adapters(key: PRNGKeyArray, params: PolicyParams) -> PolicyParams:
         def start(key: PRNGKeyArray, level: Level) -> PyTree:
             # An owner starts as its first agent would; where owners change, the trunk gives but the shapes.
-            homes = [0] * level.n_owners
+            trunk_index = [0] * level.n_owners
             if level.owner is not None:
-                homes = [sharing.groups[level.owner.index(k)] for k in range(level.n_owners)]
-            trunks = jax.tree.map(lambda leaf: leaf[jnp.array(homes)], params.shared)
+                trunk_index = [sharing.groups[level.owner.index(k)] for k in range(level.n_owners)]
+            trunks = jax.tree.map(lambda leaf: leaf[jnp.array(trunk_index)], params.shared)
             return jax.vmap(level.adapter.init)(jax.random.split(key, level.n_owners), trunks)
 
         stacks = sharing.stacks
@@ -141,7 +141,7 @@ def _parameter_functions(sharing: Sharing, network: Network | OwnNetwork, obs_di
         return PolicyParams(params.shared, own)
 
     def merge(params: PolicyParams) -> PolicyParams:
-        if not params.agents or sharing.changing:
+        if not params.agents or sharing.dynamic_roles:
             return params
         trunks, axis = team.trunks(params.shared, None)
         own, own_axes = team.owned(params, None)
@@ -149,7 +149,7 @@ def _parameter_functions(sharing: Sharing, network: Network | OwnNetwork, obs_di
         return PolicyParams(jax.vmap(one_agent, in_axes=(axis, own_axes))(trunks, own), {})
 
     def acting_params(params: PolicyParams) -> PolicyParams:
-        if not params.agents or sharing.changing:
+        if not params.agents or sharing.dynamic_roles:
             return params
         trunks, axis = team.trunks(params.shared, None)
         own, own_axes = team.owned(params, None)
@@ -225,7 +225,7 @@ def _fitted(network: Network | OwnNetwork, sharing: Sharing, obs_dim: int, least
         return network.clone(n_ids=n_ids)
     network = replace(network, width=obs_dim)
     require(
-        not sharing.changing,
+        not sharing.dynamic_roles,
         f"where roles change, adapters of roles need the built-in network, not {network.name}; use other scopes",
     )
     network = replace(network, n_ids=0 if network.takes_agent else n_ids)
@@ -245,7 +245,7 @@ def _require_all_used(policy: Policy, obs_dim: int, name: str) -> None:
         empty = not jax.tree.leaves(stacks[level])
         require(not empty, f"the adapters fit no layer of the network {name}; its layers are {layers}")
     n, zeros = policy.sharing.n_agents, jnp.zeros
-    owner = zeros((1, 1, n), int) if policy.sharing.changing else None
+    owner = zeros((1, 1, n), int) if policy.sharing.dynamic_roles else None
     seen = policy.initial_carry(1), zeros((1, 1, n, obs_dim)), zeros((1, 1), bool)
     traced = jax.make_jaxpr(lambda params: policy.unroll(params, *seen, owner=owner)[1])(params).jaxpr
     live = {var for var in traced.outvars if not isinstance(var, jax.extend.core.Literal)}

@@ -86,12 +86,12 @@ class Sharing:
         return next(level.n_owners for level in self.levels if level.owner is None)
 
     @property
-    def changing(self) -> bool:
+    def dynamic_roles(self) -> bool:
         """Owners change in the course of play."""
         return any(level.owner is None for level in self.levels)
 
     @property
-    def across(self) -> bool:
+    def shared_across_trunks(self) -> bool:
         """Agents on different trunks may have something in common."""
         return self.n_trunks > 1 and any(level.owner != tuple(range(self.n_agents)) for level in self.levels)
 
@@ -255,7 +255,7 @@ def make_sharing(spec: EnvSpec, config: Config) -> Sharing:
     sharing = _with_freezing(SCHEMES[config.sharing](spec.n_agents, config), config)
     sharing = replace(sharing, levels=tuple(_with_owners(level, spec) for level in sharing.levels))
     require(
-        config.algo == "mappo" or not sharing.changing,
+        config.algo == "mappo" or not sharing.dynamic_roles,
         f"in {spec.name} roles change, and with them who shares an adapter, so agents cannot move one by one; "
         "use algo mappo, or levels of scopes team and agent",
     )
@@ -312,7 +312,7 @@ def acting(sharing: Sharing) -> Sharing:
 
     Where owners change no agent has weights to call its own, and the scheme stays as it is.
     """
-    if not sharing.levels or sharing.changing:
+    if not sharing.levels or sharing.dynamic_roles:
         return sharing
     return replace(trunks_only(sharing), levels=(by_agent(sharing.n_agents, variants.acting(sharing.adapters)),))
 

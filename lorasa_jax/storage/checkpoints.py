@@ -29,7 +29,7 @@ from lorasa_jax.core.types import PolicyParams, PyTree, TrainState, Weights
 from lorasa_jax.envs.base import Env
 from lorasa_jax.learning.switching import Evaluation
 from lorasa_jax.learning.system import Parts, System, is_two_phase, make_system, require_same_parts
-from lorasa_jax.learning.trainer import graft, make_trainer
+from lorasa_jax.learning.trainer import attach_adapters, make_trainer
 from lorasa_jax.running.devices import local
 from lorasa_jax.running.programs import over_seeds
 from lorasa_jax.running.state import ADAPTERS, SHARED, Best, RunState
@@ -244,7 +244,7 @@ def _template(config: Config, env: Env, phase: str, parts: Parts) -> tuple[Train
     states = jax.eval_shape(over_seeds(make_trainer(config, env, **parts).init, config.seeds), keys)
     if phase == ADAPTERS:
         second = make_trainer(config, env, adapting=True, **parts)
-        states = jax.eval_shape(over_seeds(lambda state: graft(second, state), config.seeds), states)
+        states = jax.eval_shape(over_seeds(lambda state: attach_adapters(second, state), config.seeds), states)
     return states, jax.eval_shape(Best.none, states)
 
 

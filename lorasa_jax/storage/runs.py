@@ -81,7 +81,7 @@ class Team:
             obs.ndim == 3 and obs.shape[1:] == expected,
             f"observations must be [environments, {expected[0]} agents, {expected[1]} numbers], got {list(obs.shape)}",
         )
-        changing = system.acting.sharing.changing
+        changing = system.acting.sharing.dynamic_roles
         require(not changing or role is not None, "the roles of these agents change; give role, [environments, agents]")
         begins = jnp.zeros(len(obs), bool) if first is None else first
         opens = jnp.broadcast_to(begins[:, None], obs.shape[:2])

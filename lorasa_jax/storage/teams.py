@@ -37,7 +37,9 @@ def merge(params: PolicyParams, system: System) -> list[PyTree]:
     Raises:
         ConfigError: owners change in the course of play, so that no agent has weights of its own.
     """
-    require(not system.actor.sharing.changing, "adapters whose owners change cannot be merged into agents' networks")
+    require(
+        not system.actor.sharing.dynamic_roles, "adapters whose owners change cannot be merged into agents' networks"
+    )
     full = own_weights(system, params).shared
     return [jax.tree.map(lambda leaf, i=i: leaf[i], full) for i in range(system.actor.sharing.n_agents)]
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import assert_close, assert_same, make_diary, random_params, row_of, small_config, with_roles
+from own_networks import OWN
 
 from lorasa_jax.analysis.corrections import (
     Correction,
@@ -18,6 +19,8 @@ from lorasa_jax.analysis.corrections import (
     thinned,
 )
 from lorasa_jax.config import ConfigError
+from lorasa_jax.core.own_network import with_networks
+from lorasa_jax.core.trees import by_path
 from lorasa_jax.learning.system import make_system, own_weights
 
 RNG = np.random.default_rng(0)
@@ -85,6 +88,18 @@ def test_corrections_are_what_merging_adds(levels):
     left, right = row_of(params.agents["agent"], 2)["gru_in"].values() if levels == ("agent",) else (None, None)
     if left is not None:
         assert_close(found["gru_in"].delta[2], 1.5 * left @ right)  # alpha / rank
+
+
+def test_corrections_of_a_network_of_ones_own_are_what_merging_adds():
+    config = with_networks(small_config(sharing="lorasa", rank=1), OWN["conv"])
+    system = make_system(config, make_diary(), adapting=True)
+    params = random_params(system.actor)
+    found, full = corrections(system, params), by_path(own_weights(system, params).shared)
+    assert {"conv", "attention/query", "attention/out", "head"} <= set(found)
+    for name, layer in found.items():
+        assert_close(layer.kernel + layer.delta, full[f"{name}/kernel"])
+        assert_close(effective_rank(layer.matrices), [1] * 3)
+    assert_same(by_path(thinned(own_weights(system, params), found, 0.0).shared), full)
 
 
 def test_without_small_entries_a_team_stands_between_itself_and_its_trunks():

@@ -79,7 +79,7 @@ def test_drawn_actions_have_the_policys_odds(saved: Path) -> None:
 
 
 def test_no_key_of_training_is_used_again_and_every_draw_is_another(saved: Path) -> None:
-    used = [getattr(trainer, name) for name in ("_INIT", "_COLLECT", "_UPDATE", "_GRAFT", "_EVALUATE")]
+    used = [getattr(trainer, name) for name in ("_INIT", "_COLLECT", "_UPDATE", "_ATTACH", "_EVALUATE")]
     purposes = [*used, trainer.EPISODE, trainer.GROUPING, trainer.REPLAY]
     assert len(set(purposes)) == len(purposes)
     for seed, key in zip((3, 4), evaluate.keys(labels_of(saved), 7), strict=True):

@@ -27,7 +27,7 @@ from lorasa_jax.config import Config, ConfigError, PPOConfig
 from lorasa_jax.core.types import Learner, PolicyParams
 from lorasa_jax.learning.minibatches import minibatch
 from lorasa_jax.learning.system import System, init_optimizer, is_two_phase, make_system
-from lorasa_jax.learning.trainer import graft, make_trainer
+from lorasa_jax.learning.trainer import attach_adapters, make_trainer
 from lorasa_jax.learning.update import _update_actor
 from lorasa_jax.sharing.schemes import SCHEMES, make_sharing, under
 
@@ -83,7 +83,7 @@ def test_a_trunk_learns_the_same_whoever_owns_what_stands_on_it():
     team, agent = (
         make("seps_lora", ppo={"adam_eps": 1.0}, freeze_trunk=False, levels=(scope,)) for scope in ("team", "agent")
     )
-    assert team.actor.sharing.across and not agent.actor.sharing.across
+    assert team.actor.sharing.shared_across_trunks and not agent.actor.sharing.shared_across_trunks
     trunk = random_params(agent.actor)
     after = [updated(system, jax.jit(system.actor.init_adapters)(KEY, trunk)).shared for system in (team, agent)]
     change = jax.tree.map(lambda new, old: np.abs(new - old).max(), after[1], trunk.shared)
@@ -95,7 +95,7 @@ def test_joint_training_is_two_phases_that_switch_at_once_and_freeze_nothing():
     config = small_config(sharing="lorasa_joint")
     free = replace(config, sharing="lorasa", freeze_trunk=False, switch_step=0)
     joint, first, second = make_trainer(config, ENV), make_trainer(free, ENV), make_trainer(free, ENV, adapting=True)
-    start = jax.jit(lambda key: graft(second, first.init(key)))(KEY)
+    start = jax.jit(lambda key: attach_adapters(second, first.init(key)))(KEY)
     own = jax.jit(joint.init)(KEY)
     assert_same(own.learner.actor.shared, start.learner.actor.shared)
     # Both draw R, from keys of their own.

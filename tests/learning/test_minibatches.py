@@ -28,7 +28,7 @@ def test_minibatches_part_each_agents_environments_and_never_time(length, n_envs
     t = random_trajectory(system)
     x = coded(length, n_envs, N)
     batch = batched(system, t._replace(action=jnp.asarray(x)), t.value)
-    dealt = batches.deal(KEY, n_envs, minibatches, N) if minibatches > 1 else [None]
+    dealt = batches.minibatch_indices(KEY, n_envs, minibatches, N) if minibatches > 1 else [None]
     met = []
     for envs in dealt:
         actions = np.asarray(batches.minibatch(batch, envs).action)
@@ -46,7 +46,7 @@ def test_minibatches_part_each_agents_environments_and_never_time(length, n_envs
 
 
 def test_every_agents_environments_are_dealt_anew_and_evenly():
-    deals = np.asarray(jax.vmap(lambda key: batches.deal(key, 4, 2, N))(jax.random.split(KEY, 2000)))
+    deals = np.asarray(jax.vmap(lambda key: batches.minibatch_indices(key, 4, 2, N))(jax.random.split(KEY, 2000)))
     in_first = (deals[:, 0, :, :, None] == np.arange(4)).any(axis=1)  # [deal, agent, environment]
     np.testing.assert_allclose(in_first.mean(axis=0), 0.5, atol=0.05)
     flat = in_first[..., [0, 2]].reshape(2000, -1)  # one environment of each pair; the other is in the other minibatch
@@ -69,7 +69,7 @@ def test_every_chunk_meets_the_carries_it_began_in(scope, reset_on_death):
         first=jnp.asarray(by_step % 3 == 0),
     )
     batch = batched(system, t, t.value)
-    batch = batches.minibatch(batch, batches.deal(KEY, config.n_envs, 2, N)[1])
+    batch = batches.minibatch(batch, batches.minibatch_indices(KEY, config.n_envs, 2, N)[1])
     for first, inputs in ((batch.actor_first, batch.obs), (batch.critic_first, batch.view)):
         opens = inputs[..., 0] % 3 == 0
         np.testing.assert_array_equal(first, opens | ~batch.mask if reset_on_death else opens)

@@ -30,10 +30,10 @@ KEY = jax.random.key(7)
 
 @pytest.fixture(scope="module")
 def run():
-    """Two iterations of the trunk, the graft, two iterations of the adapters."""
+    """Two iterations of the trunk, then adapters are attached, two iterations of the adapters."""
     phases = two_phases()
     states = [phases.init(KEY)]
-    for step in (phases.shared, phases.shared, phases.graft, phases.adapters, phases.adapters):
+    for step in (phases.shared, phases.shared, phases.attach_adapters, phases.adapters, phases.adapters):
         states.append(step(states[-1]))
     return states
 
@@ -208,13 +208,13 @@ def test_the_second_phase_may_learn_at_a_rate_of_its_own(run):
     ppo = replace(phases.config.ppo, adapter_lr=0.25)
     second = make_trainer(replace(phases.config, ppo=ppo), phases.env, adapting=True)
     assert run[2].lr == run[5].lr == np.float32(phases.config.ppo.lr)
-    assert trainer_module.graft(second, run[2]).lr == 0.25
+    assert trainer_module.attach_adapters(second, run[2]).lr == 0.25
 
 
 def test_a_shared_policy_that_restarts_keeps_all_but_its_optimiser(run):
     config = replace(two_phases().config, sharing="ps_restart")
     second = make_trainer(config, two_phases().env, adapting=True)
-    after = trainer_module.graft(second, run[2])
+    after = trainer_module.attach_adapters(second, run[2])
     fresh = second.system.optimizer.init(after.learner.actor.shared)
     assert_same(after.learner.actor, run[2].learner.actor)
     assert_same(after.learner.actor_opt, {"shared": fresh})
@@ -226,7 +226,7 @@ def test_the_optimiser_of_a_trunk_that_is_not_frozen_goes_on_or_restarts(run, ch
     phases = two_phases()
     config = replace(phases.config, freeze_trunk=False, ppo=replace(phases.config.ppo, trunk_optimizer=chosen))
     second = make_trainer(config, phases.env, adapting=True)
-    before, after = run[2].learner, trainer_module.graft(second, run[2]).learner
+    before, after = run[2].learner, trainer_module.attach_adapters(second, run[2]).learner
     assert set(after.actor_opt) == {"shared", "agent"}
     fresh = second.system.optimizer.init(after.actor.shared)
     assert any(differs(before.actor_opt["shared"], fresh))

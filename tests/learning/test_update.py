@@ -158,7 +158,7 @@ class Plain:
         self.stacks = split
 
         def log_probs(actor):
-            owner = t.owner if system.actor.sharing.changing else None
+            owner = t.owner if system.actor.sharing.dynamic_roles else None
             _, logits = system.actor.unroll(actor, t.actor_carry[0], t.obs, t.first, owner=owner)
             log_p = jax.nn.log_softmax(mask_logits(logits, t.avail))
             return log_p, jnp.take_along_axis(log_p, t.action[..., None], -1)
@@ -669,7 +669,7 @@ def test_only_samples_that_count_are_normalised_to_mean_0_and_deviation_1(mask_d
     system = system._replace(policy_loss=show)
     program = jax.jit(partial(update._update_actor, system, block=None))
     counted = []
-    for envs in batches.deal(KEY, config.n_envs, 2, N):
+    for envs in batches.minibatch_indices(KEY, config.n_envs, 2, N):
         _, info = program(learner, batches.minibatch(batch, envs), clip_eps=jnp.float32(0.2), rates=rates_of(config))
         assert info["mask"].all() != mask_dead
         counted.append(np.asarray(info["advantage"])[np.asarray(info["mask"])])

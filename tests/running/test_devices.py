@@ -23,7 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lorasa_jax import surroundings
 from lorasa_jax.config import ConfigError, NetworkConfig
-from lorasa_jax.core.axes import by_shard, join, part, spread
+from lorasa_jax.core.axes import by_shard, merge_axes, split_axes, spread
 from lorasa_jax.core.networks import Network
 from lorasa_jax.envs.toy import make_toy
 from lorasa_jax.learning.trainer import make_trainer
@@ -126,8 +126,8 @@ def test_nothing_is_spread_over_one_device():
     assert layout == Layout()
     assert layout.place(x) is x
     assert spread(x) is x
-    assert_same(join(x), x.reshape(8, 3))
-    assert_same(part(join(x), 2), x)
+    assert_same(merge_axes(x), x.reshape(8, 3))
+    assert_same(split_axes(merge_axes(x), 2), x)
 
 
 def test_several_processes_must_be_introduced(monkeypatch):
@@ -183,9 +183,9 @@ def _merging_keeps_environments_where_they_are() -> None:
     index = jnp.array([[1], [0], [2], [3], [5], [4], [7], [6]])  # within the parts of the devices, in pairs
 
     def program(x: jax.Array) -> dict[str, jax.Array]:
-        joined = join(x)
+        joined = merge_axes(x)
         own = by_shard(lambda x, envs: x[:, envs[:, 0]].swapaxes(0, 1), x, index, 1)
-        return {"joined": joined, "back": part(joined, 2), "dealt": own, "odd": join(x[:, :3])}
+        return {"joined": joined, "back": split_axes(joined, 2), "dealt": own, "odd": merge_axes(x[:, :3])}
 
     compiled = layout.trace(lambda x: jax.vmap(program)(x), (x,)).lower().compile()
     got, x = jax.tree.map(lambda leaf: np.asarray(leaf[0]), compiled(x)), np.asarray(x[0])

@@ -25,7 +25,7 @@ from helpers import (
 
 from lorasa_jax.config import ConfigError
 from lorasa_jax.core.types import TrainState
-from lorasa_jax.learning.trainer import graft, make_trainer
+from lorasa_jax.learning.trainer import attach_adapters, make_trainer
 from lorasa_jax.running.forks import backbone_config, common_config, fork, own_adapters, share_programs
 from lorasa_jax.running.loop import run
 from lorasa_jax.running.state import ADAPTERS, SHARED, Best, RunState
@@ -180,7 +180,10 @@ def test_a_masked_rank_learns_as_the_true_one(forked):
     t = [random_trajectory(forked.trainer.system, seed) for seed in range(3)]
     for k, config in enumerate(forked.configs):
         trainer = make_trainer(config, ENV, adapting=True)
-        alone, state = jax.jit(trainer.update), graft(trainer, row_of(forked.origins[k][0].train, forked.origins[k][1]))
+        alone, state = (
+            jax.jit(trainer.update),
+            attach_adapters(trainer, row_of(forked.origins[k][0].train, forked.origins[k][1])),
+        )
         mine = after[k]
         for i, played in enumerate(t):
             mine, state = together(mine, mine.rollout, played)[0], alone(state, state.rollout, played)[0]
@@ -211,7 +214,7 @@ def test_forks_run_as_each_would_alone():
     result = run(common, phases.env, start=start)
     assert result.switch_steps == [s * batch for s in switches]
     for k, switch in enumerate(switches):
-        state = phases.graft(row_of(moments[switch].train, k))
+        state = phases.attach_adapters(row_of(moments[switch].train, k))
         for _ in range(iterations - switch):
             state = phases.adapters(state)
         assert_close(row_of(result.states, k).learner, state.learner, atol=1e-4)

@@ -79,7 +79,7 @@ def alone(seed: int, switch: int) -> TrainState:
     state = phases.init(jax.random.key(seed))
     for _ in range(switch):
         state = phases.shared(state)
-    state = phases.graft(state)
+    state = phases.attach_adapters(state)
     for _ in range(ITERATIONS - switch):
         state = phases.adapters(state)
     return state
@@ -226,7 +226,7 @@ def test_a_run_that_goes_on_leaves_its_start_as_it_was(monkeypatch):
     recorder = Recorder()
     result = run(config, two_phases().env, [recorder], start=start)
     assert_same(start.train._replace(key=0), before)
-    assert not {"compiling init", "compiling shared update", "compiling graft"} & set(recorder.texts)
+    assert not {"compiling init", "compiling shared update", "compiling attach adapters"} & set(recorder.texts)
     assert result.switch_steps == list(start.switch_steps)
     assert result.compile_seconds > start.compile_seconds
     assert result.train_seconds > start.train_seconds

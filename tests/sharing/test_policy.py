@@ -138,14 +138,14 @@ def test_agents_that_act_have_only_what_their_adapters_change(scheme):
     assert changed.isdisjoint(by_path(params.shared))
 
 
-def test_grafted_agents_equal_their_trunk():
+def test_attached_adapters_change_nothing():
     t = team("lorasa")
     shared = make_policy(trunks_only(t.policy.sharing), NETWORK, D)
-    grafted = jax.jit(t.policy.init_adapters)(KEY, t.params._replace(agents={}))
-    assert_same(grafted.shared, t.params.shared)
-    assert_close(t.unroll(grafted, *t.inputs), jax.jit(shared.unroll)(t.params._replace(agents={}), *t.inputs), 1e-6)
+    attached = jax.jit(t.policy.init_adapters)(KEY, t.params._replace(agents={}))
+    assert_same(attached.shared, t.params.shared)
+    assert_close(t.unroll(attached, *t.inputs), jax.jit(shared.unroll)(t.params._replace(agents={}), *t.inputs), 1e-6)
     other = jax.jit(t.policy.init_adapters)(jax.random.key(1), t.params)
-    assert any(differs(grafted.agents, other.agents))
+    assert any(differs(attached.agents, other.agents))
 
 
 def test_separate_networks_start_apart():
