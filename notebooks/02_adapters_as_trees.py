@@ -146,13 +146,13 @@ print(f"the trunk by itself   {play(params._replace(agents=jax.tree.map(jnp.zero
 # %% [markdown]
 # ## Files
 #
-# A folder in the layout of PEFT: a description, and the numbers as safetensors. The description holds a digest of the trunk, so that
-# adapters are not put on a stranger by mistake.
+# A description, and a PEFT adapter folder per agent, with the numbers as safetensors. The description holds a digest of the trunk, so
+# that adapters are not put on a stranger by mistake.
 
 # %%
 folder = adapters.save(Path(tempfile.mkdtemp()) / "team", params, system)
-for path in sorted(folder.iterdir()):
-    print(f"{path.name:28} {path.stat().st_size:6,} bytes")
+for path in sorted(folder.rglob("*.*")):
+    print(f"{path.relative_to(folder)!s:36} {path.stat().st_size:6,} bytes")
 team = adapters.load(folder)
 print(f"{play(adapters.attach(params, team)):.2f} on its trunk")
 

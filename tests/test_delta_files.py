@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from lorasa_jax import ConfigError, deltas
 
+KEY = jax.random.key(0)
 TREE = {
     "a": {"kernel": jnp.zeros((6, 5)), "bias": jnp.zeros(5)},
     "b": {"kernel": jnp.zeros((4, 2, 3)), "bias": jnp.zeros((2, 3))},
@@ -50,23 +52,49 @@ def test_what_is_saved_is_loaded_with_its_spec(saved):
     assert [other.name for other in path.parent.iterdir()] == ["team"]
 
 
-def test_the_folder_has_the_keys_of_peft(saved):
-    fields = json.loads((saved[0] / "adapter_config.json").read_text())
+def test_each_owner_has_a_folder_as_peft_writes_it(saved):
+    path, team = saved
+    assert {entry.name for entry in path.iterdir()} == {"deltas.json", "owner_0", "owner_1", "owner_2"}
+    fields = json.loads((path / "owner_1" / "adapter_config.json").read_text())
     assert fields["peft_type"] == "LORA"
     assert (fields["r"], fields["lora_alpha"]) == (2, 3.0)
-    assert fields["rank_pattern"] == {"b/kernel": 1, "c/kernel": 9}
-    assert fields["alpha_pattern"] == {"b/bias": 5.0, "b/kernel": 5.0}
-    assert fields["target_modules"] == ["a/bias", "a/kernel", "b/bias", "b/kernel", "c/kernel"]
-    shapes = {name: array.shape for name, array in load_file(saved[0] / "adapter_model.safetensors").items()}
-    assert shapes == {
-        "a/bias/full": (3, 5),
-        "a/kernel/left": (3, 6, 2),
-        "a/kernel/right": (3, 2, 5),
-        "b/bias/full": (3, 2, 3),
-        "b/kernel/left": (3, 4, 1),
-        "b/kernel/right": (3, 1, 6),
-        "c/kernel/full": (3, 8, 8),
+    assert fields["rank_pattern"] == {"b": 1, "c": 8}
+    assert fields["alpha_pattern"] == {"b": 5.0, "c": 8.0}
+    assert fields["target_modules"] == ["a", "b", "c"]
+    arrays = load_file(path / "owner_1" / "adapter_model.safetensors")
+    assert {name.removeprefix("base_model.model."): array.shape for name, array in arrays.items()} == {
+        "a/bias": (5,),
+        "a.lora_A.weight": (2, 6),
+        "a.lora_B.weight": (5, 2),
+        "b/bias": (2, 3),
+        "b.lora_A.weight": (1, 4),
+        "b.lora_B.weight": (6, 1),
+        "c.lora_A.weight": (8, 8),
+        "c.lora_B.weight": (8, 8),
     }
+    own = team[1].arrays["a/kernel"]
+    assert np.array_equal(arrays["base_model.model.a.lora_A.weight"], own["left"].T)
+    assert np.array_equal(arrays["base_model.model.c.lora_B.weight"], team[1].arrays["c/kernel"]["full"].T)
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (5, 6), (2, 5, 6), (5, 2, 3)])
+@pytest.mark.parametrize("rank", [1, 9])
+def test_matrices_of_every_form_come_back_to_the_bit(tmp_path, shape, rank):
+    tree = {"params": {"a": {"kernel": jnp.zeros(shape)}, "kernel": jnp.zeros((3, 4))}}
+    views = {"params/a/kernel": {(6, 5): "io", (5, 6): "io", (2, 5, 6): "bio", (5, 2, 3): "ioo"}[shape]}
+    spec = deltas.make_spec(tree, rank=rank, views=views)
+    team = jax.tree.map(lambda leaf: leaf + jnp.arange(leaf.size).reshape(leaf.shape), deltas.init(KEY, spec, 2))
+    loaded = deltas.load(deltas.save(tmp_path / "team", team))
+    assert loaded.spec == spec
+    for path, parts in team.arrays.items():
+        for name, leaf in parts.items():
+            assert np.array_equal(loaded.arrays[path][name], leaf)
+
+
+def test_two_parameters_of_one_name_are_refused(tmp_path):
+    team = filled({"params": {"a": {"kernel": jnp.zeros((6, 5))}}, "a": {"kernel": jnp.zeros((6, 5))}})
+    with pytest.raises(ConfigError, match="two parameters would both be a for PEFT"):
+        deltas.save(tmp_path / "team", team)
 
 
 def test_what_cannot_be_saved_leaves_nothing_behind(saved, tmp_path):
@@ -79,34 +107,26 @@ def test_what_cannot_be_saved_leaves_nothing_behind(saved, tmp_path):
     with pytest.raises(ConfigError, match="a/bias/full in these deltas holds NaN"):
         deltas.save(tmp_path / "nan", broken)
     half = deltas.Deltas(jax.tree.map(lambda leaf: leaf.astype("float16"), team.arrays), team.spec)
-    with pytest.raises(ConfigError, match=r"is F16\[3, 5\], but must be F32\[3, 5\]"):
+    with pytest.raises(ConfigError, match="is float16, but must be float32"):
         deltas.save(tmp_path / "half", half)
     assert not list(tmp_path.iterdir())
 
 
 DAMAGE = [
-    ({"format": 2}, "has format 2, this version of lorasa_jax reads 1"),
-    ({"peft_type": "IA3"}, "peft_type in .* is missing or invalid"),
-    ({"r": 0}, "r in .* is missing or invalid"),
-    ({"r": True}, "r in .* is missing or invalid"),
-    ({"r": 10**30}, "r in .* is missing or invalid"),
-    ({"r": 3}, r"a/kernel/left in .* is F32\[3, 6, 2\], but must be F32\[3, 6, 3\]"),
-    ({"lora_alpha": float("nan")}, "lora_alpha in .* is missing or invalid"),
-    ({"owners": 2**24}, "a/bias/full in .* is"),
+    ({"format": 1}, "has format 1, this version of lorasa_jax reads 2"),
+    ({"owners": 2**30}, "there is no adapter_model.safetensors in .*owner_3"),
     ({"owners": "3"}, "owners in .* is missing or invalid"),
-    ({"target_modules": []}, "target_modules in .* is missing or invalid"),
-    ({"target_modules": ["a/kernel"] * 5}, "target_modules and parameters in .* name different parameters"),
-    ({"rank_pattern": {"*": 2}}, "a pattern in .* names a parameter that is no target"),
-    ({"rank_pattern": {"a/kernel": -1}}, "rank_pattern in .* is missing or invalid"),
-    ({"parameters": {"a/kernel": [6, 5]}}, "parameters in .* is missing or invalid"),
-    ({"parameters": None}, "parameters in .* is missing or invalid"),
+    ({"owners": True}, "owners in .* is missing or invalid"),
+    ({"targets": []}, "targets in .* is missing or invalid"),
+    ({"targets": None}, "targets in .* is missing or invalid"),
+    ({"about": [1]}, "about in .* is missing or invalid"),
 ]
 
 
 @pytest.mark.parametrize(("change", "message"), DAMAGE)
-def test_a_configuration_that_is_none_is_one_line(folder, change, message):
-    config = folder / "adapter_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+def test_a_specification_that_is_none_is_one_line(folder, change, message):
+    file = folder / "deltas.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(ConfigError, match=message) as caught:
         deltas.load(folder)
     assert "\n" not in str(caught.value)
@@ -115,33 +135,41 @@ def test_a_configuration_that_is_none_is_one_line(folder, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"shape": [2**31]}, "parameters in .* is missing or invalid"),
-        ({"shape": [7, 5]}, r"a/kernel/left in .* is F32\[3, 6, 2\], but must be F32\[3, 7, 2\]"),
-        ({"dtype": "object"}, "parameters in .* is missing or invalid"),
-        ({"dtype": "int32"}, "parameters in .* is missing or invalid"),
+        ({"shape": [2**31]}, "targets in .* is missing or invalid"),
+        ({"shape": [7, 5]}, r"a.lora_A.weight in .* is F32\[2, 6\], but must be F32\[2, 7\]"),
+        ({"dtype": "object"}, "targets in .* is missing or invalid"),
+        ({"dtype": "int32"}, "targets in .* is missing or invalid"),
         ({"view": "ioo"}, "view 'ioo' of a/kernel has 3 letters"),
         ({"view": "oo"}, "view 'oo' of a/kernel needs an input"),
-        ({"more": 1}, "parameters in .* is missing or invalid"),
+        ({"more": 1}, "targets in .* is missing or invalid"),
+        ({"rank": 3}, r"a.lora_A.weight in .* is F32\[2, 6\], but must be F32\[3, 6\]"),
+        ({"rank": 0}, "targets in .* is missing or invalid"),
+        ({"rank": True}, "targets in .* is missing or invalid"),
+        ({"rank": 10**30}, "targets in .* is missing or invalid"),
+        ({"alpha": float("nan")}, "targets in .* is missing or invalid"),
+        ({"alpha": 10**400}, "targets in .* is missing or invalid"),
+        ({"path": "a/bias"}, "targets in .* names a parameter twice"),
+        ({"path": "../x"}, "is missing from"),
     ],
 )
-def test_a_parameter_that_is_none_is_one_line(folder, change, message):
-    config = folder / "adapter_config.json"
-    fields = json.loads(config.read_text())
-    fields["parameters"]["a/kernel"] |= change
-    config.write_text(json.dumps(fields))
+def test_a_target_that_is_none_is_one_line(folder, change, message):
+    file = folder / "deltas.json"
+    fields = json.loads(file.read_text())
+    next(target for target in fields["targets"] if target["path"] == "a/kernel").update(change)
+    file.write_text(json.dumps(fields))
     with pytest.raises(ConfigError, match=message):
         deltas.load(folder)
 
 
-@pytest.mark.parametrize("text", ["", "[1]", "{", "[" * 100_000, "\0", '{"format": 1}'])
-def test_a_file_that_is_no_configuration_is_one_line(folder, text):
-    (folder / "adapter_config.json").write_text(text)
+@pytest.mark.parametrize("text", ["", "[1]", "{", "[" * 100_000, "\0", '{"format": 2}'])
+def test_a_file_that_is_no_specification_is_one_line(folder, text):
+    (folder / "deltas.json").write_text(text)
     with pytest.raises(ConfigError, match=r"no valid JSON object|is missing or invalid"):
         deltas.load(folder)
 
 
 def test_weights_that_do_not_fit_are_one_line(folder):
-    weights = folder / "adapter_model.safetensors"
+    weights = folder / "owner_1" / "adapter_model.safetensors"
     good, arrays = weights.read_bytes(), load_file(weights)
 
     def refused(message):
@@ -154,13 +182,53 @@ def test_weights_that_do_not_fit_are_one_line(folder):
         refused("is no valid safetensors file")
     save_file({**arrays, "x": np.zeros(1)}, weights)
     refused("x has no place in")
-    save_file({name: array for name, array in arrays.items() if name != "a/bias/full"}, weights)
-    refused("a/bias/full is missing from")
-    save_file({**arrays, "a/bias/full": np.full((3, 5), np.inf, "float32")}, weights)
-    refused("a/bias/full in .* holds NaN or infinity")
-    save_file({**arrays, "a/bias/full": np.zeros((3, 5), "float64")}, weights)
-    refused(r"a/bias/full in .* is F64\[3, 5\], but must be F32\[3, 5\]")
+    save_file({name: array for name, array in arrays.items() if name != "a/bias"}, weights)
+    refused("a/bias is missing from")
+    save_file({**arrays, "a/bias": np.full(5, np.inf, "float32")}, weights)
+    refused("a/bias in .* holds NaN or infinity")
+    save_file({**arrays, "a/bias": np.zeros(5, "float64")}, weights)
+    refused(r"a/bias in .* is F64\[5\], but must be F32\[5\]")
+    full = "base_model.model.c.lora_A.weight"
+    save_file({**arrays, full: 2 * arrays[full]}, weights)
+    refused("the delta of c/kernel in .* has full rank, so one of its factors must be the identity")
     weights.unlink()
     refused("there is no adapter_model.safetensors")
-    (folder / "adapter_config.json").unlink()
+    (folder / "deltas.json").unlink()
     refused("there are no deltas in")
+
+
+def packed(arrays, changes):
+    """A safetensors file by hand, whose header lies about one array."""
+    header, data = {}, b""
+    for name, array in arrays.items():
+        header[name] = {
+            "dtype": "BF16" if array.dtype == jnp.bfloat16 else "F32",
+            "shape": list(array.shape),
+            "data_offsets": [len(data), len(data) + array.nbytes],
+        } | (changes if name == "a/bias" else {})
+        data += array.tobytes()
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dtype": "I32"}, "a/bias in .* is I32"),
+        ({"dtype": "F64"}, "is no valid safetensors file"),
+        ({"dtype": "object"}, "is no valid safetensors file"),
+        ({"dtype": "BF16", "shape": [10]}, "a/bias in .* is BF16"),
+        ({"shape": [1, 5]}, r"must be F32\[5\]"),
+        ({"shape": [2**40, 2**40]}, "is no valid safetensors file"),
+        ({"data_offsets": [0, 4]}, "is no valid safetensors file"),
+        ({"data_offsets": [0, 2**62]}, "is no valid safetensors file"),
+    ],
+)
+def test_a_header_that_lies_is_refused_by_name(folder, changes, message):
+    weights = folder / "owner_1" / "adapter_model.safetensors"
+    arrays = load_file(weights)
+    weights.write_bytes(packed(arrays, {}))
+    deltas.load(folder)
+    weights.write_bytes(packed(arrays, changes))
+    with pytest.raises(ConfigError, match=message):
+        deltas.load(folder)

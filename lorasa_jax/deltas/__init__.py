@@ -15,7 +15,7 @@ agents nor environments.
 `factored(module, own)`             `module.apply` of a `flax.linen` module, without merging
 `difference(tree_a, tree_b, spec)`  the deltas from one tree to another
 `per_owner(transform)`              an optax transformation with one state and one clip per owner
-`save(path, deltas)`, `load(path)`  a folder with PEFT's file names and keys
+`save(path, deltas)`, `load(path)`  a folder with a PEFT adapter folder per owner
 ==================================  =================================================================
 
 Identities, which tests hold: fresh deltas change nothing; merged and factored application agree up to rounding; a

@@ -1,16 +1,7 @@
-"""Adapters as files, and on other backbones.
+"""Adapters of a trained team as files, and on other backbones.
 
-A team's adapters are a folder, laid out as PEFT's are:
-
-============================  ===============================================================
-`adapter_config.json`         rank, scale and layers, the trunk of each owner, the shapes of the
-                              trunk, what they were trained on, and a SHA-256 of the backbone
-`adapter_model.safetensors`   float32, `LAYER/left` [N, in, r] and `LAYER/right` [N, r, out], or
-                              `LAYER/full` [N, in, out] where the rank is no smaller than the layer
-============================  ===============================================================
-
-What is read may come from anybody. Nothing in it is run, no array is read before its name, shape and
-type are known to be right, and what does not fit is refused in one line.
+A team's adapters are a folder of deltas (`lorasa_jax.deltas.files`), one PEFT adapter folder per agent. Its `about`
+holds the trunk of each agent, the shapes of the trunk, the environment and task, and a SHA-256 of the backbone.
 
 These functions are found in `lorasa_jax.adapters`. They are for what each agent has for itself: adapters of
 roles, and of several levels, are refused.
@@ -19,29 +10,25 @@ roles, and of several levels, are refused.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from lorasa_jax.config import ConfigError, require
+from lorasa_jax.config import require
 from lorasa_jax.core.trees import by_path, digest, nested, not_finite
 from lorasa_jax.core.types import PolicyParams, PyTree
-from lorasa_jax.files import whole
+from lorasa_jax.deltas.algebra import Deltas
+from lorasa_jax.deltas.files import SPEC_FILE, load_with_about
+from lorasa_jax.deltas.files import save as save_deltas
+from lorasa_jax.deltas.spec import Spec, make_spec
 from lorasa_jax.learning.system import System
-from lorasa_jax.sharing.variants import low_rank
 
-FORMAT = 3
-"""Changes where what is written changes."""
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _FACTORS, _WHOLE = frozenset({"left", "right", "full"}), frozenset({"kernel", "bias"})
-_LARGEST_CONFIG = 2**20
 
 
 @dataclass(frozen=True)
@@ -53,7 +40,6 @@ class AdapterConfig:
         task: the task.
         rank: r.
         scale: alpha / r.
-        layers: the layers that have one.
         groups: the trunk of each owner.
         trunk: the shape of every leaf of one trunk, by its path.
         backbone: SHA-256 of all trunks they were trained on (`lorasa_jax.core.trees.digest`).
@@ -63,18 +49,9 @@ class AdapterConfig:
     task: str
     rank: int
     scale: float
-    layers: tuple[str, ...]
     groups: tuple[int, ...]
     trunk: dict[str, tuple[int, ...]]
     backbone: str
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every leaf of the adapters, by its path; nothing is allocated."""
-        adapter = low_rank(self.rank, self.scale, self.layers)
-        trunk = nested({name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in self.trunk.items()})
-        own = jax.eval_shape(adapter.init, jax.random.key(0), trunk)
-        return {name: (len(self.groups), *leaf.shape) for name, leaf in by_path(own).items()}
 
 
 class TeamAdapters(NamedTuple):
@@ -106,7 +83,6 @@ def describe(params: PolicyParams, system: System) -> AdapterConfig:
         task=system.env.spec.name,
         rank=level.rank,
         scale=level.scale,
-        layers=tuple(params.agents["agent"]),
         groups=sharing.groups,
         trunk={name: tuple(leaf.shape[1:]) for name, leaf in by_path(params.shared).items()},
         backbone=digest(params.shared),
@@ -125,29 +101,28 @@ def save(directory: Path | str, params: PolicyParams, system: System) -> Path:
         ConfigError: there are no low-rank adapters, or they hold NaN; the folder exists.
         OSError: it cannot be written.
     """
-    from safetensors.numpy import save as to_bytes
-
     directory = Path(directory)
     require(not directory.exists(), f"{directory} exists already; name another folder for the adapters")
     require(bool(params.agents), f"under sharing {system.config.sharing} agents own no adapters in this phase")
     _require_built_in(system)
     require_own(params.agents, system)
-    own = {name: np.ascontiguousarray(leaf) for name, leaf in by_path(params.agents["agent"]).items()}
-    parts = {name.rpartition("/")[2] for name in own}
-    require(parts <= _FACTORS, "only low-rank adapters are kept in files, not whole layers")
+    own = params.agents["agent"]
+    require(
+        all(parts.keys() <= _FACTORS for parts in own.values()),
+        "only low-rank adapters are kept in files, not whole layers",
+    )
+    needed = jax.eval_shape(system.actor.init, jax.random.key(0))
+    found, wanted = ({name: leaf.shape for name, leaf in by_path(tree).items()} for tree in (params, needed))
+    require(found == wanted, "these parameters have not the shapes of one team; take the parameters of one seed")
     about = describe(params, system)
-    fields = _to_json(about)
-    wrong = next((name for name, is_good in _FIELDS.items() if not is_good(fields[name])), None)
-    require(wrong is None, f"{wrong} of these adapters is not that of one team; take the parameters of one seed")
-    _require_fit({name: (array.shape, str(array.dtype)) for name, array in own.items()}, about, "these parameters")
-    _require_finite(own, "these adapters")
+    deltas = Deltas({f"{layer}/kernel": parts for layer, parts in own.items()}, _spec(about, own))
+    return save_deltas(directory, deltas, dataclasses.asdict(about))
 
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with whole(directory) as folder:
-        folder.mkdir()
-        (folder / CONFIG_FILE).write_text(json.dumps(fields, indent=2) + "\n")
-        (folder / WEIGHTS_FILE).write_bytes(to_bytes(own))
-    return directory
+
+def _spec(about: AdapterConfig, layers: Iterable[str]) -> Spec:
+    """The spec of adapters on these layers of the trunk."""
+    trunk = nested({name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in about.trunk.items()})
+    return make_spec(trunk, [f"{layer}/kernel" for layer in layers], about.rank, about.scale * about.rank)
 
 
 def load(directory: Path | str) -> TeamAdapters:
@@ -156,26 +131,10 @@ def load(directory: Path | str) -> TeamAdapters:
     Raises:
         ConfigError: they are missing, damaged, hold NaN, or are not what they say they are.
     """
-    from safetensors import SafetensorError, safe_open
-
-    directory = Path(directory)
-    about = _read_config(directory / CONFIG_FILE)
-    path = directory / WEIGHTS_FILE
-    require(path.is_file(), f"there is no {WEIGHTS_FILE} in {directory}")
-    types = {"F32": "float32"}
-    try:
-        with safe_open(path, framework="numpy") as file:
-            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (no dictionary)
-            found = {
-                name: (tuple(part.get_shape()), types.get(part.get_dtype(), part.get_dtype()))
-                for name, part in parts.items()
-            }
-            _require_fit(found, about, str(path))
-            own = {name: file.get_tensor(name) for name in found}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ConfigError(f"{path} is no valid safetensors file: {_one_line(error)}") from None
-    _require_finite(own, str(path))
-    return TeamAdapters({"agent": jax.tree.map(jnp.asarray, nested(own))}, about)
+    deltas, fields = load_with_about(directory)
+    about = _checked(deltas, fields, f"{Path(directory) / SPEC_FILE}")
+    own = {target.path.removesuffix("/kernel"): dict(deltas.arrays[target.path]) for target in deltas.spec.targets}
+    return TeamAdapters({"agent": own}, about)
 
 
 def _require_built_in(system: System) -> None:
@@ -199,32 +158,9 @@ def require_own(own: PyTree, system: System) -> None:
     )
 
 
-def _require_fit(found: Mapping[str, tuple[tuple[int, ...], str]], about: AdapterConfig, where: str) -> None:
-    expected = about.shapes
-    for name in sorted(expected.keys() ^ found.keys()):
-        raise ConfigError(f"{name} {'is missing from' if name in expected else 'has no place in'} {where}")
-    for name, (shape, dtype) in sorted(found.items()):
-        require(
-            (shape, dtype) == (expected[name], "float32"),
-            f"{name} in {where} is {dtype}{list(shape)}, and must be float32{list(expected[name])}",
-        )
-
-
 def _require_finite(leaves: Mapping[str, Any], where: str) -> None:
     wrong = not_finite(leaves)
     require(wrong is None, f"{wrong} in {where} holds NaN or infinity")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
-def _to_json(about: AdapterConfig) -> dict[str, Any]:
-    """The configuration in the words of PEFT, where it has some."""
-    known = dataclasses.asdict(about)
-    rank, scale = known.pop("rank"), known.pop("scale")
-    peft = {"peft_type": "LORA", "r": rank, "lora_alpha": scale * rank, "target_modules": known.pop("layers")}
-    return json.loads(json.dumps({"format": FORMAT, **peft, **known}))
 
 
 def _is_count(value: Any, least: int = 1) -> bool:
@@ -251,45 +187,32 @@ def _is_numbering(value: Any) -> bool:
 
 
 _FIELDS: dict[str, Callable[[Any], bool]] = {
-    "r": _is_count,
-    "lora_alpha": lambda value: type(value) in (int, float) and 0 < value < 1e9,
-    "target_modules": lambda value: isinstance(value, list) and bool(value) and all(map(_is_text, value)),
+    "rank": _is_count,
+    "scale": lambda value: type(value) in (int, float) and 0 < value < 1e9,
     "groups": _is_numbering,
     "trunk": _is_trunk,
     "backbone": lambda value: _is_text(value) and bool(re.fullmatch("[0-9a-f]{64}", value)),
     "env": _is_text,
     "task": _is_text,
 }
-"""What each field of `adapter_config.json` has to be."""
+"""What each field of `about` has to be."""
 
 
-def _read_config(path: Path) -> AdapterConfig:
-    require(path.is_file(), f"there are no adapters in {path.parent}: it has no {CONFIG_FILE}")
-    require(path.stat().st_size <= _LARGEST_CONFIG, f"{path} is larger than any that was written as adapters")
-    try:
-        fields = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        fields = None
-    require(isinstance(fields, dict), f"{path} is no valid JSON that holds fields by name")
-    require(
-        fields.get("format") == FORMAT,
-        f"{path} has format {str(fields.get('format'))[:20]}, and this version of lorasa_jax reads {FORMAT}",
-    )
+def _checked(deltas: Deltas, fields: Mapping[str, Any], where: str) -> AdapterConfig:
+    """What a team's deltas are; refuses others."""
     for name, is_good in _FIELDS.items():
-        require(name in fields and is_good(fields[name]), f"{name} in {path} is missing, or not what it has to be")
-    trunk = {name: tuple(shape) for name, shape in fields["trunk"].items()}
-    for layer in fields["target_modules"]:
-        require(f"{layer}/kernel" in trunk, f"target_modules in {path} names {layer!r}, which the trunk there lacks")
-    return AdapterConfig(
-        env=fields["env"],
-        task=fields["task"],
-        rank=fields["r"],
-        scale=fields["lora_alpha"] / fields["r"],
-        layers=tuple(fields["target_modules"]),
-        groups=tuple(fields["groups"]),
-        trunk=trunk,
-        backbone=fields["backbone"],
+        require(name in fields and is_good(fields[name]), f"{name} of about in {where} is missing or invalid")
+    about = AdapterConfig(**{name: fields[name] for name in _FIELDS} | {
+        "trunk": {name: tuple(shape) for name, shape in fields["trunk"].items()}, "groups": tuple(fields["groups"])
+    })  # fmt: skip
+    n = deltas.n_owners
+    require(len(about.groups) == n, f"groups in {where} is of {len(about.groups)} agents, but there are {n} owners")
+    layers = [target.path.removesuffix("/kernel") for target in deltas.spec.targets]
+    require(
+        {f"{layer}/kernel" for layer in layers} <= about.trunk.keys() and deltas.spec == _spec(about, layers),
+        f"targets in {where} do not fit trunk, rank and scale of about there",
     )
+    return about
 
 
 # On a backbone
