@@ -271,10 +271,13 @@ def seeds(e: Experiment) -> Blocks:
         first, measure, rows = mine.iloc[0], metric_of(mine), []
         switches = mine["switch_step"].value_counts().sort_index().items()
         steps = "; ".join(f"{n} at {step:,}" for step, n in switches)
+        settings = {**e.record["config"], **first["changes"], **first["point"]}
+        free = False in (settings.get("freeze_trunk"), settings.get("freeze-trunk"))  # a field, and a flag
+        what = "trunks frozen" if first["adapts"] and not free else "second phase"
         how = " by each seed's own curve" if e.record["config"]["switch_step"] == "auto" else ""
         yield (
             f"{source['command']}: {first['task']}, preset `{e.record['preset']['name']}`, {few(mine['env_steps'])} "
-            f"steps of each of the seeds {ranges(mine['seed'])}{f' (trunks frozen{how}: {steps})' if steps else ''}. "
+            f"steps of each of the seeds {ranges(mine['seed'])}{f' ({what}{how}: {steps})' if steps else ''}. "
             f"At the end, over {few(mine['episodes'])} episodes per seed, with 95 % bootstrap intervals of the means "
             "over seeds:"
         )

@@ -20,12 +20,12 @@ from typing import Any, Literal, NoReturn, TypeVar
 
 import tyro
 
-from lorasa_jax.cli.plugins import load_plugins, require_loaded, resolve
 from lorasa_jax.cli.streams import complain, open_streams
 from lorasa_jax.cli.yaml_reader import read_yaml
 from lorasa_jax.config import TASKS, Config, ConfigError, changed_settings, nearest, require
 from lorasa_jax.files import reason
 from lorasa_jax.levels import Renamed
+from lorasa_jax.plugins import load_plugins, require_loaded, resolve
 
 PRESETS = Path(__file__).parent / "presets"
 CHECKPOINTS = "checkpoints"
@@ -304,7 +304,7 @@ def from_settings(config_type: type[C], settings: dict[str, Any], path: Path) ->
     Raises:
         ConfigError: they name plugins that the command line does not (`require_loaded`).
     """
-    require_loaded(settings.get("plugins", ()), path)
+    require_loaded(settings.get("plugins", ()), path, lambda names: f"add --plugins {' '.join(names)} at the end")
     return read_flags(config_type, [*_flags(config_type, settings, path)])
 
 

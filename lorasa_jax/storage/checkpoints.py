@@ -28,7 +28,7 @@ from lorasa_jax.core.trees import by_path, not_finite
 from lorasa_jax.core.types import PolicyParams, PyTree, TrainState, Weights
 from lorasa_jax.envs.base import Env
 from lorasa_jax.learning.switching import Evaluation
-from lorasa_jax.learning.system import Parts, System, is_two_phase, make_system, require_same_parts
+from lorasa_jax.learning.system import Parts, System, is_two_phase, make_system, names_of, require_same_parts
 from lorasa_jax.learning.trainer import attach_adapters, make_trainer
 from lorasa_jax.running.devices import local
 from lorasa_jax.running.programs import over_seeds
@@ -143,14 +143,16 @@ def load_team(
         path: the checkpoint.
         config: of its run, or with another task.
         env: to play in: the run's own, or another of the same shapes.
-        valued: with the critic, which says what their play is worth.
+        valued: with the critic, which says what their play is worth, and for the gradients of training.
         best: those that played best in the phase the run was in, instead of the last ones.
-        parts: what the system trains with; no team needs it to play.
+        parts: what the system trains with, the same as in the run; only a team that is `valued` needs it.
 
     Raises:
-        ConfigError: the checkpoint is damaged, does not fit the environment, or holds NaN.
+        ConfigError: the checkpoint is damaged, does not fit the environment, or holds NaN, or the parts are others.
     """
     meta = read_run(path)
+    if valued or names_of(parts):
+        require_same_parts(meta["run"]["parts"], parts, f"the run of checkpoint {path}")
     system = make_system(config, env, adapting=meta["run"]["phase"] == ADAPTERS, **parts)
     key = jax.random.key(0)
     learner = {"actor": jax.eval_shape(system.actor.init, key), "inputs": system.inputs.init()}

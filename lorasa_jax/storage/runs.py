@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from lorasa_jax.core.types import PolicyParams, Weights
 from lorasa_jax.envs import make_env
 from lorasa_jax.envs.base import Env
 from lorasa_jax.learning.system import System
+from lorasa_jax.plugins import load_plugins, require_loaded
 from lorasa_jax.storage import adapter_files
 from lorasa_jax.storage.arrays import complete
 from lorasa_jax.storage.checkpoints import load_team
@@ -106,6 +108,7 @@ def load_run(
     env: Env | None = None,
     actor: Any = None,
     critic: Any = None,
+    plugins: Sequence[str] = (),
 ) -> Team:
     """Returns the team of a run.
 
@@ -116,10 +119,13 @@ def load_run(
         env: the environment of a run with `env="own"`.
         actor: the network of a run that was handed one from Python.
         critic: likewise.
+        plugins: files or modules to run first, which register what the run uses. Those that only the run's files name
+            are never run.
 
     Raises:
         ConfigError: there is no run or checkpoint, it is damaged, or something that it needs is not given.
     """
+    load_plugins(plugins)
     path = Path(path)
     inside = path.resolve().parent.name == "checkpoints"
     directory = path.resolve().parents[1] if inside else path
@@ -130,6 +136,12 @@ def load_run(
     except ValueError:
         known = None
     require(isinstance(known, dict), f"{settings} is no valid JSON; a run writes it whole, so it was changed since")
+    named = known.get("plugins", ())
+    require(
+        isinstance(named, list | tuple) and all(isinstance(plugin, str) for plugin in named),
+        f"plugins in {settings} must be a list of names",
+    )
+    require_loaded(named, settings, "give plugins={}".format)
     config = with_networks(Config.from_dict(known, ignore=COMMAND), actor, critic)
     require(0 <= row < config.seeds, f"the rows of this run are 0 to {config.seeds - 1}, got {row}")
     require(config.env != "own" or env is not None, f"the run in {directory} has an environment of its own; give env")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import subprocess
 import sys
@@ -121,7 +120,7 @@ def test_adapters_leave_a_run_as_files_and_find_its_backbone(saved: Path, tmp_pa
     expected = jax.tree.map(lambda leaf: leaf[1], found.params)
     attached = adapters.attach(checkpoint, team, seed=1)
     jax.tree.map(np.testing.assert_array_equal, attached, expected)
-    assert json.loads((tmp_path / "team" / "adapter_config.json").read_text())["task"] == "own_number"
+    assert team.about.task == "own_number"
     with pytest.raises(ConfigError, match=r"were not trained on the backbone in .*checkpoints/10"):
         adapters.attach(checkpoint, team)
     with pytest.raises(ConfigError, match="must count one of the 2 seeds"):

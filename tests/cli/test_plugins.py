@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lorasa_jax.cli import plugins
+from lorasa_jax import plugins
 from lorasa_jax.cli.evaluate import EvaluateConfig
 from lorasa_jax.cli.flags import RunConfig, parse, read_config, read_flags
 

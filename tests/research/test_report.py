@@ -77,6 +77,19 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.mark.parametrize(
+    ("scheme", "freeze_trunk", "says"),
+    [("lorasa", None, "trunks frozen"), ("lorasa", False, "second phase"), ("ps_restart", None, "second phase")],
+)
+def test_trunks_are_called_frozen_only_where_they_are(
+    kept: Path, scheme: str, freeze_trunk: bool | None, says: str
+) -> None:
+    (e,) = records.read_experiments(kept / "results").values()
+    record = {**e.record, "config": {**e.record["config"], "freeze_trunk": freeze_trunk}}
+    told = "".join(tables.seeds(e._replace(record=record, runs=e.runs[e.runs["sharing"] == scheme])))
+    assert f"({says} by each seed's own curve: 3 at 128)" in told
+
+
 @pytest.fixture(scope="module")
 def kept(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository that holds its record, and documents that show it."""

@@ -20,7 +20,7 @@ from lorasa_jax.core.trees import by_path
 from lorasa_jax.learning.system import names_of
 from lorasa_jax.running.state import RunState
 from lorasa_jax.storage.arrays import write
-from lorasa_jax.storage.checkpoints import load, take_snapshot
+from lorasa_jax.storage.checkpoints import load, load_team, take_snapshot
 
 
 def unclipped(log_prob: Any, old_log_prob: Any, advantage: Any, mask: Any, pool: Any, **rest: Any) -> Any:
@@ -80,6 +80,10 @@ def test_a_run_with_parts_of_its_own_goes_on_with_the_same_ones_only(tmp_path: P
     other = refused(functools.partial(load, path, config, env), **{**parts, "policy_loss": nothing})
     assert f"the run of checkpoint {path} has the policy_loss 'unclipped', not 'nothing'" in other
     assert "has the optimizer 'sgd', not the library's own" in refused(functools.partial(load, path, config, env))
+    team = functools.partial(load_team, path, config, env)
+    assert "has the optimizer 'sgd', not 'adam'" in refused(team, **{**parts, "optimizer": optax.adam})
+    assert "has the optimizer 'sgd', not the library's own" in refused(functools.partial(team, valued=True))
+    assert_same(team().params, team(valued=True, **parts).params)
     goes_on = functools.partial(run, config, env, start=start._replace(parts={}))
     assert "has the optimizer the library's own, not 'sgd'" in refused(goes_on, **parts)
     wrong = refused(functools.partial(load, path, config, env), **{**parts, "optimizer": sgd_by_another_state()})

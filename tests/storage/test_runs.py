@@ -13,6 +13,7 @@ import pytest
 from checkpoints import keep_run
 from helpers import KEY, assert_close, assert_same
 
+from lorasa_jax import plugins
 from lorasa_jax.config import Config, ConfigError, CriticConfig, NetworkConfig, PPOConfig
 from lorasa_jax.learning.rollout import record_episode
 from lorasa_jax.storage.checkpoints import load_team
@@ -70,7 +71,26 @@ def test_actions_are_drawn_where_there_is_a_key_and_only_available_ones(kept):
 
 def test_adapters_are_saved_from_a_loaded_team(kept, tmp_path):
     folder = loaded(kept).save_adapters(tmp_path / "adapters")
-    assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert (folder / "owner_0" / "adapter_config.json").is_file()
+
+
+def test_plugins_that_a_run_names_are_run_only_where_asked(kept, tmp_path, monkeypatch):
+    monkeypatch.setattr(plugins, "_loaded", {})
+    run, mine = shutil.copytree(kept.run, tmp_path / "run"), tmp_path / "mine.py"
+    mine.write_text(f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n")
+    settings = kept.config.to_dict() | {"plugins": [str(mine)]}
+    (run / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError) as error:
+        load_run(run, env=kept.env)
+    assert str(error.value) == (
+        f"{run / 'config.json'} names plugins, and what a file names is not run unasked; give plugins=['{mine}']"
+    )
+    assert not (tmp_path / "ran").exists()
+    assert load_run(run, env=kept.env, plugins=[str(mine)]).config == kept.config
+    assert (tmp_path / "ran").exists()
+    (run / "config.json").write_text(json.dumps(settings | {"plugins": 3}))
+    with pytest.raises(ConfigError, match=r"plugins in .* must be a list of names"):
+        load_run(run, env=kept.env)
 
 
 def test_what_cannot_be_loaded_is_answered_in_one_line(kept, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from traceback import extract_tb
 from types import ModuleType
@@ -41,21 +41,22 @@ def load_plugins(plugins: Iterable[str]) -> None:
             raise ConfigError(f"plugin {plugin} failed: {said}{_where(error)}") from error
 
 
-def require_loaded(plugins: Iterable[str], path: Path) -> None:
+def require_loaded(plugins: Iterable[str], path: Path, advice: Callable[[list[str]], str]) -> None:
     """Refuses plugins that only a file names: what is read may come from anybody, and is never run unasked.
 
     Args:
         plugins: that the file names. One that has moved is known by the name of its file.
         path: the file.
+        advice: returns what to do, given the names of those that have not been loaded.
 
     Raises:
-        ConfigError: one of them has not been named on the command line.
+        ConfigError: one of them has not been loaded.
     """
     known = {Path(plugin).name for plugin in _loaded}
     missing = [plugin for plugin in plugins if Path(plugin).name not in known]
     require(
         not missing,
-        f"{path} names plugins, and what a file names is not run unasked; add --plugins {' '.join(missing)} at the end",
+        f"{path} names plugins, and what a file names is not run unasked; {advice(missing)}",
     )
 
 
