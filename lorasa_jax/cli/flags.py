@@ -91,7 +91,19 @@ def parse(config_type: type[C], argv: Sequence[str]) -> C:
     The preset's settings become the defaults, in the help text too.
     """
     with polite():
-        return _parse(config_type, argv)
+        config = _parse(config_type, argv)
+    for section in ("actor", "critic"):
+        module = getattr(getattr(config, section, None), "module", "")
+        if module and (flags := _built_in_flags(section, argv)):
+            complain(f"note: {', '.join(flags)}: the network {module} ignores this, unless its factory reads it")
+    return config
+
+
+def _built_in_flags(section: str, argv: Sequence[str]) -> list[str]:
+    """The flags on a command line that are settings of the built-in network."""
+    words = [word.partition("=")[0].replace("_", "-") for word in argv if word.startswith(f"--{section}.")]
+    always = {f"--{section}.{name}" for name in ("module", "recurrent", "scope", "separate")}
+    return [word for word in dict.fromkeys(words) if word not in always]
 
 
 @contextmanager

@@ -88,6 +88,15 @@ def test_old_and_new_names_of_levels_that_differ_are_told_in_one_line(capsys: py
     assert "name different owners; give levels alone" in wrong(capsys, "--levels", "team", "--adapter-key", "agent")
 
 
+def test_settings_that_a_network_of_ones_own_ignores_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    parse(RunConfig, ["--env", "toy", "--actor.hidden", "8", "--critic.scope", "agent"])
+    assert capsys.readouterr().err == ""
+    own = ["--actor.module", "mine:make", "--actor.recurrent", "False", "--actor.layer_norm=False"]
+    parse(RunConfig, ["--env", "toy", *own, "--actor.hidden", "8", "--critic.hidden", "8"])
+    said = "note: --actor.layer-norm, --actor.hidden: the network mine:make ignores this, unless its factory reads it\n"
+    assert capsys.readouterr().err == said
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
