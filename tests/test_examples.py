@@ -53,3 +53,31 @@ def test_a_loss_of_ones_own_trains(capsys):
     runpy.run_path(str(EXAMPLES / "own_loss.py"), run_name="__main__")
     ((earned, random),) = re.findall(r"return (\S+), of random play (\S+)", capsys.readouterr().out)
     assert float(earned) >= 0.95 > float(random)
+
+
+def test_an_unchanged_script_of_jaxmarl_gets_adapters_per_agent(capsys):
+    stand_in = Path(__file__).parent / "stand_ins" / "mappo_script.py"
+    shared, own = runpy.run_path(str(EXAMPLES / "jaxmarl_script.py"))["main"](str(stand_in))
+    assert "params/ScannedRNN_0/GRUCell_1/hn/kernel" in capsys.readouterr().out
+    assert (shared < 0.25).all() and (own > 0.3).all()
+
+
+@pytest.mark.slow
+def test_trunk_and_adapters_that_train_together_reach_the_optimum_too(capsys):
+    last = runpy.run_path(str(EXAMPLES / "joint_training.py"))["main"]()
+    assert last == {name: 1.0 for name in ("ps_id", "lorasa", "lorasa, free trunk", "lorasa_joint")}
+    moved = dict(re.findall(r"^(\S.*?) {2,}.* (\S+)$", capsys.readouterr().out, re.MULTILINE))
+    assert moved["lorasa"] == "0.000" and float(moved["lorasa, free trunk"]) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_a_study_prunes_runs_and_finds_good_settings():
+    optuna = pytest.importorskip("optuna", reason="needs the extra `tune`")
+    example = runpy.run_path(str(EXAMPLES / "tuning.py"))
+    study = example["main"](8)
+    states = [trial.state for trial in study.trials]
+    assert len(states) == 8 and study.best_value > 0.9
+    assert optuna.trial.TrialState.PRUNED in states
+    cut = next(trial for trial in study.trials if trial.state == optuna.trial.TrialState.PRUNED)
+    assert cut.last_step < example["STEPS"]
