@@ -1,8 +1,7 @@
 """Learning rate and rank tuned by Optuna, which stops poor runs early.
 
-A callback reports every evaluation to the trial and stops the run when Optuna prunes it. Needs the extra `tune`. Run it with
-
-    python examples/tuning.py
+A callback reports every evaluation to the trial and stops the run when Optuna prunes it.
+Run it with the extra `tune`: python examples/tuning.py
 """
 
 import sys

@@ -122,11 +122,15 @@ def test_gradients_are_those_of_rollouts_that_follow_the_first_episodes():
     assert span > 1 and said == ["playing first episodes"] * span + [f"gradient {k} of 3" for k in (1, 2, 3)]
 
     start_key, play_key = jax.random.split(KEY)
-    now, play = initial_state(team, start_key), jax.jit(partial(collect, team))
+    now, play, gradient = (
+        jax.jit(partial(initial_state, team))(start_key),
+        jax.jit(partial(collect, team)),
+        jax.jit(partial(diversity.gradients, team)),
+    )
     for k, key in enumerate(jax.random.split(play_key, span + 3)):
         now, trajectory, _ = play(Weights(learner.actor, learner.inputs), learner.critic, now, key)
         if k >= span:
-            expected = jax.jit(partial(diversity.gradients, team))(learner, trajectory)
+            expected = gradient(learner, trajectory)
             np.testing.assert_allclose(gradients[k - span], expected, atol=1e-5)
             np.testing.assert_array_equal(samples[k - span], trajectory.alive.sum(axis=(0, 1)))
     assert gradients.shape[:2] == samples.shape == (3, N)

@@ -9,14 +9,15 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_same, two_phases
+from helpers import assert_same, small_config
 
 from lorasa_jax.config import ConfigError
+from lorasa_jax.envs.toy import make_toy
 from lorasa_jax.running.callbacks import Callback, Callbacks, early_stopping
 from lorasa_jax.running.loop import run
 from lorasa_jax.running.state import ADAPTERS, SHARED, Report, RunState
 
-ITERATIONS = 4
+ITERATIONS = 3
 
 
 TRAIN: Any = SimpleNamespace(iteration=jnp.array([20, 20]))
@@ -42,9 +43,9 @@ class Recorder(Callback):
 
 
 def test_a_stopped_run_is_evaluated_and_goes_on_to_the_same_end() -> None:
-    config, env = two_phases().config, two_phases().env
+    config, env = small_config(task="probe_death"), make_toy("probe_death", 3)
     batch = config.steps_per_iteration
-    config = replace(config, total_steps=ITERATIONS * batch, switch_step=batch, evaluations=ITERATIONS)
+    config = replace(config, total_steps=ITERATIONS * batch, evaluations=ITERATIONS)
     whole, recorder = Recorder(), Recorder()
     expected = run(config, env, [whole])
     assert expected.stop_steps is None
@@ -66,7 +67,7 @@ def test_a_run_can_be_stopped_before_it_begins() -> None:
         def begin(self, state: Any) -> bool:
             return True
 
-    result = run(two_phases().config, two_phases().env, [Never()])
+    result = run(small_config(task="probe_death"), make_toy("probe_death", 3), [Never()])
     assert result.stop_steps == [0]
     assert result.states.iteration.tolist() == [0]
 

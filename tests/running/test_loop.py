@@ -66,9 +66,31 @@ def switch_as_told(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def finished():
+def kept_programs():
+    """Programs that are compiled once for all runs of `make_config()` that use them."""
+    kept = {}
+
+    class Kept(loop.Programs):
+        def submit(self, name, function, *shapes, once=False):
+            if name not in kept or kept[name][0].cancelled():
+                out = super().submit(name, function, *shapes, once=once)
+                kept[name] = self._jobs[name], out
+            self._jobs[name], out = kept[name]
+            return out
+
+    return Kept
+
+
+@pytest.fixture
+def compiled_once(kept_programs, monkeypatch):
+    monkeypatch.setattr(loop, "Programs", kept_programs)
+
+
+@pytest.fixture(scope="module")
+def finished(kept_programs):
     recorder = Recorder()
     with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(loop, "Programs", kept_programs)
         switch_as_told(monkeypatch)
         return SimpleNamespace(result=run(make_config(), two_phases().env, [recorder]), reports=recorder.reports)
 
@@ -95,7 +117,7 @@ def test_each_seed_ends_as_it_would_alone_at_its_own_switch(finished, row):
     assert (state.key == expected.key).all()
 
 
-@pytest.mark.parametrize("algo", ["mappo", "a2po"])
+@pytest.mark.parametrize("algo", ["mappo", pytest.param("a2po", marks=pytest.mark.slow)])
 def test_one_agent_in_one_environment_is_a_team_too(algo):
     size = {"n_agents": 1, "n_envs": 1, "eval_episodes": 1, "ppo": {"minibatches": 1}}
     config = small_config(env="toy", task="probe_policy", sharing="lorasa", algo=algo, **size)
@@ -135,6 +157,7 @@ def test_reports_say_who_is_active_and_how_far(finished):
         assert {leaf.shape for leaf in report.metrics.values()} == {(2,)}
 
 
+@pytest.mark.usefixtures("compiled_once")
 def test_a_run_stopped_anywhere_goes_on_to_the_same_end(tmp_path, monkeypatch):
     """From before the first iteration to after the last, through both phases, by way of the disk."""
     switch_as_told(monkeypatch)
@@ -163,6 +186,7 @@ def test_a_run_stopped_anywhere_goes_on_to_the_same_end(tmp_path, monkeypatch):
             assert_same(report[1:], expected[1:])
 
 
+@pytest.mark.usefixtures("compiled_once")
 def test_the_best_team_is_that_of_the_best_evaluation_of_its_phase(monkeypatch):
     """And plays other episodes at the end than those it was chosen by. A second phase begins without one."""
     told = iter([[3.0, 1.0], [2.0, 4.0], [9.0, 9.0], [5.0, 6.0], [7.0, 6.0]])
@@ -232,6 +256,7 @@ def test_a_run_that_goes_on_leaves_its_start_as_it_was(monkeypatch):
     assert result.train_seconds > start.train_seconds
 
 
+@pytest.mark.usefixtures("compiled_once")
 def test_a_run_that_diverges_says_when_what_and_for_which_seed(monkeypatch):
     get = loop.Programs.__getitem__
     calls = []
