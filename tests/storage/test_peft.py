@@ -98,18 +98,19 @@ def test_a_team_plays_alike_in_torch(tmp_path):
     system = make_system(config, make_toy("probe_policy", 3), adapting=True)
     params = random_params(system.actor)
     folder = adapters.save(tmp_path / "team", params, system)
-    network = Network(system.config.actor, system.env.spec.n_actions, head_gain=1.0)
+    network = Network(system.config.actor, system.env.spec.n_actions, head_gain=1.0, n_ids=3)
     activation = getattr(torch, system.config.actor.activation)
     obs = np.random.default_rng(1).normal(size=(5, 3)).astype("float32")
 
-    def forward(net, x):
+    def forward(net, agent):
         with torch.no_grad():
-            return net.head(activation(net.fc2(activation(net.fc1(torch.tensor(x))))))
+            x = net.fc1(torch.tensor(obs)) + net.id(torch.tensor(agent))
+            return net.head(activation(net.fc2(activation(x))))
 
     for agent, tree in enumerate(adapters.merge(params, system)):
-        x = np.concatenate([obs, np.tile(np.eye(3, dtype="float32")[agent], (5, 1))], axis=1)
-        _, expected = network.apply({"params": tree}, jnp.zeros((5, 0)), jnp.asarray(x)[None], jnp.zeros((1, 5), bool))
+        inputs = jnp.zeros((5, 0)), jnp.asarray(obs)[None], jnp.zeros((1, 5), bool), jnp.asarray(agent)
+        _, expected = network.apply({"params": tree}, *inputs)
         backbone = twin(jax.tree.map(lambda leaf: leaf[0], params.shared))
-        assert not np.allclose(forward(backbone, x), expected[0], atol=1e-2)
+        assert not np.allclose(forward(backbone, agent), expected[0], atol=1e-2)
         net = peft.PeftModel.from_pretrained(backbone, str(folder / f"owner_{agent}"))
-        np.testing.assert_allclose(forward(net.base_model.model, x), expected[0], atol=1e-5)
+        np.testing.assert_allclose(forward(net.base_model.model, agent), expected[0], atol=1e-5)
