@@ -86,7 +86,12 @@ def test_it_serves_any_number_of_environments_on_cpu_and_cuda(artifact: Path) ->
 def like_a_start(shapes: PyTree) -> PyTree:
     """Kernels and norms of the size they start with, without compiling how they do."""
     leaves = by_path(random_like(shapes, scale=1.0))
-    sizes = {"kernel": lambda leaf: leaf * np.sqrt(2 / leaf.shape[-2]), "scale": jnp.ones_like, "bias": jnp.zeros_like}
+    sizes = {
+        "kernel": lambda leaf: leaf * np.sqrt(2 / leaf.shape[-2]),
+        "scale": jnp.ones_like,
+        "bias": jnp.zeros_like,
+        "embedding": jnp.asarray,
+    }
     return nested({name: sizes[name.rpartition("/")[2]](leaf) for name, leaf in leaves.items()})
 
 
