@@ -251,9 +251,8 @@ def test_runs_of_one_name_that_were_set_otherwise_are_refused(kept: Path) -> Non
 
 def test_a_forks_size_is_that_of_its_own_rank(kept: Path) -> None:
     sizes = {scheme: runs["per_agent"].iloc[0] for scheme, runs in schemes_of(read(kept)).items()}
-    widths = [(16, 16)] * 1 + [(2 + 1, 16)]  # hidden layers, and the first, which sees a symbol and its own id
-    head = min(2 * (16 + 4), 16 * 4)
-    assert sizes["lorasa, switch_step 128, rank 2"] == sum(2 * (i + o) for i, o in widths) + head
+    layers = [(2, 16), (16, 16), (16, 4)]  # the first sees a symbol
+    assert sizes["lorasa, switch_step 128, rank 2"] == sum(min(2 * (i + o), i * o) for i, o in layers)
 
 
 def test_differences_are_those_of_pairs_with_one_origin(kept: Path) -> None:
