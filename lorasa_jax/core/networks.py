@@ -339,7 +339,8 @@ class Network(nn.Module):
         """The output of a layer, with the agent's embedding added if it is the first one."""
         if not self.n_ids or name != self.config.layer_names[0]:
             return y
-        return y + nn.Embed(self.n_ids, y.shape[-1], name="id")(agent)
+        agents = jnp.reshape(jnp.asarray(agent), (1,))  # a table of one row needs an axis to look up along
+        return y + nn.Embed(self.n_ids, y.shape[-1], name="id")(agents)
 
     def _layer(
         self,
