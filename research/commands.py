@@ -1,6 +1,5 @@
 """The commands' modules that this folder uses. No other module here knows where they are."""
 
-from lorasa_jax.cli import diagnose, plan, saved, yaml_reader
-from lorasa_jax.cli import flags as cli
+from lorasa_jax.cli import command, diagnose, flags, paths, plan, saved, yaml_reader
 
-__all__ = ["cli", "diagnose", "plan", "saved", "yaml_reader"]
+__all__ = ["command", "diagnose", "flags", "paths", "plan", "saved", "yaml_reader"]

@@ -45,7 +45,7 @@ import pandas as pd
 from lorasa_jax.config import ConfigError, changed_settings, require
 from lorasa_jax.files import write_text
 
-from research.commands import cli, plan, saved, yaml_reader
+from research.commands import flags, paths, plan, saved, yaml_reader
 
 if TYPE_CHECKING:
     from lorasa_jax.envs.base import EnvSpec
@@ -175,7 +175,7 @@ def make_record(directories: Sequence[Path], known: Record | None = None) -> Rec
         ConfigError: a directory holds no run or sweep, or one that has not finished.
     """
     found = [_jobs_in(directory) for directory in directories]
-    configs = {job: cli.read_config(cli.RunConfig, job / "config.json") for jobs in found for job in jobs}
+    configs = {job: flags.read_config(flags.RunConfig, job / "config.json") for jobs in found for job in jobs}
     first = found[0][0]
     if known is None:
         preset = _beside_preset(configs[first], first / "config.json")
@@ -193,7 +193,7 @@ def _jobs_in(directory: Path) -> list[Path]:
     if (directory / "config.json").exists():
         jobs = [directory]
     else:
-        jobs = [path.parent for path in directory.glob(f"*/{cli.ROWS}")]
+        jobs = [path.parent for path in directory.glob(f"*/{paths.ROWS}")]
         jobs.sort(key=lambda job: (int(re.match(r"\d*", job.name)[0] or 0), job.name))  # type: ignore[index]
     require(bool(jobs), f"there is neither a run nor a sweep in {directory}")
     for job in jobs:
@@ -211,7 +211,7 @@ def _sources(found: Sequence[Sequence[Path]]) -> list[dict[str, Any]]:
 
 
 def _source(job: Path) -> dict[str, Any]:
-    versions = cli.read_json(job / "versions.json")
+    versions = paths.read_json(job / "versions.json")
     resumed = len(versions.pop("resumed", []))
     words = ["python", *versions["command"][1:]]  # wherever that was
     for flag in ("--out", "--only"):  # where results were written, and how jobs were spread over processes
@@ -220,32 +220,32 @@ def _source(job: Path) -> dict[str, Any]:
     return {**versions, "command": words, **({"resumed": resumed} if resumed else {})}
 
 
-def _settings(config: cli.RunConfig) -> dict[str, Any]:
+def _settings(config: flags.RunConfig) -> dict[str, Any]:
     settings: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     return {name: value for name, value in settings.items() if name not in HOW}
 
 
-def _beside_preset(config: cli.RunConfig, path: Path) -> dict[str, Any]:
+def _beside_preset(config: flags.RunConfig, path: Path) -> dict[str, Any]:
     """Returns a run's preset and the settings that differ from it, by flag.
 
     If the preset cannot be read any more, it is the default preset instead, and a line on stderr says so.
     """
     asked = {name: getattr(config, name) for name in ("env", "task", "algo", "preset")}
     try:
-        preset = cli.parse_settings(cli.RunConfig, asked, path)
+        preset = flags.parse_settings(flags.RunConfig, asked, path)
     except ConfigError as error:
-        preset = cli.parse_settings(cli.RunConfig, asked | {"preset": cli.RunConfig.preset}, path)
+        preset = flags.parse_settings(flags.RunConfig, asked | {"preset": flags.RunConfig.preset}, path)
         print(f"note: {error}; the record compares the settings with preset {preset.preset} instead", file=sys.stderr)
     changed = {name: now for name, _, now in changed_settings(_settings(preset), _settings(config))}
     own = ("sharing", "groups", "preset")
     return {"name": preset.preset, "changes": {name: value for name, value in changed.items() if name not in own}}
 
 
-def _job(job: Path, configs: dict[Path, cli.RunConfig], base: dict[str, Any]) -> dict[str, Any]:
-    config, summary = configs[job], cli.read_json(job / "summary.json")
+def _job(job: Path, configs: dict[Path, flags.RunConfig], base: dict[str, Any]) -> dict[str, Any]:
+    config, summary = configs[job], paths.read_json(job / "summary.json")
     rows = saved.read_rows(job / "metrics.jsonl")
     changes = {name: now for name, _, now in changed_settings(base, _settings(config))}
-    labels, in_sweep = saved.labels_of(job), (job / cli.ROWS).exists()
+    labels, in_sweep = saved.labels_of(job), (job / paths.ROWS).exists()
     where = {"env": config.env, "task": config.task, "sharing": config.sharing}
     if not in_sweep:  # then what sets the run apart from the first job says what it is
         where |= {name.replace("-", "_"): value for name, value in changes.items()}
@@ -266,7 +266,7 @@ def _job(job: Path, configs: dict[Path, cli.RunConfig], base: dict[str, Any]) ->
     }
 
 
-def _backbone(job: Path, configs: dict[Path, cli.RunConfig]) -> str | None:
+def _backbone(job: Path, configs: dict[Path, flags.RunConfig]) -> str | None:
     """Returns the job whose states the rows of this one started from."""
     from lorasa_jax.envs import make_env
     from lorasa_jax.running.forks import backbone_config
@@ -277,7 +277,7 @@ def _backbone(job: Path, configs: dict[Path, cli.RunConfig]) -> str | None:
     return next((other.name for other in beside if _settings(configs[other]) == wanted), None)
 
 
-def _sizes(config: cli.RunConfig) -> dict[str, Any]:
+def _sizes(config: flags.RunConfig) -> dict[str, Any]:
     """Returns numbers of parameters, optimiser bytes of each phase, and for a toy game what it can pay."""
     from lorasa_jax.envs import make_env
     from lorasa_jax.learning.system import is_two_phase
@@ -289,7 +289,7 @@ def _sizes(config: cli.RunConfig) -> dict[str, Any]:
     return sizes | ({"ceiling": ceiling(config, env.spec)} if config.env == "toy" else {})
 
 
-def ceiling(config: cli.RunConfig, spec: EnvSpec) -> dict[str, float] | None:
+def ceiling(config: flags.RunConfig, spec: EnvSpec) -> dict[str, float] | None:
     """Returns what a scheme can earn in a toy game, greedy and sampled; None: not known."""
     from lorasa_jax.envs.toy import ceilings
     from lorasa_jax.sharing.schemes import make_sharing

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from lorasa_jax.config import ConfigError, require
 
-from research.commands import cli
+from research.commands import command, flags
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class ReportConfig:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
-    with cli.polite():
-        config = cli.read_flags(ReportConfig, sys.argv[1:] if argv is None else argv)
+    with command.polite():
+        config = flags.read_flags(ReportConfig, sys.argv[1:] if argv is None else argv)
         from research.documents import Reporter, add  # imports pandas, which --help can do without
 
         if config.add:
@@ -61,4 +61,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli.leave(main)
+    command.leave(main)

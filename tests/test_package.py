@@ -52,7 +52,7 @@ def test_the_name_of_a_scheme_is_written_once() -> None:
     for path in Path(lorasa_jax.__file__).parent.rglob("*.py"):
         strings = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
         # The registry; the flag and its default; the name of the command.
-        allowed = {"schemes.py": 1, "config.py": 2, "flags.py": 1}.get(path.name, 0)
+        allowed = {"schemes.py": 1, "config.py": 2, "command.py": 1}.get(path.name, 0)
         assert strings.count("lorasa") == allowed, path
 
 

@@ -22,7 +22,7 @@ def main(command: str | None = None) -> None:
     Args:
         command: one of `COMMANDS`; None: the first word of the command line.
     """
-    from lorasa_jax.cli.flags import fail, leave
+    from lorasa_jax.cli.command import fail, leave
     from lorasa_jax.config import nearest
 
     if command is None:

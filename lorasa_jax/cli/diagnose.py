@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from lorasa_jax.cli.flags import leave, locate, optional, polite, read_flags, read_json, require_place, run_of
+from lorasa_jax.cli.command import leave, optional, polite
+from lorasa_jax.cli.flags import read_flags
+from lorasa_jax.cli.paths import locate, read_json, require_place, run_of
 from lorasa_jax.cli.saved import find_row, labels_of, load_run, measures, words
 from lorasa_jax.cli.streams import can_redraw
 from lorasa_jax.config import require

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from lorasa_jax.cli.flags import leave, polite, read_flags, require_place
+from lorasa_jax.cli.command import leave, polite
+from lorasa_jax.cli.flags import read_flags
+from lorasa_jax.cli.paths import require_place
 from lorasa_jax.cli.saved import Label, labels_of, load_run, measures, points_of
 from lorasa_jax.config import require
 

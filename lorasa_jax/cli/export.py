@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from lorasa_jax.cli.flags import leave, polite, read_flags, require_place
+from lorasa_jax.cli.command import leave, polite
+from lorasa_jax.cli.flags import read_flags
+from lorasa_jax.cli.paths import require_place
 from lorasa_jax.cli.saved import find_checkpoint, find_row, labels_of, load_run, row_config
 from lorasa_jax.config import require
 from lorasa_jax.files import whole

@@ -5,39 +5,27 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import io
-import json
-import os
 import re
-import shutil
-import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, TypeVar
 
 import tyro
 
-from lorasa_jax.cli.streams import complain, open_streams
-from lorasa_jax.cli.yaml_reader import read_yaml
-from lorasa_jax.config import TASKS, Config, ConfigError, changed_settings, nearest, require
-from lorasa_jax.files import reason
+from lorasa_jax.cli.command import polite
+from lorasa_jax.cli.paths import ROWS, read_json, run_of
+from lorasa_jax.cli.preset_files import PRESETS, _flags, preset_flags
+from lorasa_jax.cli.streams import complain
+from lorasa_jax.config import TASKS, Config, ConfigError, changed_settings, require
 from lorasa_jax.levels import Renamed
 from lorasa_jax.plugins import load_plugins, require_loaded, resolve
 
-PRESETS = Path(__file__).parent / "presets"
-CHECKPOINTS = "checkpoints"
-"""Where a run directory keeps them."""
-BACKBONES = "backbones"
-"""Where a job of a sweep keeps the states that others go on from, as checkpoints."""
-ROWS = "rows.json"
-"""Where a job of a sweep says what its rows are."""
 FREE = ("gif", "track", "cache", "save-every", "resume", "total-steps", "shard", "distributed", "plugins")
 """Flags that may differ when a run goes on. Whether its budget may is found out with its checkpoint."""
-LONGEST_NAME, LONGEST_PATH = 255, 3800
-"""Bytes in the name of a file, and in a path below which there is still room for files (Linux takes 4096)."""
 _HINTED: set[str] = set()
 """What has been said of old names."""
 C = TypeVar("C", bound=Config)
@@ -104,66 +92,6 @@ def _built_in_flags(section: str, argv: Sequence[str]) -> list[str]:
     words = [word.partition("=")[0].replace("_", "-") for word in argv if word.startswith(f"--{section}.")]
     always = {f"--{section}.{name}" for name in ("module", "recurrent", "scope", "separate")}
     return [word for word in dict.fromkeys(words) if word not in always]
-
-
-@contextmanager
-def polite() -> Iterator[None]:
-    """Ends the program in one line where a setting or a file cannot work."""
-    try:
-        yield
-    except ConfigError as error:
-        fail(error)
-    except OSError as error:
-        fail(reason(error))
-    except KeyboardInterrupt:
-        raise SystemExit(128 + signal.SIGINT) from None
-
-
-@contextmanager
-def optional() -> Iterator[None]:
-    """Goes on where the block cannot write its file, and says so: a picture, which a run can do without."""
-    try:
-        yield
-    except OSError as error:
-        complain(f"note: not written: {reason(error)}")
-
-
-def leave(main: Callable[[], None]) -> None:
-    """Runs a command, which no output can fail.
-
-    Where it was stopped the process ends at once, and does not wait for what still compiles.
-    """
-    open_streams()
-    try:
-        main()
-    except SystemExit as stop:
-        alone = "jax" not in sys.modules or not sys.modules["jax"].distributed.is_initialized()
-        if alone and isinstance(stop.code, int) and stop.code > 128:  # by a signal
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(stop.code)
-        raise
-
-
-def python() -> str:
-    """Returns what to call this Python in a command: `python` alone only where that would start this one."""
-    ran, called = Path(sys.executable), shutil.which("python")
-    with suppress(OSError, ValueError):  # it lies elsewhere, or there is no working directory any more
-        inside = ran.relative_to(Path.cwd())
-        return str(inside) if len(inside.parts) > 1 else f"./{inside}"
-    # A virtual environment's Python is a link to one elsewhere, which without its folder is another.
-    same = called is not None and Path(called).parent.resolve() == ran.parent.resolve() and ran.samefile(called)
-    return "python" if same else str(ran)
-
-
-def invocation() -> list[str]:
-    """Returns the words that start this command: a script and its Python, or `lorasa` and the command's name."""
-    program, _, command = Path(sys.argv[0]).name.partition(" ")
-    if program != "lorasa" or not command:
-        return [python(), sys.argv[0]]
-    called = shutil.which(program)
-    ran = Path(sys.argv[0]).with_name(program)
-    return [program if called is not None and Path(called) == ran else str(ran), command]
 
 
 def read_flags(config_type: type[T], argv: Sequence[str], **default: Any) -> T:
@@ -295,21 +223,6 @@ def read_config(config_type: type[C], path: Path, plugins: Sequence[str] = ()) -
     return from_settings(config_type, settings, path)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Returns what one of a run's JSON files holds, by name.
-
-    Raises:
-        ConfigError: it is missing or damaged.
-    """
-    require(path.is_file(), f"there is no {path}; put it back")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError):
-        raise ConfigError(f"{path} is no valid JSON; a run writes it whole, so it was changed since") from None
-    require(isinstance(found, dict), f"{path} must hold values by name")
-    return dict(found)
-
-
 def from_settings(config_type: type[C], settings: dict[str, Any], path: Path) -> C:
     """Returns the configuration that settings by name make, as they stand in a `config.json`; no preset is read.
 
@@ -318,143 +231,3 @@ def from_settings(config_type: type[C], settings: dict[str, Any], path: Path) ->
     """
     require_loaded(settings.get("plugins", ()), path, lambda names: f"add --plugins {' '.join(names)} at the end")
     return read_flags(config_type, [*_flags(config_type, settings, path)])
-
-
-def locate(path: Path) -> tuple[Path, Path | None]:
-    """Returns the run directory of what a path names, and the checkpoint if it names one; as it was typed if possible.
-
-    Links to a checkpoint are followed, and so is its number alone, typed in the folder of checkpoints.
-    """
-    real = Path(os.path.realpath(path))
-    if _is_checkpoint(path):
-        return path.parent.parent, path
-    if not _is_checkpoint(real):
-        return path, None
-    home = str(real.parent.parent)
-    run = Path(min(home, os.path.relpath(home), key=len))
-    is_link = path.name != real.name or os.path.realpath(path.parent) != str(real.parent)
-    return run, run / real.parent.name / real.name if is_link else path
-
-
-def _is_checkpoint(path: Path) -> bool:
-    return path.parent.name in (CHECKPOINTS, BACKBONES) and path.name.isdecimal()
-
-
-def run_of(path: Path) -> Path:
-    """Returns the run directory of what a path names: itself, or that of a checkpoint."""
-    return locate(path)[0]
-
-
-def require_place(path: Path | None, flag: str = "--out") -> None:
-    """Refuses a place for files that lies elsewhere than its name says, or cannot be named at all."""
-    if path is None:
-        return
-    shown = ascii(str(path))
-    is_address = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path))
-    require(not is_address, f"{flag} {shown} is an address, and files are written to directories of this machine only")
-    require(path.parts[:1] != ("~",), f"{flag} {shown} would be a directory named ~; write $HOME, or the whole path")
-    too_long = any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts)
-    too_long |= len(os.fsencode(path.absolute())) > LONGEST_PATH
-    require(not too_long, f"{flag} {shown[:60]}... is too long a name; choose a shorter one")
-    try:
-        str(path).encode()
-    except UnicodeError:
-        raise ConfigError(f"{flag} {shown} is not valid UTF-8; choose another name") from None
-
-
-def fail(error: Exception | str) -> NoReturn:
-    """Prints one line to stderr and exits with status 2."""
-    print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def preset_flags(config_type: type[Config], env: str, preset: str, case: dict[str, str]) -> Iterator[str]:
-    """Yields a preset's settings for a task and an algorithm as command-line words."""
-    path = find_preset(env, preset)
-    settings = {**read_preset(env, path, case), "env": env}
-    require("plugins" not in settings, f"{path} names plugins, and a preset runs nothing; name them with --plugins")
-    yield from _flags(config_type, settings, path)
-
-
-def read_preset(env: str, path: Path, case: dict[str, str], above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Returns a preset's settings for a task and an algorithm.
-
-    A preset holds settings, and may say from which other one it starts (`base`: a name, or a file, which is sought
-    beside this one), what to `set` in some `cases`, and whether it is for these alone (`only_cases`).
-
-    Args:
-        env: the family of environments.
-        path: its file.
-        case: the task and the algorithm.
-        above: files of presets that start from it.
-    """
-    settings = read_yaml(path) or {}
-    require(isinstance(settings, dict), f"{path} must hold settings, one `name: value` a line")
-    require(settings.get("env", env) == env, f"{path} is a preset for {settings.get('env')}, but --env is {env}")
-    base, cases, only = (settings.pop(name, None) for name in ("base", "cases", "only_cases"))
-    if base is not None:
-        require(isinstance(base, str), f"{path}: base must name a preset; a file with `grids` is one for sweep.py")
-        below, known = find_preset(env, base, path.parent), (*above, path.resolve())
-        require(below.resolve() not in known, f"{path} cannot start from itself, by base: {base}")
-        settings = _merged(read_preset(env, below, case, known), settings)
-    fitting = [rule["set"] for rule in cases or () if _fits(rule, case, path)]
-    described = " and ".join(f"{name} {value}" for name, value in case.items())
-    require(bool(fitting) or not only, f"{path} has no case for {described}; choose among its cases, or another preset")
-    for changes in fitting:
-        settings = _merged(settings, changes)
-    return settings
-
-
-def _fits(rule: Any, case: dict[str, str], path: Path) -> bool:
-    """Says whether what one of a preset's cases sets is for this task and algorithm."""
-    require(
-        isinstance(rule, dict) and {"set"} <= set(rule) <= {"set", *case} and isinstance(rule["set"], dict),
-        f"{path}: each of its cases says for which task or algo (or lists of them) to `set` what",
-    )
-    return all(
-        case[name] in (rule[name] if isinstance(rule[name], list) else [rule[name]])
-        for name in case.keys() & rule.keys()
-    )
-
-
-def _merged(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """The settings with changes, section by section."""
-    both = {
-        name: _merged(settings.get(name, {}), value) if isinstance(value, dict) else value
-        for name, value in changes.items()
-    }
-    return {**settings, **both}
-
-
-def is_file_name(preset: str) -> bool:
-    """Says whether a preset is meant by its file, and not by its name."""
-    return preset.endswith((".yaml", ".yml"))
-
-
-def find_preset(env: str, preset: str, beside: Path = Path()) -> Path:
-    """Returns the file of a preset, by its name, or by a path that begins in some directory."""
-    if is_file_name(preset):
-        path = beside / preset
-        require(path.is_file(), f"there is no preset file {path}")
-        return path
-    names = sorted(path.stem for path in (PRESETS / env).glob("*.yaml"))
-    owners = sorted(path.parent.name for path in PRESETS.glob(f"*/{preset}.yaml"))
-    hint = f" (it is one for {' and '.join(owners)})" if owners else nearest(preset, names)
-    require(preset in names, f"there is no preset {preset!r} for {env}{hint}; presets: {', '.join(names)}")
-    return PRESETS / env / f"{preset}.yaml"
-
-
-def _flags(section: type, settings: dict[str, Any], path: Path, prefix: str = "") -> Iterator[str]:
-    fields = {field.name: field for field in dataclasses.fields(section)}
-    for name, value in settings.items():
-        require(
-            name in fields,
-            f"{path}: there is no setting {prefix + str(name)!r}{nearest(str(name), fields)}",
-        )
-        factory = fields[name].default_factory
-        if isinstance(factory, type) and dataclasses.is_dataclass(factory):
-            require(isinstance(value, dict), f"{path}: {prefix + name} is a section, with settings of its own")
-            yield from _flags(factory, value, path, f"{prefix}{name}.")
-        else:
-            yield f"--{prefix}{name}".replace("_", "-")
-            yield from (map(str, value) if isinstance(value, list) else [str(value)])

@@ -8,7 +8,8 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorasa_jax.cli.flags import RunConfig, is_file_name, parse_settings
+from lorasa_jax.cli.flags import RunConfig, parse_settings
+from lorasa_jax.cli.preset_files import is_file_name
 from lorasa_jax.cli.yaml_reader import read_yaml
 from lorasa_jax.config import require
 

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from lorasa_jax.cli.flags import invocation, read_json
+from lorasa_jax.cli.command import invocation
+from lorasa_jax.cli.paths import read_json
 from lorasa_jax.cli.saved import rows_of, scan_rows, words
 from lorasa_jax.cli.streams import complain
 from lorasa_jax.config import Config, ConfigError, changed_settings, require

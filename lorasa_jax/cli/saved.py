@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorasa_jax.cli.flags import CHECKPOINTS, ROWS, RunConfig, from_settings, locate, read_config, read_json, run_of
+from lorasa_jax.cli.flags import RunConfig, from_settings, read_config
+from lorasa_jax.cli.paths import CHECKPOINTS, ROWS, locate, read_json, run_of
 from lorasa_jax.config import require
 from lorasa_jax.surroundings import prepare
 

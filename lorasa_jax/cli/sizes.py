@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from lorasa_jax.cli.flags import leave, parse, polite
+from lorasa_jax.cli.command import leave, polite
+from lorasa_jax.cli.flags import parse
 from lorasa_jax.config import Config, nearest, require
 from lorasa_jax.surroundings import prepare
 

@@ -10,23 +10,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from lorasa_jax.cli.flags import (
-    CHECKPOINTS,
-    RunConfig,
-    fail,
-    invocation,
-    leave,
-    locate,
-    optional,
-    parse,
-    polite,
-    read_json,
-    require_place,
-)
+from lorasa_jax.cli.command import fail, invocation, leave, optional, polite
+from lorasa_jax.cli.flags import RunConfig, parse
+from lorasa_jax.cli.paths import CHECKPOINTS, locate, read_json, require_place
 from lorasa_jax.cli.saved import measures
-from lorasa_jax.cli.streams import can_redraw, complain, say_now
+from lorasa_jax.cli.signals import STOPPING, Interrupt, Stop
+from lorasa_jax.cli.streams import can_redraw, complain
 from lorasa_jax.config import require
 from lorasa_jax.files import naming, reason
 from lorasa_jax.surroundings import join_processes, load_jax, prepare
@@ -57,80 +48,6 @@ class Reporter:
         clock = {"steps_per_second": speed, "wall_seconds": time.perf_counter() - self.began}
         for row in self.run_dir.add(report, clock):
             self.track(row)
-
-
-class Stop:
-    """Holds the first signal that ends a command back until it can stop; the next one acts at once.
-
-    Such are Ctrl-C, SIGTERM, SIGHUP (the terminal is gone), and those by which batch systems say that time is up.
-    What comes within `TWICE` seconds of the first is the same one: `timeout` signals a command and then its group,
-    and a shell hands on a SIGHUP that the terminal has sent.
-
-    Args:
-        text: what is said when one comes.
-
-    Attributes:
-        signal: the one that came.
-    """
-
-    TWICE = 0.5
-    DEFAULTS: ClassVar[dict[int, Any]] = {
-        signal.SIGINT: signal.default_int_handler,
-        **dict.fromkeys((signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2), signal.SIG_DFL),
-    }
-
-    def __init__(self, text: str) -> None:
-        self.signal, self._text = 0, text
-        found = {number: signal.getsignal(number) for number in self.DEFAULTS}
-        # What is ignored, as in a job in the background of a script, stays so, and what is not Python's own.
-        self._found = {number: handler for number, handler in found.items() if handler not in (signal.SIG_IGN, None)}
-
-    def __enter__(self) -> Stop:
-        self._set(dict.fromkeys(self._found, self._note))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.release()
-
-    def release(self) -> None:
-        """Lets signals act as before."""
-        self._set(self._found)
-
-    def _set(self, handlers: dict[int, Any]) -> None:
-        for number in self._found:
-            signal.signal(number, handlers[number])
-
-    def _note(self, number: int, frame: object) -> None:
-        self.signal = number
-        self._set(dict.fromkeys(self._found, lambda again, frame: None))
-        say_now(f"\n{self._text}; once more: at once")
-        time.sleep(self.TWICE)
-        self._set(self.DEFAULTS)
-
-
-STOPPING = "stopping after this iteration and what is being compiled for it"
-
-
-class Interrupt:
-    """The callback that ends a run where a signal came, with a checkpoint.
-
-    It raises: the last evaluation of a run that is stopped in the usual way would take its time.
-    """
-
-    def __init__(self, saver: Saver, stop: Stop):
-        self.saver, self.stop = saver, stop
-
-    def begin(self, state: RunState) -> None:
-        """Ends the run where a signal came."""
-        from lorasa_jax.running.devices import anywhere
-
-        if anywhere(bool(self.stop.signal)):
-            self.saver.take(state)
-            raise KeyboardInterrupt
-
-    def __call__(self, report: Report, state: RunState) -> None:
-        """Does the same after an iteration."""
-        self.begin(state)
 
 
 def run_saved(saver: Saver, config: RunConfig, env: Env, *args: Any, **kwargs: Any) -> Result:

@@ -15,10 +15,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lorasa_jax.cli import diagnose, evaluate, export, sizes, sweep
+from lorasa_jax.cli import command, diagnose, evaluate, export, paths, sizes, sweep
 from lorasa_jax.cli import flags as cli
 from lorasa_jax.cli import train as run
-from lorasa_jax.cli.flags import PRESETS, RunConfig, leave, parse, python, read_config
+from lorasa_jax.cli.command import leave, python
+from lorasa_jax.cli.flags import RunConfig, parse, read_config
+from lorasa_jax.cli.preset_files import PRESETS
 from lorasa_jax.cli.run_dir import RunDir
 from lorasa_jax.config import ConfigError
 
@@ -266,7 +268,7 @@ def test_a_command_that_was_stopped_waits_for_nothing(monkeypatch: pytest.Monkey
     """Of one that failed, or has ended, what still runs is waited for, as ever."""
     codes: list[int] = []
     monkeypatch.setattr(os, "_exit", codes.append)
-    monkeypatch.setattr(cli, "open_streams", lambda: None)
+    monkeypatch.setattr(command, "open_streams", lambda: None)
     for code in (130, 2, 0):
         with pytest.raises(SystemExit):
             leave(lambda code=code: sys.exit(code))  # type: ignore[misc]
@@ -303,9 +305,9 @@ def test_a_folder_that_is_gone_does_not_keep_a_command_from_naming_its_python(
 
 
 def test_a_checkpoint_is_told_from_a_run_in_a_folder_of_that_name() -> None:
-    assert cli.run_of(Path("mine/checkpoints/341")) == Path("mine")
-    assert cli.run_of(Path("mine/backbones/341")) == Path("mine")
-    assert cli.run_of(Path("checkpoints/mine")) == Path("checkpoints/mine")
+    assert paths.run_of(Path("mine/checkpoints/341")) == Path("mine")
+    assert paths.run_of(Path("mine/backbones/341")) == Path("mine")
+    assert paths.run_of(Path("checkpoints/mine")) == Path("checkpoints/mine")
 
 
 def test_a_checkpoint_is_found_from_anywhere_and_through_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,16 +320,16 @@ def test_a_checkpoint_is_found_from_anywhere_and_through_links(tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     there = (Path("runs/mine"), Path("runs/mine/checkpoints/8"))
     for typed in ("latest", "9", "runs/mine/checkpoints/8", "runs/mine/../mine/checkpoints/8"):
-        run, found = cli.locate(Path(typed))
+        run, found = paths.locate(Path(typed))
         assert found is not None
         assert (Path(os.path.normpath(run)), Path(os.path.normpath(found))) == there
-    assert cli.locate(Path("folder/8")) == (Path("runs/mine"), Path("folder/8"))  # as it was typed
+    assert paths.locate(Path("folder/8")) == (Path("runs/mine"), Path("folder/8"))  # as it was typed
     for typed in ("loop", "nowhere", "runs/mine", "runs/mine/checkpoints"):
-        assert cli.locate(Path(typed)) == (Path(typed), None)
+        assert paths.locate(Path(typed)) == (Path(typed), None)
     monkeypatch.chdir(checkpoint.parent)
-    assert cli.locate(Path("8")) == (Path(".."), Path("8"))
+    assert paths.locate(Path("8")) == (Path(".."), Path("8"))
     monkeypatch.chdir(checkpoint)
-    assert cli.locate(Path(".")) == (Path("../.."), Path("../../checkpoints/8"))
+    assert paths.locate(Path(".")) == (Path("../.."), Path("../../checkpoints/8"))
 
 
 def test_a_job_of_a_sweep_goes_on_with_its_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -340,14 +342,14 @@ def test_a_job_of_a_sweep_goes_on_with_its_sweep(tmp_path: Path, capsys: pytest.
 
 
 def test_a_file_that_cannot_be_written_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit), cli.polite():
+    with pytest.raises(SystemExit), command.polite():
         Path("/dev/null/x").mkdir()
     assert capsys.readouterr().err.endswith("error: /dev/null/x: Not a directory\n")
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
 def test_an_error_that_names_no_file_is_one_line(capsys: pytest.CaptureFixture[str], code: int) -> None:
-    with pytest.raises(SystemExit) as stop, cli.polite():
+    with pytest.raises(SystemExit) as stop, command.polite():
         raise OSError(code, os.strerror(code))
     assert stop.value.code == 2
     said = capsys.readouterr().err
@@ -355,7 +357,7 @@ def test_an_error_that_names_no_file_is_one_line(capsys: pytest.CaptureFixture[s
 
 
 def test_what_a_run_can_do_without_is_said_where_it_is_not_written(capsys: pytest.CaptureFixture[str]) -> None:
-    with cli.optional():
+    with command.optional():
         raise OSError(errno.EDQUOT, "Quota exceeded", "curve.png")
     assert capsys.readouterr().err == ("note: not written: curve.png: Quota exceeded; free some of your quota there\n")
 
@@ -380,7 +382,7 @@ def test_a_file_of_a_sweep_is_no_preset(tmp_path: Path, capsys: pytest.CaptureFi
 )
 def test_a_place_that_is_not_what_its_name_says_is_refused(place: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
-        cli.require_place(Path(place))
+        paths.require_place(Path(place))
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
@@ -399,4 +401,4 @@ def test_every_command_refuses_it_before_it_begins(
 
 @pytest.mark.parametrize("place", [None, "runs/[2026] lora", "a:b", "C:x", "runs/http:x", "/a/~", "~x", "日本"])
 def test_a_place_may_have_any_other_name(place: str | None) -> None:
-    cli.require_place(place and Path(place))
+    paths.require_place(place and Path(place))

@@ -23,7 +23,7 @@ import pytest
 import yaml
 
 from lorasa_jax import adapters
-from lorasa_jax.cli import evaluate, export, plan, saved, sweep
+from lorasa_jax.cli import command, evaluate, export, launching, plan, saved, signals, sweep, sweep_plan, sweep_tables
 from lorasa_jax.cli import flags as cli
 from lorasa_jax.cli import train as run
 from lorasa_jax.cli.flags import RunConfig, parse
@@ -36,6 +36,7 @@ BASE = {
     "env": "toy", "task": "own_number", "n_agents": 4, "total_steps": 512,
     "n_envs": 8, "rollout_length": 8, "evaluations": 4, "eval_episodes": 16,
     "seed": 3, "seeds": 2, "actor": {"hidden": 16}, "ppo": {"lr": 0.01},
+    "placement": ["fc[23]", "head"],  # layers on which ranks 1 and 2 are both low
 }  # fmt: skip
 SWEEPS = Path(sweep.__file__).parent / "sweeps"
 FORKS = {"sharing": "lorasa", "switch_step": [128, "auto"], "rank": [1, 2]}
@@ -47,7 +48,7 @@ def write(path: Path, base: Any = None, grids: Any = None) -> Path:
 
 
 def jobs_of(path: Path) -> list[plan.Job]:
-    return sweep.make_plan(sweep.SweepConfig(file=path))
+    return sweep_plan.make_plan(sweep_plan.SweepConfig(file=path))
 
 
 def test_points_are_the_products_and_each_counts_once(tmp_path: Path) -> None:
@@ -131,8 +132,8 @@ def test_a_row_knows_its_own_settings_where_its_label_leaves_them_out(tmp_path: 
 
 def test_an_environment_is_that_of_its_time_limit() -> None:
     config = cli.parse(cli.RunConfig, ["--env", "toy", "--task", "probe_clock", "--time-limit", "terminal"])
-    assert sweep.env_of(config) is not sweep.env_of(replace(config, time_limit="bootstrap"))
-    assert sweep.env_of(config) is sweep.env_of(replace(config, rank=2))
+    assert sweep_plan.env_of(config) is not sweep_plan.env_of(replace(config, time_limit="bootstrap"))
+    assert sweep_plan.env_of(config) is sweep_plan.env_of(replace(config, rank=2))
 
 
 @pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -217,7 +218,7 @@ def test_points_of_one_program_that_name_different_settings_are_told_apart(tmp_p
         run_dir.draw_curve()
     (tmp_path / job.name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in run_dir.rows))
     assert (tmp_path / job.name / "curve.png").exists()
-    assert sweep.curves([job], tmp_path, "return") == {
+    assert sweep_tables.curves([job], tmp_path, "return") == {
         name: ([1024, 2048], [k + 0.25, k + 0.5])
         for k, name in enumerate(("lorasa, rank 1", "lorasa, placement head", "lorasa"))
     }
@@ -311,7 +312,7 @@ def test_a_sweep_goes_on_where_it_stopped(
     with pytest.raises(SystemExit) as stopped:
         sweep.main([*argv, "--save-every", "0"])
     assert stopped.value.code == 130
-    assert f"go on with: {cli.python()}" in capsys.readouterr().err
+    assert f"go on with: {command.python()}" in capsys.readouterr().err
     monkeypatch.setattr(run, "fill", fill)
     sweep.main(argv)
     assert table(out) == whole
@@ -394,7 +395,7 @@ time.sleep(60)
 @pytest.fixture
 def heard() -> Iterator[None]:
     """Signals act as in a terminal, also where the tests run in the background of a script."""
-    before = {number: signal.signal(number, handler) for number, handler in run.Stop.DEFAULTS.items()}
+    before = {number: signal.signal(number, handler) for number, handler in signals.Stop.DEFAULTS.items()}
     yield
     for number, found in before.items():
         signal.signal(number, found)
@@ -428,7 +429,7 @@ def test_a_sweep_that_is_stopped_stops_its_jobs_and_waits_until_they_have_saved(
     def start(words: list[str], folder: Path) -> subprocess.Popen:
         return subprocess.Popen([sys.executable, "-c", SAVES], cwd=tmp_path)
 
-    monkeypatch.setattr(sweep, "_executor", lambda config: (Here(), start))
+    monkeypatch.setattr(launching, "_executor", lambda config: (Here(), start))
     when_ready(tmp_path, number)
     file = write(tmp_path / "a.yaml", grids=[{"sharing": "ps"}])
     with pytest.raises(SystemExit) as stop:
@@ -436,7 +437,7 @@ def test_a_sweep_that_is_stopped_stops_its_jobs_and_waits_until_they_have_saved(
     assert stop.value.code == 128 + number
     assert json.loads((tmp_path / "saved").read_text()) == [signal.SIGHUP, signal.SIGINT]
     said = capsys.readouterr().err
-    assert f"the jobs that ran (1-ps) were stopped; go on with: {cli.python()}" in said
+    assert f"the jobs that ran (1-ps) were stopped; go on with: {command.python()}" in said
 
 
 def test_a_sweep_that_fails_leaves_no_job_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -448,7 +449,7 @@ def test_a_sweep_that_fails_leaves_no_job_behind(tmp_path: Path, monkeypatch: py
         jobs.append(subprocess.Popen([sys.executable, "-c", SAVES], cwd=tmp_path))
         return jobs[0]
 
-    monkeypatch.setattr(sweep, "_executor", lambda config: (Here(), start))
+    monkeypatch.setattr(launching, "_executor", lambda config: (Here(), start))
     file = write(tmp_path / "a.yaml", grids=[{"sharing": ["ps", "nps"]}])
     with pytest.raises(SystemExit) as stop:
         sweep.main([str(file), "--launcher", "local", "--out", str(tmp_path / "out")])
@@ -467,7 +468,7 @@ def test_a_job_hands_on_the_signal_that_ends_it(tmp_path: Path, taken: bool) -> 
         raise Taken
 
     signal.signal(signal.SIGHUP, take)
-    _, command = sweep._executor(sweep.SweepConfig(tmp_path / "a.yaml", out=tmp_path, launcher="local"))
+    _, command = launching._executor(sweep_plan.SweepConfig(tmp_path / "a.yaml", out=tmp_path, launcher="local"))
     when_ready(tmp_path, signal.SIGHUP if taken else signal.SIGTERM)
     with pytest.raises(Taken if taken else SystemExit):
         command([sys.executable, "-c", SAVES], tmp_path)()
@@ -476,9 +477,9 @@ def test_a_job_hands_on_the_signal_that_ends_it(tmp_path: Path, taken: bool) -> 
 
 def test_a_local_job_may_take_its_time(tmp_path: Path) -> None:
     """Where nobody says otherwise; the launcher's own limit is two minutes."""
-    for cluster, minutes in (((), sweep.YEAR), (("timeout_min=9",), 9)):
-        config = sweep.SweepConfig(tmp_path / "a.yaml", out=tmp_path, launcher="local", cluster=cluster)
-        executor, _ = sweep._executor(config)
+    for cluster, minutes in (((), launching.YEAR), (("timeout_min=9",), 9)):
+        config = sweep_plan.SweepConfig(tmp_path / "a.yaml", out=tmp_path, launcher="local", cluster=cluster)
+        executor, _ = launching._executor(config)
         assert executor._executor.parameters["timeout_min"] == minutes
 
 

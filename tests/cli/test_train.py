@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import pytest
 
-from lorasa_jax.cli import display, run_dir
+from lorasa_jax.cli import display, run_dir, signals
 from lorasa_jax.cli import flags as cli
 from lorasa_jax.cli import train as run
 from lorasa_jax.cli.run_dir import RunDir
@@ -160,7 +160,7 @@ def outcome(directory: Path) -> tuple[list[dict[str, Any]], dict[str, Any], dict
 @pytest.fixture(autouse=True)
 def heard() -> Iterator[None]:
     """Signals act as in a terminal, also where the tests run in the background of a script, which ignores Ctrl-C."""
-    before = {number: signal.signal(number, handler) for number, handler in run.Stop.DEFAULTS.items()}
+    before = {number: signal.signal(number, handler) for number, handler in signals.Stop.DEFAULTS.items()}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -448,22 +448,22 @@ def test_a_run_that_diverges_says_so_where_it_cannot_be_written(
     assert "error: the run diverged: kl became nan for seed 3" in error
 
 
-@pytest.mark.parametrize("number", run.Stop.DEFAULTS)
+@pytest.mark.parametrize("number", signals.Stop.DEFAULTS)
 def test_a_signal_that_is_sent_twice_is_one(number: int, capfd: pytest.CaptureFixture[str]) -> None:
     """As `timeout` does, to the command and to its group. Another kind may come with it."""
-    with run.Stop("stopping") as stop:
+    with signals.Stop("stopping") as stop:
         for delay, again in ((0.1, number), (0.2, signal.SIGTERM)):
             threading.Timer(delay, os.kill, (os.getpid(), again)).start()
         os.kill(os.getpid(), number)
         assert stop.signal == number
-        assert signal.getsignal(number) == run.Stop.DEFAULTS[number]  # the next one acts at once
+        assert signal.getsignal(number) == signals.Stop.DEFAULTS[number]  # the next one acts at once
     assert capfd.readouterr().err == "\nstopping; once more: at once\n"
 
 
 def test_what_is_ignored_stays_ignored() -> None:
     """As under `nohup`."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with run.Stop("stopping") as stop:
+    with signals.Stop("stopping") as stop:
         os.kill(os.getpid(), signal.SIGHUP)
     signal.signal(signal.SIGHUP, before)
     assert stop.signal == 0

@@ -1,0 +1,110 @@
+"""The settings of a sweep, and the jobs that they amount to."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from lorasa_jax.cli import plan
+from lorasa_jax.cli.flags import RunConfig
+from lorasa_jax.cli.plan import Job
+from lorasa_jax.cli.saved import word
+from lorasa_jax.config import Config
+
+if TYPE_CHECKING:
+    from lorasa_jax.envs import Env
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Run every point of a grid, each shared policy trained once. A sweep that was stopped goes on when run again."""
+
+    file: Annotated[Path, tyro.conf.Positional]
+    """YAML file: `base`, the settings of all points, and `grids`, lists whose product is run."""
+    out: Path | None = None
+    """Directory of the results; not given: runs/NAME, after the file."""
+    launcher: Literal["here", "local", "slurm"] = "here"
+    """here: one job after the other; local, slurm: all that can run at once, through submitit."""
+    cluster: tuple[str, ...] = ()
+    """Options of the launcher as name=value, such as timeout_min=600 slurm_partition=gpu gpus_per_node=1."""
+    plan: bool = False
+    """Only print what would run, and in how many programs."""
+    only: str | None = None
+    """Run a single job, by its name (which is what the launchers do)."""
+    save_every: float = 60.0
+    """Seconds between two checkpoints, at least; 0: one after every iteration."""
+    cache: bool = True
+    """Keep compiled programs in the user's cache directory."""
+
+    @property
+    def directory(self) -> Path:
+        """Where the results go."""
+        return self.out or Path("runs") / self.file.stem
+
+
+@cache
+def _env(settings: Config) -> Env:
+    from lorasa_jax.envs import make_env
+
+    return make_env(settings)
+
+
+def env_of(config: Config) -> Env:
+    """Returns the environment of a configuration; the same one for the same settings."""
+    names = ("env", "task", "n_agents", "time_limit", "smax", "mabrax", "jaxmarl")
+    return _env(Config(**{name: getattr(config, name) for name in names}))
+
+
+def make_plan(config: SweepConfig) -> list[Job]:
+    """Returns the jobs of a sweep."""
+    from lorasa_jax.learning.clustering import with_groups
+    from lorasa_jax.learning.system import is_two_phase
+    from lorasa_jax.learning.trainer import make_trainer
+
+    base, points = plan.read(config.file)
+    configs: dict[tuple[frozenset[str], RunConfig], plan.Point] = {}
+    for point in points:  # the same names with the same values, however written, are one point
+        configs.setdefault((frozenset(point), plan.configure(config.file, base, point)), point)
+    configured = []
+    for (_, found), point in configs.items():
+        env = env_of(found)
+        found = replace(with_groups(found, env, print), save_every=config.save_every, cache=config.cache)
+        make_trainer(found, env, adapting=is_two_phase(found, env))  # says what does not fit
+        configured.append((point, found))
+    return plan.make_jobs(env_of, configured)
+
+
+def print_plan(jobs: list[Job]) -> None:
+    """Says what runs, and in how many programs."""
+    for job in jobs:
+        steps, after = job.config.iterations * job.config.steps_per_iteration, ""
+        if job.origin:
+            after = f", from {job.origin[0]}"
+        print(f"{job.name}: {counted(len(job.rows), 'row')} to {steps:,} steps{after}")
+        for point in {json.dumps(row.point): row.point for row in job.rows}.values():
+            print(f"    {words_of(point)}  ({counted(sum(row.point == point for row in job.rows), 'seed')})")
+    if len({job.origin[0] for job in jobs if job.origin}) < sum(job.origin is not None for job in jobs):
+        print(
+            "forks of one job are several programs where they differ in more than seed, switch step, learning rate, "
+            "rank and placement, or where a rank as large as a layer gives other layers full rank"
+        )
+    print(f"{counted(sum(len(job.rows) for job in jobs), 'row')} in {counted(len(jobs), 'program')}")
+
+
+def words_of(point: plan.Point) -> str:
+    return "  ".join(f"{name}={word(value)}" for name, value in point.items())
+
+
+def is_done(directory: Path) -> bool:
+    """Says whether a job has left its summary."""
+    return (directory / "summary.json").exists()
+
+
+def counted(n: int, noun: str) -> str:
+    """Returns a number of things."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
