@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lorasa_jax.config import CriticConfig as CriticConfig
     from lorasa_jax.config import JaxmarlConfig as JaxmarlConfig
     from lorasa_jax.config import MabraxConfig as MabraxConfig
+    from lorasa_jax.config import MujocoConfig as MujocoConfig
     from lorasa_jax.config import NetworkConfig as NetworkConfig
     from lorasa_jax.config import PPOConfig as PPOConfig
     from lorasa_jax.config import SmaxConfig as SmaxConfig
@@ -69,6 +70,7 @@ _HOMES = {
         "CriticConfig",
         "JaxmarlConfig",
         "MabraxConfig",
+        "MujocoConfig",
         "NetworkConfig",
         "PPOConfig",
         "SmaxConfig",

@@ -28,6 +28,7 @@ from lorasa_jax.levels import DEFAULT, AdapterLevel, LevelSettings, from_old_nam
 from lorasa_jax.sections import CriticConfig as CriticConfig
 from lorasa_jax.sections import JaxmarlConfig as JaxmarlConfig
 from lorasa_jax.sections import MabraxConfig as MabraxConfig
+from lorasa_jax.sections import MujocoConfig as MujocoConfig
 from lorasa_jax.sections import NetworkConfig as NetworkConfig
 from lorasa_jax.sections import PPOConfig as PPOConfig
 from lorasa_jax.sections import SmaxConfig as SmaxConfig
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
     AlgorithmName: TypeAlias = str
     SchemeName: TypeAlias = str
 else:
-    EnvName = Literal["smax", "mabrax", "jaxmarl", "toy", "own"]
+    EnvName = Literal["smax", "mabrax", "mujoco", "jaxmarl", "toy", "own"]
     AlgorithmName = Literal["mappo", "a2po", "sequential"]
     SchemeName = Literal[
         "ps", "ps_id", "ps_restart", "nps", "mtl", "hyper", "mask", "lorasa", "lorasa_joint", "seps", "seps_lora"
@@ -71,6 +72,7 @@ else:
 TASKS = {
     "smax": "2s3z",
     "mabrax": "ant_4x2",
+    "mujoco": "ant_4x2",
     "jaxmarl": "MPE_simple_spread_v3",
     "toy": "specialisation",
     "own": "own",
@@ -88,8 +90,8 @@ class Config:
     env: EnvName = "smax"
     """Family of environments; own: one that was made in Python, and is given to `lorasa_jax.run`."""
     task: str = ""
-    """Map, robot and split, or game; empty: 2s3z for smax, ant_4x2 for mabrax, MPE_simple_spread_v3 for jaxmarl,
-    specialisation for toy."""
+    """Map, robot and split, or game; empty: 2s3z for smax, ant_4x2 for mabrax and mujoco, MPE_simple_spread_v3 for
+    jaxmarl, specialisation for toy."""
     algo: AlgorithmName = "mappo"
     """Algorithm: all agents move at once (mappo); one after the other, each corrected for those before it (a2po);
     the same without the correction of advantages (sequential)."""
@@ -149,6 +151,7 @@ class Config:
     smax: SmaxConfig = field(default_factory=SmaxConfig)
     mabrax: MabraxConfig = field(default_factory=MabraxConfig)
     jaxmarl: JaxmarlConfig = field(default_factory=JaxmarlConfig)
+    mujoco: MujocoConfig = field(default_factory=MujocoConfig)
 
     def __post_init__(self) -> None:
         conform(self)

@@ -219,3 +219,23 @@ class MabraxConfig:
             self.obsk is None or self.maps == "kinematic",
             f"mabrax.obsk {self.obsk} has no meaning under mabrax.maps upstream, whose tables are fixed; leave one out",
         )
+
+
+@dataclass(frozen=True)
+class MujocoConfig:
+    """Settings of the robots that several agents move together in MuJoCo (multi-agent MuJoCo)."""
+
+    obsk: int | Literal["all"] | None = None
+    """How many joints away from its own an agent sees; all: the whole observation; not given: all for humanoid, 1 for
+    the others."""
+    threads: int | None = None
+    """Threads of the physics, of every device; not given: all cores, shared by the devices."""
+
+    def __post_init__(self) -> None:
+        conform(self, "mujoco.")
+        require_in_range(self, "mujoco.")
+        require(
+            self.obsk is None or self.obsk == "all" or self.obsk >= 0,
+            f"mujoco.obsk must be 0 or more, or all, got {self.obsk}",
+        )
+        require(self.threads is None or self.threads > 0, f"mujoco.threads must be 1 or more, got {self.threads}")

@@ -27,6 +27,13 @@ def _mabrax(config: Config) -> Env:
     return make_mabrax(config.task, config.mabrax)
 
 
+def _mujoco(config: Config) -> Env:
+    from lorasa_jax.envs.mujoco import make_mujoco  # loads MuJoCo, and only when asked for
+
+    require(config.n_agents is None, f"n-agents is fixed by the split in mujoco; {config.task} says how many there are")
+    return make_mujoco(config.task, config.mujoco)
+
+
 def _any_jaxmarl(config: Config) -> Env:
     from lorasa_jax.envs.jaxmarl import make_jaxmarl
 
@@ -40,7 +47,13 @@ def _toy(config: Config) -> Env:
     return make_toy(config.task, config.n_agents, config.time_limit)
 
 
-ENVS: dict[str, Callable[[Config], Env]] = {"smax": _smax, "mabrax": _mabrax, "jaxmarl": _any_jaxmarl, "toy": _toy}
+ENVS: dict[str, Callable[[Config], Env]] = {
+    "smax": _smax,
+    "mabrax": _mabrax,
+    "mujoco": _mujoco,
+    "jaxmarl": _any_jaxmarl,
+    "toy": _toy,
+}
 """Families of environments by name."""
 
 

@@ -6,10 +6,6 @@ moves, and what it sees, is said by `lorasa_jax.envs.mabrax_maps`.
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -17,14 +13,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from lorasa_jax.config import MabraxConfig
 from lorasa_jax.envs._sealed import sealed
-from lorasa_jax.envs.base import Env, EnvSpec, EnvState, TimeStep
+from lorasa_jax.envs.base import Env, EnvState, TimeStep
 from lorasa_jax.envs.mabrax_maps import ROBOTS, Skeleton, maps_of, movers, robot_name, tells
-
-EPISODE_STEPS = 1000
+from lorasa_jax.envs.robots import make_team, still
 
 
 class MabraxState(NamedTuple):
@@ -48,37 +43,7 @@ def make_mabrax(task: str, config: MabraxConfig) -> Env:
     skeleton = skeleton_of(game.sys)
     maps = maps_of(task, skeleton, config)
     width = len(tells(skeleton, ROBOTS[robot_name(task)]))
-    columns, sees = _padded(maps.columns)
-    motors, moves = _padded(maps.motors)
-    # Where in the joint action, agents side by side, each motor finds its torque.
-    source = np.argsort(np.where(moves, motors, len(skeleton.motors)).reshape(-1), kind="stable")[: moves.sum()]
-    spec = EnvSpec(
-        name=task,
-        n_agents=len(maps.columns),
-        obs_dim=columns.shape[1],
-        state_dim=width,
-        n_actions=motors.shape[1],
-        episode_limit=EPISODE_STEPS,
-        team_reward=True,
-        continuous=True,
-        obs_widths=tuple(map(len, maps.columns)),
-        winnable=False,
-    )
-
-    def show(
-        obs: Float[Array, " S"], reward: Float[Array, ""], failed: Bool[Array, ""], steps: Int[Array, ""]
-    ) -> TimeStep:
-        """Returns what the robot looks like to us."""
-        return TimeStep(
-            obs=jnp.where(sees, obs[columns], 0.0),
-            state=obs,
-            avail=jnp.asarray(moves),
-            alive=jnp.ones(spec.n_agents, bool),
-            reward=jnp.full(spec.n_agents, reward, jnp.float32),
-            terminated=failed,
-            truncated=(steps >= EPISODE_STEPS) & ~failed,
-            won=jnp.zeros((), bool),
-        )
+    spec, show, torque = make_team(task, maps, width)
 
     def reset(key: PRNGKeyArray) -> tuple[EnvState, TimeStep]:
         """Returns the robot near its rest pose."""
@@ -92,7 +57,7 @@ def make_mabrax(task: str, config: MabraxConfig) -> Env:
 
     def step(key: PRNGKeyArray, state: EnvState, action: Float[Array, "N A"]) -> tuple[EnvState, TimeStep]:
         """Returns the robot one step of control later."""
-        after = _advance(game, state.physics, jnp.clip(action.reshape(-1)[source], -1.0, 1.0))
+        after = _advance(game, state.physics, torque(action))
         # Physics that has blown up is a failure too, and must not reach whoever learns.
         sound = jnp.isfinite(after.obs).all() & jnp.isfinite(after.reward)
         obs, reward = jnp.where(sound, after.obs, 0.0), jnp.where(sound, after.reward, 0.0)
@@ -116,14 +81,6 @@ def _advance(game: Any, physics: Any, torque: Float[Array, " J"]) -> Any:
 
     nothing = jnp.zeros(())
     return game.step(State(physics, None, nothing, nothing), torque)
-
-
-def _padded(rows: tuple[tuple[int, ...], ...]) -> tuple[Int[np.ndarray, "N K"], Bool[np.ndarray, "N K"]]:
-    """Returns the rows with zeros behind the short ones, and where they hold entries of their own."""
-    owned = np.arange(max(map(len, rows))) < np.array([[len(row)] for row in rows])
-    padded = np.zeros(owned.shape, int)
-    padded[owned] = np.concatenate(rows)
-    return padded, owned
 
 
 # brax
@@ -151,7 +108,7 @@ def skeleton_of(system: Any) -> Skeleton:
 @cache
 def load_robot(name: str, backend: str) -> Any:
     """Returns brax's environment of a robot, which neither resets by itself nor counts steps."""
-    with _still(), jax.debug_infs(False):  # joints without limits have infinite ones
+    with still(), jax.debug_infs(False):  # joints without limits have infinite ones
         return _load_brax().get_environment(name, backend=backend)
 
 
@@ -161,25 +118,3 @@ def _load_brax() -> ModuleType:
     with sealed():
         from brax import envs
     return envs
-
-
-@contextmanager
-def _still() -> Iterator[None]:
-    """Keeps in what reading a robot says: that brax is in maintenance only, and that its files are of an old kind.
-
-    MuJoCo would write the latter to the terminal and into a file in the working directory. Its log
-    goes to the root logger, which gets a handler for good where it has none.
-    """
-    import mujoco
-
-    before = mujoco.get_mju_user_warning()
-    mujoco.set_mju_user_warning(lambda message: None)
-    log = logging.NullHandler()
-    logging.root.addHandler(log)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Brax System, piplines and environments", UserWarning)
-            yield
-    finally:
-        logging.root.removeHandler(log)
-        mujoco.set_mju_user_warning(before)

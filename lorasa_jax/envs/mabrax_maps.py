@@ -9,8 +9,7 @@ first; L links, the trunk first; Q positions; J motors; S columns of brax's obse
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
@@ -131,25 +130,38 @@ def agents_of(skeleton: Skeleton, name: str, split: str) -> tuple[tuple[int, ...
     Raises:
         ConfigError: there is no such split.
     """
-    named, motors = ROBOTS[name].splits, len(skeleton.motors)
-    size = re.fullmatch(r"(\d+)x(\d+)", split)
-    even = [f"{k}x{motors // k}" for k in range(1, motors + 1) if motors % k == 0]
-    require(
-        split in named or (size is not None and split in even),
-        f"{name} cannot be split into {split!r}: it has {motors} joints; splits (agents x joints each): "
-        f"{', '.join([*named, *even])}",
-    )
-    joints = sorted(map(int, skeleton.motors))
+    named, even = ROBOTS[name].splits, even_splits(len(skeleton.motors))
+    require(split in named or split in even, cannot_split(name, split, len(skeleton.motors), named))
     if split in named:
-        below = _below(skeleton, skeleton.names.index(named[split]))
+        joints, below = sorted(map(int, skeleton.motors)), _below(skeleton, skeleton.names.index(named[split]))
         return (
             tuple(dof for dof in joints if skeleton.link[dof] not in below),
             tuple(dof for dof in joints if skeleton.link[dof] in below),
         )
+    return walk_apart(skeleton, int(split.split("x")[0]))
+
+
+def even_splits(n_joints: int) -> list[str]:
+    """Returns the splits of so many joints in which every agent has equally many."""
+    return [f"{k}x{n_joints // k}" for k in range(1, n_joints + 1) if n_joints % k == 0]
+
+
+def cannot_split(name: str, split: str, n_joints: int, named: Iterable[str]) -> str:
+    """Returns the message for a split that a robot does not have."""
+    splits = list(dict.fromkeys([*named, *even_splits(n_joints)]))
+    return (
+        f"{name} cannot be split into {split!r}: it has {n_joints} joints; splits (agents x "
+        f"joints each): {', '.join(splits)}"
+    )
+
+
+def walk_apart(skeleton: Skeleton, n_agents: int) -> tuple[tuple[int, ...], ...]:
+    """Returns the degrees of freedom of agents that share a walk over the robot, which `agents_of` describes."""
+    joints = sorted(map(int, skeleton.motors))
     first = _below(skeleton, TRUNK + 1) | {TRUNK + 1}
     limb = [dof for dof in joints if skeleton.link[dof] in first]
     walk = limb[::-1] + [dof for dof in joints if skeleton.link[dof] not in first]
-    each = len(joints) // int(split.split("x")[0])
+    each = len(joints) // n_agents
     return tuple(sorted(tuple(sorted(walk[i : i + each])) for i in range(0, len(walk), each)))
 
 
@@ -203,7 +215,12 @@ def hops(skeleton: Skeleton) -> Int[np.ndarray, "F F"]:
     near = (ends[:, None, :, None] == ends[None, :, None, :]).any(axis=(0, 1))
     joint = skeleton.link != TRUNK
     near &= joint[:, None] & joint
-    n = len(joint)
+    return distances(near)
+
+
+def distances(near: Bool[np.ndarray, "K K"]) -> Int[np.ndarray, "K K"]:
+    """Returns the lengths of the shortest ways over neighbours; K where there is none."""
+    n = len(near)
     reached, distance = np.eye(n, dtype=bool), np.where(np.eye(n, dtype=bool), 0, n)
     for steps in range(1, n):
         reached = reached | (reached @ near)
