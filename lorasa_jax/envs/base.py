@@ -93,7 +93,7 @@ class TimeStep(NamedTuple):
     Attributes:
         obs: one observation per agent.
         state: the global state, for a centralised critic: scaled to about [-1, 1] where
-            its range is known, in the simulator's units where it is not (MABrax).
+            its range is known, in the simulator's units where it is not (robots).
         avail: the actions each agent may take now, or its dimensions of a continuous
             action; at least one is true for every agent, dead ones included.
         alive: the agents that can still act.

@@ -126,14 +126,15 @@ class Physics:
         views = [(seen[name], getattr(data, name)) for name in self._read]
         behind, target, warned, after = bool(self.robot.blocks), data.ctrl, data.warning.number, out.state
         warnings = np.empty((len(state), len(warned)), int)
-        for i in range(len(state)):
-            mujoco.mj_setState(model, data, state[i, :-1], SPEC)
-            target[:] = ctrl[i]
+        starts, ends = state[:, :-1], after[:, :-1]
+        for i, (start, push, end) in enumerate(zip(starts, ctrl, ends, strict=True)):
+            mujoco.mj_setState(model, data, start, SPEC)
+            target[:] = push
             warned[:] = QUIET
             mujoco.mj_step(model, data, frames)
             if behind:
                 mujoco.mj_rnePostConstraint(model, data)
-            mujoco.mj_getState(model, data, after[i, :-1], SPEC)
+            mujoco.mj_getState(model, data, end, SPEC)
             warnings[i] = warned
             for array, view in views:
                 array[i] = view
