@@ -130,7 +130,7 @@ class Physics:
         for i, (start, push, end) in enumerate(zip(starts, ctrl, ends, strict=True)):
             mujoco.mj_setState(model, data, start, SPEC)
             target[:] = push
-            warned[:] = QUIET
+            warned.fill(QUIET)
             mujoco.mj_step(model, data, frames)
             if behind:
                 mujoco.mj_rnePostConstraint(model, data)

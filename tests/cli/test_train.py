@@ -556,9 +556,9 @@ def test_a_run_survives_being_killed_at_any_moment(tmp_path: Path) -> None:
     [
         *(f"--env smax --task 3m --ppo.chunk-length 10 --sharing {sharing}" for sharing in ("ps", "nps", "lorasa")),
         "--env smax --task 3m --ppo.chunk-length 10 --algo a2po",
-        "--env mabrax --task hopper_3x1 --standardise True",
-        "--env mabrax --task hopper_3x1 --algo a2po",
-        "--env mujoco --task hopper_3x1 --standardise True",
+        "--env mabrax --task hopper_3x1 --standardise True --ppo.minibatches 1",
+        "--env mabrax --task hopper_3x1 --algo a2po --ppo.minibatches 1",
+        "--env mujoco --task hopper_3x1 --standardise True --ppo.minibatches 1",
     ],
 )
 def test_a_battle_or_a_robot_goes_on_as_if_it_never_had_stopped(
