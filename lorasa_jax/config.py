@@ -30,6 +30,7 @@ from lorasa_jax.sections import JaxmarlConfig as JaxmarlConfig
 from lorasa_jax.sections import MabraxConfig as MabraxConfig
 from lorasa_jax.sections import MujocoConfig as MujocoConfig
 from lorasa_jax.sections import NetworkConfig as NetworkConfig
+from lorasa_jax.sections import ParticlesConfig as ParticlesConfig
 from lorasa_jax.sections import PPOConfig as PPOConfig
 from lorasa_jax.sections import SmaxConfig as SmaxConfig
 
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
     AlgorithmName: TypeAlias = str
     SchemeName: TypeAlias = str
 else:
-    EnvName = Literal["smax", "mabrax", "mujoco", "jaxmarl", "toy", "own"]
+    EnvName = Literal["smax", "mabrax", "mujoco", "jaxmarl", "particles", "toy", "own"]
     AlgorithmName = Literal["mappo", "a2po", "sequential"]
     SchemeName = Literal[
         "ps", "ps_id", "ps_restart", "nps", "mtl", "hyper", "mask", "lorasa", "lorasa_joint", "seps", "seps_lora"
@@ -74,6 +75,7 @@ TASKS = {
     "mabrax": "ant_4x2",
     "mujoco": "ant_4x2",
     "jaxmarl": "MPE_simple_spread_v3",
+    "particles": "spread_10x5",
     "toy": "specialisation",
     "own": "own",
 }
@@ -91,7 +93,8 @@ class Config:
     """Family of environments; own: one that was made in Python, and is given to `lorasa_jax.run`."""
     task: str = ""
     """Map, robot and split, or game; empty: 2s3z for smax, ant_4x2 for mabrax and mujoco, MPE_simple_spread_v3 for
-    jaxmarl, specialisation for toy."""
+    jaxmarl, spread_10x5 for particles (N agents of C colours; also roles_NxC, dynamics_NxC, dispersion_N),
+    specialisation for toy."""
     algo: AlgorithmName = "mappo"
     """Algorithm: all agents move at once (mappo); one after the other, each corrected for those before it (a2po);
     the same without the correction of advantages (sequential)."""
@@ -152,6 +155,7 @@ class Config:
     mabrax: MabraxConfig = field(default_factory=MabraxConfig)
     jaxmarl: JaxmarlConfig = field(default_factory=JaxmarlConfig)
     mujoco: MujocoConfig = field(default_factory=MujocoConfig)
+    particles: ParticlesConfig = field(default_factory=ParticlesConfig)
 
     def __post_init__(self) -> None:
         conform(self)

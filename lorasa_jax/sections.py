@@ -239,3 +239,14 @@ class MujocoConfig:
             f"mujoco.obsk must be 0 or more, or all, got {self.obsk}",
         )
         require(self.threads is None or self.threads > 0, f"mujoco.threads must be 1 or more, got {self.threads}")
+
+
+@dataclass(frozen=True)
+class ParticlesConfig:
+    """Settings of the particle games."""
+
+    reward: Literal["agent", "team"] = "agent"
+    """Who is paid: agent: each agent by itself; team: all agents the mean of these rewards."""
+
+    def __post_init__(self) -> None:
+        conform(self, "particles.")

@@ -129,8 +129,8 @@ def test_every_seed_that_is_taken_has_a_key_of_its_own(seed):
 
 
 def test_tasks_have_defaults():
-    tasks = [Config(env=env).task for env in ("smax", "mabrax", "mujoco", "jaxmarl", "toy")]
-    assert tasks == ["2s3z", "ant_4x2", "ant_4x2", "MPE_simple_spread_v3", "specialisation"]
+    tasks = [Config(env=env).task for env in ("smax", "mabrax", "mujoco", "jaxmarl", "particles", "toy")]
+    assert tasks == ["2s3z", "ant_4x2", "ant_4x2", "MPE_simple_spread_v3", "spread_10x5", "specialisation"]
     assert Config(env="toy", task="own_number").task == "own_number"
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from helpers import KEY, groups_for
 
+from lorasa_jax.cli.flags import RunConfig, parse
 from lorasa_jax.config import Config, CriticConfig, NetworkConfig, PPOConfig
 from lorasa_jax.core.types import PolicyParams
 from lorasa_jax.envs import make_env
@@ -95,6 +96,17 @@ def test_a_whole_run_of_adapters_from_the_start_specialises():
     assert result.final["greedy"]["win_rate"] == pytest.approx(1.0)
     assert result.switch_steps == [0]
     assert result.random_return == pytest.approx(known.chance, abs=0.1)
+
+
+@pytest.mark.slow
+def test_five_roles_take_longer_with_one_policy_than_with_separate_ones_or_adapters():
+    words = "--env particles --task spread_10x5 --total-steps 50000 --evaluations 1 --sharing"
+    reached = {}
+    for scheme in ("ps_id", "nps", "lorasa_joint"):
+        config = parse(RunConfig, [*words.split(), scheme])
+        reached[scheme] = float(run(config, make_env(config)).final["greedy"]["return"][0])
+    assert reached["ps_id"] > -15  # above every policy that sees no ids
+    assert min(reached["nps"], reached["lorasa_joint"]) > reached["ps_id"] + 0.5, reached
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ def _env(settings: Config) -> Env:
 
 def env_of(config: Config) -> Env:
     """Returns the environment of a configuration; the same one for the same settings."""
-    names = ("env", "task", "n_agents", "time_limit", "smax", "mabrax", "mujoco", "jaxmarl")
+    names = ("env", "task", "n_agents", "time_limit", "smax", "mabrax", "mujoco", "jaxmarl", "particles")
     return _env(Config(**{name: getattr(config, name) for name in names}))
 
 

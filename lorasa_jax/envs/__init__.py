@@ -41,6 +41,13 @@ def _any_jaxmarl(config: Config) -> Env:
     return make_jaxmarl(config.task, **config.jaxmarl.arguments)
 
 
+def _particles(config: Config) -> Env:
+    from lorasa_jax.envs.particles import make_particles
+
+    require(config.n_agents is None, f"n-agents is fixed by the task in particles; {config.task} says how many play")
+    return make_particles(config.task, config.particles)
+
+
 def _toy(config: Config) -> Env:
     from lorasa_jax.envs.toy import make_toy
 
@@ -52,6 +59,7 @@ ENVS: dict[str, Callable[[Config], Env]] = {
     "mabrax": _mabrax,
     "mujoco": _mujoco,
     "jaxmarl": _any_jaxmarl,
+    "particles": _particles,
     "toy": _toy,
 }
 """Families of environments by name."""
