@@ -102,6 +102,9 @@ class Config:
     """Who shares parameters with whom."""
     groups: tuple[int, ...] | None = None
     """The cluster of each agent, numbered from 0 (seps, seps_lora); not given: found before training."""
+    grouping: Literal["separate", "joint"] = "separate"
+    """How clusters are found: separate: one code predicts observations and another one rewards, and agents of a cluster
+    agree in both; joint: one code predicts both, as SePS was published."""
     seed: int = 0
     """First seed."""
     seeds: int = 1

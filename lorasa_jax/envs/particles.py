@@ -220,13 +220,14 @@ def make_particles(task: str, config: ParticlesConfig) -> Env:
 
 
 def eat(distance: Float[Array, "N L"], left: Bool[Array, " L"]) -> tuple[Float[Array, " N"], Bool[Array, " L"]]:
-    """Returns how many items each agent eats, and which items are left.
+    """Returns what each agent eats, in items, and which items are left.
 
-    An item goes to the nearest agent that touches it; of agents equally near, to the first.
+    An item goes to the nearest agent that touches it. Agents that are equally near share it, so that no agent has an
+    advantage.
     """
     gone = left & (distance <= TOUCH).any(axis=0)
-    eater = jax.nn.one_hot(distance.argmin(axis=0), len(distance), axis=0)
-    return jnp.sum(eater * gone, axis=1), left & ~gone
+    nearest = distance == distance.min(axis=0)
+    return jnp.sum(nearest / nearest.sum(axis=0) * gone, axis=1), left & ~gone
 
 
 def _turned_moves(rules: Rules) -> Float[np.ndarray, "N A 2"]:

@@ -4,12 +4,17 @@ Selective parameter sharing (SePS; Christianos et al. 2021, arXiv 2102.07475). W
 the untrained policy is predicted from a code of the agent: an encoder gives agent i the normal q_i(z), and a decoder
 predicts from z, the observation and the action what is seen next and what is earned. Only what the world does
 differently to different agents is worth a place in the code. Agents with similar codes form a cluster.
+
+In the published recipe one code serves observations and reward. The reward is then one of many predicted numbers, and
+agents that differ only in what they are paid for are not told apart. By default there are two codes instead: one
+predicts observations, with the published settings; the other predicts the reward alone. Agents belong together if they
+do so under both.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -19,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
 from lorasa_jax.config import Config
 from lorasa_jax.core.types import PyTree, RolloutState, Trajectory
@@ -33,12 +38,35 @@ STEPS = 4096
 """Steps of every agent that are played, at least."""
 CODE, WIDTH = 10, 64
 """Widths of the code and of the hidden layers."""
-KL_WEIGHT, LR, BATCH, EPOCHS = 1e-4, 3e-4, 128, 10
-"""Of the encoder's and decoder's training: by Adam, in passes over everything that was played."""
 APART = 2.0
 """Deviations between two agents' codes from which on they are told apart."""
 STRUCTURE = 0.5
 """Silhouette from which on clusters are preferred to agents that all stand alone."""
+
+
+class Fit(NamedTuple):
+    """How encoder and decoder are trained, by Adam, in passes over everything that was played.
+
+    Attributes:
+        kl_weight: the weight of the code's distance from a standard normal.
+        rate: the learning rate, or its schedule over so many steps.
+        batch: rows per step.
+        passes: over the data, at least.
+        steps: at least.
+    """
+
+    kl_weight: float
+    rate: Callable[[int], float | optax.Schedule]
+    batch: int
+    passes: int = 10
+    steps: int = 0
+
+
+PUBLISHED = Fit(1e-4, lambda steps: 3e-4, batch=128)
+"""Of SePS."""
+REWARD = Fit(1e-2, partial(optax.cosine_decay_schedule, 3e-3), batch=256, steps=4000)
+"""Of the code that predicts the reward alone, in standard deviations. What explains less than about one percent of the
+reward's variance is not worth a place in the code: so much may be chance."""
 
 
 def with_groups(config: C, env: Env, status: Callable[[str], None] = lambda text: None) -> C:
@@ -66,7 +94,8 @@ def find_groups(config: Config, env: Env, key: PRNGKeyArray) -> tuple[int, ...]:
     """Returns the cluster of each agent, numbered in the order of first appearance.
 
     Args:
-        config: of a scheme that takes groups.
+        config: of a scheme that takes groups; `grouping` says whether one code predicts observations and reward
+            (`joint`), or each has a code of its own and agents must agree in both (`separate`).
         env: its environment.
         key: used for play and training.
     """
@@ -76,7 +105,19 @@ def find_groups(config: Config, env: Env, key: PRNGKeyArray) -> tuple[int, ...]:
     before, after, known, alive = jax.device_get(jax.jit(partial(play, config, env))(play_key))
     rows = np.nonzero(alive)
     experience = Experience(rows[-1], before[rows], after[rows], known[rows])
-    return choose_groups(*map(np.asarray, encode(experience, env.spec.n_agents, encode_key)))
+    if config.grouping == "joint":
+        looks = [(experience, PUBLISHED)]
+    else:
+        looks = [(observations_alone(experience), PUBLISHED), (reward_alone(experience), REWARD)]
+    codes = [encode(look, env.spec.n_agents, fit, encode_key) for look, fit in looks]
+    return common_refinement([choose_groups(*map(np.asarray, code)) for code in codes])
+
+
+def common_refinement(partitions: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Returns the clusters of agents that share a cluster in every partition, in the order of first appearance."""
+    together = list(zip(*partitions, strict=True))
+    number = {labels: k for k, labels in enumerate(dict.fromkeys(together))}
+    return tuple(number[labels] for labels in together)
 
 
 class Experience(NamedTuple):
@@ -93,6 +134,24 @@ class Experience(NamedTuple):
     before: Float[np.ndarray, "B D"] | Float[Array, "B D"]
     after: Float[np.ndarray, "B K"] | Float[Array, "B K"]
     known: Bool[np.ndarray, "B K"] | Bool[Array, "B K"]
+
+
+def observations_alone(experience: Experience) -> Experience:
+    """Returns the experience without rewards."""
+    return experience._replace(after=experience.after[:, :-1], known=experience.known[:, :-1])
+
+
+def reward_alone(experience: Experience) -> Experience:
+    """Returns the experience with the reward as the only outcome; every column has mean 0 and deviation 1."""
+    before, reward = map(_standardised, (experience.before, experience.after[:, -1:]))
+    return experience._replace(before=before, after=reward, known=experience.known[:, -1:])
+
+
+def _standardised(columns: ArrayLike) -> Float[np.ndarray, "B K"]:
+    """Columns with mean 0 and deviation 1; a constant one becomes 0."""
+    x = np.asarray(columns)
+    deviation = x.std(axis=0)
+    return (x - x.mean(axis=0)) / np.where(deviation > 1e-6, deviation, 1.0)
 
 
 def play(
@@ -135,14 +194,16 @@ def _to_unit(x: Float[Array, "*rows K"]) -> Float[Array, "*rows K"]:
     return (x - low) / jnp.where(high > low, high - low, 1.0)
 
 
-@partial(jax.jit, static_argnums=1)
-def encode(experience: Experience, n_agents: int, key: PRNGKeyArray) -> tuple[Float[Array, "N Z"], Float[Array, "N Z"]]:
+@partial(jax.jit, static_argnums=(1, 2))
+def encode(
+    experience: Experience, n_agents: int, fit: Fit, key: PRNGKeyArray
+) -> tuple[Float[Array, "N Z"], Float[Array, "N Z"]]:
     """Returns the mean and the deviation of every agent's code.
 
     With q_i = N(mu_i, sigma_i^2) from the encoder of agent i's one-hot id, f the decoder and z ~ q_i, minimised is the
     mean over rows of
 
-        sum over known entries of (f(z, before) - after)^2  +  1e-4 KL(q_i || N(0, 1)).
+        sum over known entries of (f(z, before) - after)^2  +  kl_weight KL(q_i || N(0, 1)).
 
     Source: SePS (Christianos et al. 2021).
     """
@@ -151,8 +212,11 @@ def encode(experience: Experience, n_agents: int, key: PRNGKeyArray) -> tuple[Fl
     encoder = nn.Sequential([nn.Dense(WIDTH), nn.relu, nn.Dense(2 * CODE, kernel_init=zeros)])
     hidden = [layer for _ in range(2) for layer in (nn.Dense(WIDTH), nn.relu)]
     decoder = nn.Sequential([*hidden, nn.Dense(experience.after.shape[-1])])
-    adam, ids, n_rows = optax.adam(LR), jnp.eye(n_agents), len(experience.agent)
-    size = min(BATCH, n_rows)
+    ids, n_rows = jnp.eye(n_agents), len(experience.agent)
+    size = min(fit.batch, n_rows)
+    batches_per_pass = n_rows // size
+    passes = max(fit.passes, math.ceil(fit.steps / batches_per_pass))
+    adam = optax.adam(fit.rate(passes * batches_per_pass))
     experience = jax.tree.map(jnp.asarray, experience)
 
     def codes(params: PyTree) -> tuple[Array, Array]:
@@ -166,7 +230,7 @@ def encode(experience: Experience, n_agents: int, key: PRNGKeyArray) -> tuple[Fl
         predicted: Any = decoder.apply(params["decoder"], jnp.concatenate([z, rows.before], axis=-1))
         error = jnp.sum(jnp.where(rows.known, (predicted - rows.after) ** 2, 0.0), axis=-1)
         kl = jnp.sum((mean**2 + deviation**2 - 1) / 2 - jnp.log(deviation), axis=-1)
-        return jnp.mean(error + KL_WEIGHT * kl)
+        return jnp.mean(error + fit.kl_weight * kl)
 
     def step(carry: tuple, inputs: tuple) -> tuple[tuple, None]:
         (params, state), (rows, key) = carry, inputs
@@ -176,13 +240,13 @@ def encode(experience: Experience, n_agents: int, key: PRNGKeyArray) -> tuple[Fl
 
     def epoch(carry: tuple, key: PRNGKeyArray) -> tuple[tuple, None]:
         order_key, noise_key = jax.random.split(key)
-        batches = jax.random.permutation(order_key, n_rows)[: n_rows // size * size].reshape(-1, size)
+        batches = jax.random.permutation(order_key, n_rows)[: batches_per_pass * size].reshape(-1, size)
         return jax.lax.scan(step, carry, (batches, jax.random.split(noise_key, len(batches))))
 
     encoder_key, decoder_key, train_key = jax.random.split(key, 3)
     seen = jnp.zeros((1, CODE + experience.before.shape[-1]))
     params = {"encoder": encoder.init(encoder_key, ids), "decoder": decoder.init(decoder_key, seen)}
-    (params, _), _ = jax.lax.scan(epoch, (params, adam.init(params)), jax.random.split(train_key, EPOCHS))
+    (params, _), _ = jax.lax.scan(epoch, (params, adam.init(params)), jax.random.split(train_key, passes))
     return codes(params)
 
 

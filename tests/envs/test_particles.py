@@ -250,10 +250,10 @@ def test_kinds_that_allow_for_their_turn_reach_the_goal():
 # ---------------------------------------------------------------- dispersion
 
 
-def test_an_item_goes_to_the_nearest_then_to_the_first():
+def test_an_item_goes_to_the_nearest_and_is_shared_by_the_equally_near():
     distance = jnp.array([[0.14, 0.10, 0.50, 0.05], [0.02, 0.10, 0.16, 0.01]])
     reward, left = eat(distance, jnp.array([True, True, True, False]))
-    assert reward.tolist() == [1.0, 1.0]  # item 1: equally near, so the first agent's; item 3 was gone
+    assert reward.tolist() == [0.5, 1.5]  # item 1 is shared; item 3 was gone
     assert left.tolist() == [False, False, True, False]
 
 
@@ -267,8 +267,8 @@ def test_agents_that_stay_together_eat_as_one():
 
     states, shown = play(env_of("dispersion_4"), nearest_first)
     assert (states.place == states.place[:, :, :1]).all() and (shown.obs == shown.obs[:, :, :1]).all()
-    assert (shown.reward[..., 1:] == 0).all()
-    assert earned(shown).mean() < 0.4
+    assert (shown.reward == shown.reward[..., :1]).all()
+    assert earned(shown).mean() < 0.55
 
 
 def test_agents_with_an_item_each_eat_all():

@@ -15,11 +15,23 @@ from helpers import KEY, make_diary, small_config
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lorasa_jax.cli.flags import RunConfig, parse
 from lorasa_jax.config import ConfigError
-from lorasa_jax.envs import toy
+from lorasa_jax.envs import make_env, toy
 from lorasa_jax.envs.base import Env, EnvSpec, TimeStep
 from lorasa_jax.learning import clustering as grouping
-from lorasa_jax.learning.clustering import choose_groups, find_groups, k_means, play, silhouette, with_groups
+from lorasa_jax.learning.clustering import (
+    Experience,
+    choose_groups,
+    common_refinement,
+    find_groups,
+    k_means,
+    observations_alone,
+    play,
+    reward_alone,
+    silhouette,
+    with_groups,
+)
 from lorasa_jax.learning.system import make_system
 from lorasa_jax.running import loop
 from lorasa_jax.running.callbacks import Callback
@@ -83,6 +95,55 @@ def test_agents_that_continuous_actions_push_differently_are_apart():
 )
 def test_all_may_be_alike_or_nobody(task, n, groups):
     assert find_groups(CONFIG, toy.make_toy(task, n), KEY) == groups
+
+
+COLOURS = parse(RunConfig, ["--env", "particles", "--task", "spread_6x3", "--sharing", "seps"])
+
+
+def test_agents_that_differ_in_what_they_are_paid_for_are_found():
+    env = make_env(COLOURS)
+    assert find_groups(COLOURS, env, KEY) == env.spec.roles == (0, 0, 1, 1, 2, 2)
+
+
+@pytest.mark.slow
+def test_they_are_not_found_where_one_code_predicts_all():
+    env = make_env(COLOURS)
+    assert find_groups(replace(COLOURS, grouping="joint"), env, KEY) != env.spec.roles
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["spread_10x5", "spread_30x5", "spread_4+4+2", "dynamics_8x4", "spread_10x1"])
+def test_roles_of_particle_games_are_found(task):
+    config = replace(COLOURS, task=task)
+    env = make_env(config)
+    assert [find_groups(config, env, jax.random.key(seed)) for seed in range(2)] == [env.spec.roles] * 2
+
+
+@pytest.mark.parametrize(
+    ("partitions", "groups"),
+    [
+        ([(0, 0, 1, 1)], (0, 0, 1, 1)),
+        ([(0, 0, 1, 1), (0, 0, 0, 0)], (0, 0, 1, 1)),
+        ([(0, 1, 0, 1), (0, 0, 1, 1)], (0, 1, 2, 3)),
+        ([(0, 0, 1, 0), (0, 1, 1, 0)], (0, 1, 2, 0)),
+    ],
+)
+def test_agents_belong_together_if_all_partitions_say_so(partitions, groups):
+    assert common_refinement(partitions) == groups
+
+
+def test_a_reward_alone_is_in_its_own_units():
+    rng = np.random.default_rng(0)
+    before, after = rng.uniform(size=(100, 3)), rng.uniform(size=(100, 4))
+    before[:, 1] = 0.5
+    whole = Experience(np.zeros(100, int), before, after, rng.random((100, 4)) < 0.5)
+    alone = reward_alone(whole)
+    np.testing.assert_allclose(alone.after, (after[:, 3:] - after[:, 3].mean()) / after[:, 3].std())
+    np.testing.assert_allclose(alone.before.std(axis=0), [1, 0, 1])
+    np.testing.assert_array_equal(alone.known, whole.known[:, 3:])
+    rest = observations_alone(whole)
+    np.testing.assert_array_equal(rest.before, before)
+    np.testing.assert_array_equal(rest.after, after[:, :3])
 
 
 def test_a_run_finds_its_groups_once_for_all_seeds(monkeypatch):
