@@ -7,6 +7,7 @@ end of a battle told from the end of time.
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
 import jax
@@ -23,6 +24,12 @@ OWN_MAPS = {
     "MMM2_without_medivacs": ("MM" + 7 * "m", "MMM" + 8 * "m"),
 }
 """Battles of SMAC that JaxMARL does not have: our units and theirs, by the letters of their types."""
+
+RACES = {"protoss": ("zealot", "stalker"), "terran": ("marine", "marauder"), "zerg": ("zergling", "hydralisk")}
+"""Types that the units of a race are drawn from, equally often, in maps such as `protoss_5_vs_5`. Positions are drawn,
+too. SMACv2 (Ellis et al. 2023) draws a third type in one case of ten, which JaxMARL does not have."""
+_RACE_MAPS = tuple(f"{race}_{n}_vs_{m}" for race in RACES for n, m in ((5, 5), (10, 10), (10, 11), (20, 20), (20, 23)))
+_OF_RACE = re.compile(r"(protoss|terran|zerg)_([1-9]\d?)_vs_([1-9]\d?)")
 
 COLOSSUS: dict[str, Any] = {
     "names": "colossus",
@@ -55,7 +62,11 @@ def make_smax(task: str, config: SmaxConfig) -> Env:
         ConfigError: there is no such map.
     """
     names = scenario_names()
-    require(task in names, f"unknown SMAX map {task!r}{nearest(task, names)}; maps: {', '.join(names)}")
+    require(
+        task in names or bool(_OF_RACE.fullmatch(task)),
+        f"unknown SMAX map {task!r}{nearest(task, (*names, *_RACE_MAPS))}; maps: {', '.join(names)}, and maps of one "
+        "race, such as protoss_5_vs_5, terran_10_vs_11 and zerg_10_vs_10",
+    )
     smax = load_smax()
     game = smax.HeuristicEnemySMAX(
         **_battle(task),
@@ -127,10 +138,13 @@ def make_smax(task: str, config: SmaxConfig) -> Env:
 def _battle(task: str) -> dict[str, Any]:
     """Returns who fights on a map, and the tables of unit types where the game's own do not have them all."""
     smax = load_smax()
+    known = {name: p.default for name, p in inspect.signature(smax.SMAX.__init__).parameters.items()}
+    of_race = _OF_RACE.fullmatch(task)
+    if of_race:
+        return _race_battle(of_race[1], int(of_race[2]), int(of_race[3]), known)
     if task not in OWN_MAPS:
         return {"scenario": smax.map_name_to_scenario(task)}
     ours, theirs = OWN_MAPS[task]
-    known = {name: p.default for name, p in inspect.signature(smax.SMAX.__init__).parameters.items()}
     tables = {}
     if COLOSSUS["shorthands"] in ours + theirs:
         for column, value in COLOSSUS.items():
@@ -139,6 +153,18 @@ def _battle(task: str) -> dict[str, Any]:
     letters = tables.get("unit_type_shorthands", known["unit_type_shorthands"])
     types = jnp.array([letters.index(letter) for letter in ours + theirs], jnp.uint8)
     return {"scenario": smax.smax_env.Scenario(types, len(ours), len(theirs), False, False), **tables}
+
+
+def _race_battle(race: str, n_ours: int, n_theirs: int, known: dict[str, Any]) -> dict[str, Any]:
+    """Returns a battle of units whose types are drawn from those of a race, and the tables of these types alone."""
+    names = known["unit_type_names"]
+    rows = np.array([names.index(name) for name in RACES[race]])
+    tables = {name: table for name, table in known.items() if name.startswith("unit_type_")}
+    tables = {
+        name: [table[row] for row in rows] if isinstance(table, list) else table[rows] for name, table in tables.items()
+    }
+    types = jnp.zeros(n_ours + n_theirs, jnp.uint8)  # of these only the length counts
+    return {"scenario": load_smax().smax_env.Scenario(types, n_ours, n_theirs, True, True), **tables}
 
 
 def _roles(game: Any) -> dict[str, Any]:

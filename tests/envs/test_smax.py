@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -144,6 +145,18 @@ def test_every_map_can_be_played(task):
     check_shapes(battle(task))
     ((_, seen, _),) = play(task)
     check_play(seen)
+
+
+def test_a_map_of_a_race_draws_units_of_its_types_alone():
+    env = battle("protoss_5_vs_6")
+    check_shapes(env)
+    assert (env.spec.n_agents, env.spec.n_roles, env.spec.role_names) == (5, 2, ("zealot", "stalker"))
+    starts, shown = jax.vmap(env.reset)(jax.random.split(KEY, 40))
+    kinds, health = starts.state.unit_types, starts.state.unit_health
+    assert kinds.shape == (40, 11) and set(np.unique(kinds)) == {0, 1}
+    assert 0.4 < kinds.mean() < 0.6
+    np.testing.assert_array_equal(health, np.where(kinds == 0, 150.0, 160.0))
+    np.testing.assert_array_equal(shown.role, kinds[:, :5])
 
 
 @pytest.mark.parametrize("task", ["2s3z", "smacv2_5_units"])
@@ -401,8 +414,9 @@ def test_jaxmarl_is_imported_in_one_place():
             elif isinstance(node, ast.Call):
                 yield from (str(word.value) for word in node.args if isinstance(word, ast.Constant))
 
+    module = re.compile(r"jaxmarl(\.\w+)*")
     sources = {path: imported(ast.parse(path.read_text())) for path in PACKAGE.rglob("*.py")}
-    guilty = {path.name for path, names in sources.items() if any(name.split(".")[0] == "jaxmarl" for name in names)}
+    guilty = {path.name for path, names in sources.items() if any(map(module.fullmatch, names))}
     assert guilty == {"_jaxmarl.py"}
 
 
