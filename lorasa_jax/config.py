@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypeVar, get_args
 
+from lorasa_jax import presets
 from lorasa_jax.checks import (
     LARGEST_INT,
     conform,
@@ -314,6 +315,31 @@ class Config:
 
         whole: dict[str, Any] = plain(asdict(self))
         return whole
+
+    @classmethod
+    def from_preset(cls, env: str, task: str = "", preset: str = "fast", algo: str = "mappo", **settings: Any) -> Self:
+        """Returns the settings of a preset, as `--env`, `--task`, `--preset` and `--algo` choose them.
+
+        Args:
+            env: the family of environments.
+            task: the task; empty: the family's default one.
+            preset: its name, or the path of a YAML file.
+            algo: the algorithm.
+            settings: changes to the preset, by name; those of a section as a dictionary, `ppo={"lr": 1e-3}`.
+
+        Raises:
+            ConfigError: there is no such preset, or a setting does not fit.
+
+        Example:
+            >>> from lorasa_jax import Config
+            >>> config = Config.from_preset("smax", "3s5z", rank=4, ppo={"lr": 1e-3})
+            >>> config.task, config.rank, config.ppo.lr, config.ppo.epochs
+            ('3s5z', 4, 0.001, 4)
+        """
+        require(env in TASKS, f"unknown env {env!r}{nearest(env, TASKS)}; families: {', '.join(TASKS)}")
+        case = {"task": task or TASKS[env], "algo": algo}
+        found = presets.read_preset(env, presets.find_preset(env, preset), case)
+        return cls.from_dict(presets.merged(found, {**settings, "env": env, **case}))
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any], ignore: Collection[str] = ()) -> Self:

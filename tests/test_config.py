@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lorasa_jax.cli.flags import RunConfig, parse
 from lorasa_jax.config import (
     Config,
     ConfigError,
@@ -259,3 +260,21 @@ def test_old_names_of_levels_work_with_a_hint(old, levels):
     with pytest.warns(Renamed, match=f"is an old name .* say levels {' '.join(levels)}$"):
         config = Config(**old)
     assert config == Config(levels=levels)  # nothing is left of the old names, and so no second hint
+
+
+@pytest.mark.parametrize(
+    "words", [("smax", "3s5z"), ("smax", "3s5z", "paper", "a2po"), ("mabrax",), ("toy", "own_number")]
+)
+def test_a_preset_is_the_same_from_python_and_on_the_command_line(words):
+    env, task, preset, algo = (*words, *("", "", "fast", "mappo")[len(words) :])
+    flags = ["--env", env, "--preset", preset, "--algo", algo, *(["--task", task] if task else [])]
+    asked = parse(RunConfig, [*flags, "--ppo.gamma", "0.5"])
+    found = Config.from_preset(env, task, preset, algo, ppo={"gamma": 0.5})
+    assert found == Config.from_dict(asked.to_dict(), ignore=set(asked.to_dict()) - set(found.to_dict()))
+
+
+def test_a_preset_that_is_not_there_is_named():
+    with pytest.raises(ConfigError, match=r"there is no preset 'fats' for smax \(did you mean 'fast'\?\)"):
+        Config.from_preset("smax", preset="fats")
+    with pytest.raises(ConfigError, match="there is no setting 'rnak'"):
+        Config.from_preset("smax", rnak=3)

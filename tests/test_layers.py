@@ -9,8 +9,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lorasa_jax"
 ORDER = (
-    "checks", "files", "levels", "sections", "config", "plugins", "surroundings", "core.types", "core.trees", "deltas",
-    "envs", "core", "sharing", "learning", "running", "storage", "analysis", "adapters", "cli",
+    "checks", "files", "yaml_reader", "presets", "levels", "sections", "config", "plugins", "surroundings",
+    "core.types", "core.trees", "deltas", "envs", "core", "sharing", "learning", "running", "storage", "analysis",
+    "adapters", "cli",
 )  # fmt: skip
 """From the ground up; a module belongs to the longest name that fits."""
 

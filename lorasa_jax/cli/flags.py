@@ -18,11 +18,11 @@ import tyro
 
 from lorasa_jax.cli.command import polite
 from lorasa_jax.cli.paths import ROWS, read_json, run_of
-from lorasa_jax.cli.preset_files import PRESETS, _flags, preset_flags
 from lorasa_jax.cli.streams import complain
-from lorasa_jax.config import TASKS, Config, ConfigError, changed_settings, require
+from lorasa_jax.config import TASKS, Config, ConfigError, changed_settings, nearest, require
 from lorasa_jax.levels import Renamed
 from lorasa_jax.plugins import load_plugins, require_loaded, resolve
+from lorasa_jax.presets import PRESETS, find_preset, read_preset
 
 FREE = ("gif", "track", "cache", "save-every", "resume", "total-steps", "shard", "distributed", "plugins")
 """Flags that may differ when a run goes on. Whether its budget may is found out with its checkpoint."""
@@ -231,3 +231,27 @@ def from_settings(config_type: type[C], settings: dict[str, Any], path: Path) ->
     """
     require_loaded(settings.get("plugins", ()), path, lambda names: f"add --plugins {' '.join(names)} at the end")
     return read_flags(config_type, [*_flags(config_type, settings, path)])
+
+
+def preset_flags(config_type: type[Config], env: str, preset: str, case: dict[str, str]) -> Iterator[str]:
+    """Yields a preset's settings for a task and an algorithm as command-line words."""
+    path = find_preset(env, preset)
+    settings = {**read_preset(env, path, case), "env": env}
+    require("plugins" not in settings, f"{path} names plugins, and a preset runs nothing; name them with --plugins")
+    yield from _flags(config_type, settings, path)
+
+
+def _flags(section: type, settings: dict[str, Any], path: Path, prefix: str = "") -> Iterator[str]:
+    fields = {field.name: field for field in dataclasses.fields(section)}
+    for name, value in settings.items():
+        require(
+            name in fields,
+            f"{path}: there is no setting {prefix + str(name)!r}{nearest(str(name), fields)}",
+        )
+        factory = fields[name].default_factory
+        if isinstance(factory, type) and dataclasses.is_dataclass(factory):
+            require(isinstance(value, dict), f"{path}: {prefix + name} is a section, with settings of its own")
+            yield from _flags(factory, value, path, f"{prefix}{name}.")
+        else:
+            yield f"--{prefix}{name}".replace("_", "-")
+            yield from (map(str, value) if isinstance(value, list) else [str(value)])

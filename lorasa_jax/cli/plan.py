@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorasa_jax.cli.flags import RunConfig, parse_settings
-from lorasa_jax.cli.preset_files import is_file_name
-from lorasa_jax.cli.yaml_reader import read_yaml
 from lorasa_jax.config import require
+from lorasa_jax.presets import is_file_name
+from lorasa_jax.yaml_reader import read_yaml
 
 if TYPE_CHECKING:
     from lorasa_jax.envs import Env

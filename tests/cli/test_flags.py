@@ -20,9 +20,9 @@ from lorasa_jax.cli import flags as cli
 from lorasa_jax.cli import train as run
 from lorasa_jax.cli.command import leave, python
 from lorasa_jax.cli.flags import RunConfig, parse, read_config
-from lorasa_jax.cli.preset_files import PRESETS
 from lorasa_jax.cli.run_dir import RunDir
 from lorasa_jax.config import ConfigError
+from lorasa_jax.presets import PRESETS
 
 RUN = Path(__file__).parents[2] / "experiments" / "run.py"
 PRESET_NAMES = sorted((path.parent.name, path.stem) for path in PRESETS.glob("*/*.yaml"))

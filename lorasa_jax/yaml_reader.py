@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from lorasa_jax.config import ConfigError, require
+from lorasa_jax.checks import ConfigError, require
 
 _TAG = "tag:yaml.org,2002:"
 _WORDS = {

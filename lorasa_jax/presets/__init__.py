@@ -1,24 +1,15 @@
-"""Presets: files of settings, and the flags that they amount to."""
+"""Presets: files of settings, one folder for each family of environments. Nothing here imports jax."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lorasa_jax.cli.yaml_reader import read_yaml
-from lorasa_jax.config import Config, nearest, require
+from lorasa_jax.checks import nearest, require
+from lorasa_jax.yaml_reader import read_yaml
 
-PRESETS = Path(__file__).parent / "presets"
-
-
-def preset_flags(config_type: type[Config], env: str, preset: str, case: dict[str, str]) -> Iterator[str]:
-    """Yields a preset's settings for a task and an algorithm as command-line words."""
-    path = find_preset(env, preset)
-    settings = {**read_preset(env, path, case), "env": env}
-    require("plugins" not in settings, f"{path} names plugins, and a preset runs nothing; name them with --plugins")
-    yield from _flags(config_type, settings, path)
+PRESETS = Path(__file__).parent
+"""Where they are."""
 
 
 def read_preset(env: str, path: Path, case: dict[str, str], above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -41,12 +32,12 @@ def read_preset(env: str, path: Path, case: dict[str, str], above: tuple[Path, .
         require(isinstance(base, str), f"{path}: base must name a preset; a file with `grids` is one for sweep.py")
         below, known = find_preset(env, base, path.parent), (*above, path.resolve())
         require(below.resolve() not in known, f"{path} cannot start from itself, by base: {base}")
-        settings = _merged(read_preset(env, below, case, known), settings)
+        settings = merged(read_preset(env, below, case, known), settings)
     fitting = [rule["set"] for rule in cases or () if _fits(rule, case, path)]
     described = " and ".join(f"{name} {value}" for name, value in case.items())
     require(bool(fitting) or not only, f"{path} has no case for {described}; choose among its cases, or another preset")
     for changes in fitting:
-        settings = _merged(settings, changes)
+        settings = merged(settings, changes)
     return settings
 
 
@@ -62,10 +53,10 @@ def _fits(rule: Any, case: dict[str, str], path: Path) -> bool:
     )
 
 
-def _merged(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """The settings with changes, section by section."""
+def merged(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings with changes, section by section."""
     both = {
-        name: _merged(settings.get(name, {}), value) if isinstance(value, dict) else value
+        name: merged(settings.get(name, {}), value) if isinstance(value, dict) else value
         for name, value in changes.items()
     }
     return {**settings, **both}
@@ -87,19 +78,3 @@ def find_preset(env: str, preset: str, beside: Path = Path()) -> Path:
     hint = f" (it is one for {' and '.join(owners)})" if owners else nearest(preset, names)
     require(preset in names, f"there is no preset {preset!r} for {env}{hint}; presets: {', '.join(names)}")
     return PRESETS / env / f"{preset}.yaml"
-
-
-def _flags(section: type, settings: dict[str, Any], path: Path, prefix: str = "") -> Iterator[str]:
-    fields = {field.name: field for field in dataclasses.fields(section)}
-    for name, value in settings.items():
-        require(
-            name in fields,
-            f"{path}: there is no setting {prefix + str(name)!r}{nearest(str(name), fields)}",
-        )
-        factory = fields[name].default_factory
-        if isinstance(factory, type) and dataclasses.is_dataclass(factory):
-            require(isinstance(value, dict), f"{path}: {prefix + name} is a section, with settings of its own")
-            yield from _flags(factory, value, path, f"{prefix}{name}.")
-        else:
-            yield f"--{prefix}{name}".replace("_", "-")
-            yield from (map(str, value) if isinstance(value, list) else [str(value)])

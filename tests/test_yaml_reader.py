@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from lorasa_jax.cli.yaml_reader import read_yaml
 from lorasa_jax.config import ConfigError
+from lorasa_jax.yaml_reader import read_yaml
 
 
 def read(tmp_path: Path, content: str | bytes) -> Any:
