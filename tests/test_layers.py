@@ -10,8 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lorasa_jax"
 ORDER = (
     "checks", "files", "yaml_reader", "presets", "levels", "sections", "config", "plugins", "surroundings",
-    "core.types", "core.trees", "deltas", "envs", "core", "sharing", "learning", "running", "storage", "analysis",
-    "adapters", "cli",
+    "core.types", "core.trees", "core.axes", "deltas", "envs", "core", "sharing", "learning", "running",
+    "storage", "analysis", "adapters", "cli",
 )  # fmt: skip
 """From the ground up; a module belongs to the longest name that fits."""
 

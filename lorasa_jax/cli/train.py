@@ -18,7 +18,7 @@ from lorasa_jax.cli.paths import CHECKPOINTS, locate, read_json, require_place
 from lorasa_jax.cli.saved import measures
 from lorasa_jax.cli.signals import STOPPING, Interrupt, Stop
 from lorasa_jax.cli.streams import can_redraw, complain
-from lorasa_jax.config import require
+from lorasa_jax.config import Config, require
 from lorasa_jax.files import naming, reason
 from lorasa_jax.surroundings import join_processes, load_jax, prepare
 
@@ -126,6 +126,7 @@ def train(config: RunConfig, began: float) -> None:
     from lorasa_jax.cli.run_dir import RunDir
     from lorasa_jax.envs import make_env
     from lorasa_jax.learning.clustering import with_groups
+    from lorasa_jax.learning.system import is_two_phase
     from lorasa_jax.learning.trainer import make_trainer
     from lorasa_jax.running.devices import is_leader
 
@@ -133,6 +134,9 @@ def train(config: RunConfig, began: float) -> None:
     env = make_env(config)
     config = with_groups(config, env, print if is_leader() else lambda text: None)
     make_trainer(config, env)  # what does not fit the environment is said before anything is written
+    if is_leader():
+        for note in notes(config, is_two_phase(config, env)):
+            complain(f"note: {note}")
     if not is_leader():
         follow(config, env)
         return
@@ -222,6 +226,17 @@ def find_start(
     drop_after(path)
     run_dir.go_on(*kept)
     return start
+
+
+def notes(config: Config, two_phase: bool) -> Iterator[str]:
+    """Yields what a user may not expect of these settings."""
+    if two_phase and config.switch_step == "auto" and config.iterations == 1:
+        yield (
+            "the budget is a single iteration, so the second phase begins at step 0, on an untrained trunk; raise "
+            "--total-steps"
+        )
+    if not two_phase and config.switch_step != "auto":
+        yield f"--switch-step has no effect under --sharing {config.sharing}, which has a single phase"
 
 
 def fill(

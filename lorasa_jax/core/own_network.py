@@ -67,17 +67,43 @@ def with_networks(config: C, actor: Any = None, critic: Any = None, **changes: A
 
     Args:
         config: of the run.
-        actor: a `linen` module, or a function as `register_network` takes; None: as the configuration says.
+        actor: a `linen` module, a function of `nnx.Rngs` that returns an `nnx` module, or a function as
+            `register_network` takes; None: as the configuration says.
         critic: likewise; its output is one value.
         changes: of other settings. A `placement` that names layers of the network has to be given here.
+
+    Raises:
+        ConfigError: a network is none of these.
     """
     for part, network in (("actor", actor), ("critic", critic)):
         if network is None:
             continue
+        _require_network(network, part)
         name = _name_of(network)
         NETWORKS[name] = _constant(network)
         changes[part] = replaced(changes.get(part, getattr(config, part)), module=name)
     return replaced(config, **changes)
+
+
+def _require_network(network: Any, part: str) -> None:
+    """Refuses what makes no network; raises `ConfigError`."""
+    is_class = isinstance(network, type) and issubclass(network, nn.Module | nnx.Module)
+    name = network.__name__ if is_class else type(network).__name__
+    forms = "give a linen module, a function of nnx.Rngs, or a function of (n_in, n_out, config)"
+    require(not is_class, f"{part}={name} is a class; {forms} that makes one of it")
+    require(not isinstance(network, nnx.Module), f"{part}={name}(...) is an nnx module that was made already; {forms}")
+    require(callable(network), f"{part} must be a network, got {name}; {forms}")
+
+
+def _takes_rngs(network: Any) -> bool:
+    """Says whether a function takes `nnx.Rngs` alone, and not (n_in, n_out, config)."""
+    try:
+        inspect.signature(network).bind(1, 1, NetworkConfig())
+    except TypeError:
+        return True
+    except ValueError:  # a function without a signature
+        return False
+    return False
 
 
 def _name_of(network: Any) -> str:
@@ -89,7 +115,8 @@ def _name_of(network: Any) -> str:
 
 def _constant(network: Any) -> Make:
     def make(n_in: int, n_out: int, config: NetworkConfig) -> Any:
-        return network if isinstance(network, nn.Module) else network(n_in, n_out, config)
+        made = isinstance(network, nn.Module) or _takes_rngs(network)
+        return network if made else network(n_in, n_out, config)
 
     make.network = network  # type: ignore[attr-defined]
     return make
@@ -113,7 +140,9 @@ def find_network(name: str) -> Make:
     try:
         made = getattr(importlib.import_module(home), factory)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"the network {name} cannot be imported: {' '.join(str(error).split())}") from None
+        said = " ".join(str(error).split())
+        hint = "; a module of the current folder is found with PYTHONPATH=." if isinstance(error, ImportError) else ""
+        raise ConfigError(f"the network {name} cannot be imported: {said}{hint}") from None
     is_class = isinstance(made, type) and issubclass(made, nn.Module | nnx.Module)
     require(
         not is_class, f"the network {name} is a class; name a function of (n_in, n_out, config) that makes one of it"
@@ -234,7 +263,17 @@ class OwnNetwork:
             nnx.replace_by_pure_dict(state, merge(inner, *low_rank))
             found = nnx.merge(graph, state)(*inputs, **told)
         carries = jnp.broadcast_to(carry, (len(obs), *carry.shape))
-        carries, outputs = found if self.carry_width else (carries, found)
+        if self.carry_width:
+            pair = isinstance(found, tuple) and len(found) == 2
+            require(pair, f"the recurrent network {self.name} must return (carries, outputs)")
+            carries, outputs = found
+        else:
+            advice = "; a recurrent module needs an attribute carry_width" if isinstance(found, tuple) else ""
+            require(
+                hasattr(found, "shape"),
+                f"the network {self.name} must return an array, got {type(found).__name__}{advice}",
+            )
+            outputs = found
         self._require_shapes(carries, outputs, first.shape)
         if self.log_std is not None:
             outputs = jnp.concatenate([outputs, jnp.broadcast_to(params["log_std"]["kernel"], outputs.shape)], axis=-1)

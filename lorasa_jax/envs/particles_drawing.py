@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from colorsys import hls_to_rgb
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw
 
 from lorasa_jax.envs.drawing import SHARP, write
-
-if TYPE_CHECKING:
-    from lorasa_jax.envs.particles import Rules
 
 WIDTH, HEADER = 420, 34
 """Pixels of a picture: the side of its square arena, and the height of the band above."""
@@ -22,12 +19,12 @@ PAPER, GROUND, BORDER = "#0e1320", "#151c2d", "#3c4965"
 TEXT, FAINT, ITEMS = "#e8ecf4", "#8b97ae", "#e8ecf4"
 
 
-def draw_particles(states: Any, rules: Rules, title: str) -> list[Image.Image]:
+def draw_particles(states: Any, rules: Any, title: str) -> list[Image.Image]:
     """Returns one picture per state of an episode.
 
     Args:
         states: the states of one episode as numpy arrays, [T, ...].
-        rules: of the game.
+        rules: of the game (`lorasa_jax.envs.particles.Rules`).
         title: what to write at the top.
     """
     kinds = rules.roles or tuple(range(rules.n_agents))
@@ -48,7 +45,7 @@ def palette(count: int) -> list[str]:
     return ["#" + "".join(f"{round(255 * part):02x}" for part in colour) for colour in wheel]
 
 
-def _frame(t: int, states: Any, rules: Rules, colours: list[str], pixels: Any, title: str) -> Image.Image:
+def _frame(t: int, states: Any, rules: Any, colours: list[str], pixels: Any, title: str) -> Image.Image:
     """Returns the picture of state `t`."""
     picture = Image.new("RGB", (WIDTH * SHARP, (HEADER + WIDTH) * SHARP), GROUND)
     pen = ImageDraw.Draw(picture, "RGBA")
@@ -68,7 +65,7 @@ def _frame(t: int, states: Any, rules: Rules, colours: list[str], pixels: Any, t
 
 
 def _landmarks(
-    pen: ImageDraw.ImageDraw, places: Float[np.ndarray, "L 2"], left: Any, rules: Rules, colours: list[str]
+    pen: ImageDraw.ImageDraw, places: Float[np.ndarray, "L 2"], left: Any, rules: Any, colours: list[str]
 ) -> None:
     """Draws landmarks as rings, in the agents' colour where one kind alone goes there, and items as dots."""
     for j, place in enumerate(places):

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from lorasa_jax.config import Config, require
 from lorasa_jax.core.own_network import with_networks
 from lorasa_jax.core.types import PolicyParams, Weights
+from lorasa_jax.deltas import Deltas
 from lorasa_jax.envs import make_env
 from lorasa_jax.envs.base import Env
 from lorasa_jax.learning.system import System
@@ -49,6 +50,11 @@ class Team:
     def env(self) -> Env:
         """The environment it was trained in."""
         return self.system.env
+
+    def __repr__(self) -> str:
+        """The run that it comes from, in one line."""
+        config = self.config
+        return f"Team({config.env} {config.task}, {config.algo}, {config.sharing}, from {self.checkpoint})"
 
     def initial_carry(self, batch: int = 1) -> Float[Array, "E N H"]:
         """Returns the recurrent states before the first step, all zero; H is 0 without recurrence."""
@@ -94,6 +100,22 @@ class Team:
         params = system.dist.mask(output[0], may)
         action = system.dist.mode(params) if key is None else system.dist.sample(key, params)
         return system.dist.to_env(action), carries[0]
+
+    def deltas(self, scope: str = "agent") -> Deltas:
+        """Returns the low-rank adapters of all owners of a scope, for `lorasa_jax.deltas`, of any network.
+
+        Paths are those of the trunk, `params.shared` without its first axis.
+
+        Raises:
+            ConfigError: there are no low-rank adapters of this scope.
+        """
+        level = self.system.actor.sharing.stacks.get(scope)
+        has = level is not None and self.system.actor.sharing.leveled and scope in self.params.agents
+        require(has, f"this team has no low-rank adapters of scope {scope}")
+        trunk = jax.tree.map(lambda leaf: leaf[0], self.params.shared)
+        assert level is not None
+        _, (found,) = level.adapter.apply(trunk, self.params.agents[scope])
+        return found
 
     def save_adapters(self, directory: Path | str) -> Path:
         """Writes its adapters into a new folder (`lorasa_jax.adapters.save`), and returns the folder."""

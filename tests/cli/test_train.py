@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -594,3 +595,13 @@ def test_a_run_that_goes_on_under_another_switch_is_told_so(directory: Path, tmp
         with jax.threefry_partitionable(False):
             (note,) = found.notes()
     assert note == "JAX_THREEFRY_PARTITIONABLE is False now and was True, so the random numbers of the run may differ"
+
+
+def test_what_a_user_may_not_expect_is_told() -> None:
+    once = cli.parse(cli.RunConfig, ["--env", "toy", "--total-steps", "1024"])
+    assert [note[:39] for note in run.notes(once, two_phase=True)] == ["the budget is a single iteration, so th"]
+    assert not [*run.notes(replace(once, total_steps=4096), two_phase=True)]
+    late = replace(once, total_steps=4096, switch_step=1024, sharing="ps")
+    assert [*run.notes(late, two_phase=False)] == [
+        "--switch-step has no effect under --sharing ps, which has a single phase"
+    ]

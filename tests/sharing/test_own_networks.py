@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import KEY, TRIO, assert_close, assert_same, random_like, row_of, small_config
-from own_networks import OWN
+from own_networks import OWN, Perceptron
 
 from lorasa_jax.config import ConfigError
 from lorasa_jax.core.own_network import OwnNetwork, with_networks
@@ -106,6 +106,14 @@ def test_adapters_fit_kernels_of_any_shape():
 ENV = make_toy("own_number", N)
 
 
+class Pair(nn.Module):
+    """Returns states and outputs, and does not say how wide its states are."""
+
+    @nn.compact
+    def __call__(self, obs):
+        return obs, nn.Dense(OUT)(obs)
+
+
 def not_flax(n_in, n_out, config):
     return object()
 
@@ -115,6 +123,9 @@ def not_flax(n_in, n_out, config):
     [
         (lambda n_in, n_out, config: OWN["conv"](n_in, 9, config), {}, "the network ConvAttention returns outputs ["),
         (OWN["gru"], {}, "the network DenseGRUDense is recurrent (carry_width 8); set actor.recurrent to True"),
+        (OWN["gru"](1, 1, CONFIG.actor).__class__, {}, "actor=DenseGRUDense is a class; give a linen module"),
+        (3, {}, "actor must be a network, got int; give a linen module"),
+        (lambda n_in, n_out, config: Pair(), {}, "the network Pair must return an array, got tuple; a"),
         (not_flax, {}, "the network python:not_flax must be a flax.linen module or a function of nnx.Rngs"),
         (OWN["conv"], {"placement": ("conv", "fc1")}, "placement 'fc1' names no layer of the network python:conv_att"),
     ],
@@ -124,6 +135,12 @@ def test_a_network_that_does_not_fit_is_refused_in_one_line(network, changes, me
         jax.eval_shape(make_trainer_of(network, changes).init, KEY)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
+
+
+def test_a_function_of_rngs_is_an_nnx_network():
+    config = with_networks(small_config(sharing="lorasa"), lambda rngs: Perceptron(ENV.spec.obs_dim + N, 3, rngs))
+    shapes = jax.eval_shape(make_trainer(config, ENV, adapting=True).init, KEY)
+    assert {"inner", "head"} <= set(shapes.learner.actor.shared)
 
 
 def make_trainer_of(network, changes):

@@ -13,7 +13,7 @@ import pytest
 from checkpoints import keep_run
 from helpers import KEY, assert_close, assert_same
 
-from lorasa_jax import plugins
+from lorasa_jax import deltas, plugins
 from lorasa_jax.config import Config, ConfigError, CriticConfig, NetworkConfig, PPOConfig
 from lorasa_jax.learning.rollout import record_episode
 from lorasa_jax.storage.checkpoints import load_team
@@ -134,3 +134,15 @@ def test_settings_go_to_a_dictionary_and_back():
 
 def test_paths_may_be_words(kept):
     assert load_run(str(kept.run), env=kept.env).checkpoint == Path(kept.paths["adapters"])
+
+
+def test_the_adapters_of_a_team_are_deltas_of_its_trunk(kept):
+    team = loaded(kept)
+    trunk = jax.tree.map(lambda leaf: leaf[0], team.params.shared)
+    full = team.system.actor.merge(team.params).shared
+    found = team.deltas()
+    for i in range(found.n_owners):
+        assert_close(deltas.merge(trunk, found[i]), jax.tree.map(lambda leaf, i=i: leaf[i], full))
+    with pytest.raises(ConfigError, match="this team has no low-rank adapters of scope team"):
+        team.deltas("team")
+    assert len(repr(team).splitlines()) == 1
