@@ -560,9 +560,9 @@ def test_deltas_import_no_environment():
 
 def test_the_example_in_the_documentation_runs_and_is_short(capsys):
     text = (Path(__file__).parents[1] / "docs" / "deltas.md").read_text()
-    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    snippet, *_ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict = {}
     exec(snippet, names)
     assert names["team"].n_owners == 3
     assert capsys.readouterr().out.strip() == str(names["spec"])
-    assert len(text.split()) < 700
+    assert len(text.split()) < 1000

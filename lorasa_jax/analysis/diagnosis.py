@@ -153,14 +153,15 @@ def diagnose(
     found = _how_they_act(found, team, learner, trajectory, same, status)
     drawn = draw_gradients(alone(system), learner, gradient_key, rollouts, status)
     found = _how_they_learn(found, *drawn, same, span)
-    if system.acting.sharing.n_trunks == 1:
+    alike = system.acting.sharing.n_trunks == 1 and not system.acting.sharing.levels
+    if alike:
         left_out.append("swaps: all agents have the same weights")
     status("compiling an evaluation")
     play = make_player(team, learner, play_key, greedy)
     known = play(learner.actor)
     before = {name: known[name] for name in (PLAYED if spec.winnable else PLAYED[:1])}
     found = found._replace(played={name: _change(values) for name, values in before.items()})
-    if system.acting.sharing.n_trunks > 1:
+    if not alike:
         found = found._replace(swap=swap_changes(play, learner.actor, same, before, status))
     if layers:
         found = found._replace(dropped=drop_changes(play, learner.actor, layers, before, status))

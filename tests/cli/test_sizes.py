@@ -38,7 +38,7 @@ def test_every_scheme_has_the_size_that_its_formula_says(paper: sizes.SizesConfi
         head = rank * (64 + actions) if rank < actions else 64 * actions
         return rank * (width + 64) + 896 * rank + head
 
-    with_id, head = network(width + N, actions), 65 * actions
+    with_id, head = plain + N * 64, 65 * actions  # an embedding for every id
     weights = 64 * (width + actions) + 9 * 64 * 64  # two layers, the GRU, one more layer
     known = {  # shared, per agent, what is trained, by whom; what is trained in the second phase, by whom
         "ps": (plain, 0, plain, 1),
@@ -48,8 +48,8 @@ def test_every_scheme_has_the_size_that_its_formula_says(paper: sizes.SizesConfi
         "mtl": (plain - head, head, plain - head + N * head, 1 + N),
         "hyper": (plain + rank * weights, rank, plain + rank * (weights + N), 1 + N),
         "mask": (plain, weights, plain + N * weights, 1 + N),
-        "lorasa": (with_id, adapters(width + 1), with_id, 1, N * adapters(width + 1), N),
-        "lorasa_joint": (with_id, adapters(width + 1), with_id + N * adapters(width + 1), 1 + N),
+        "lorasa": (with_id, adapters(width), with_id, 1, N * adapters(width), N),
+        "lorasa_joint": (with_id, adapters(width), with_id + N * adapters(width), 1 + N),
         "seps": (2 * plain, 0, 2 * plain, 2),
         "seps_lora": (2 * plain, adapters(width), 2 * plain, 2, N * adapters(width), N),
     }
@@ -73,7 +73,7 @@ def test_the_width_that_matches_is_the_closest(paper: sizes.SizesConfig) -> None
         inside = sum((i * (hidden if i == 1 else 1) + 1) * o * hidden for i, o in kernels)
         return N * (inside + (hidden + 1) * 6 + 2 * (80 + 5 * hidden))
 
-    assert (size, goal) == (separate(hidden), network(85, 6) + N * (8 * (81 + 64) + 896 * 8 + 64 * 6))
+    assert (size, goal) == (separate(hidden), network(80, 6) + N * 64 + N * (8 * (80 + 64) + 896 * 8 + 64 * 6))
     assert abs(size - goal) == min(abs(separate(h) - goal) for h in range(1, 100))
 
 

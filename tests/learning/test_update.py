@@ -433,7 +433,7 @@ def test_looking_again_at_the_block_alone_is_exact_where_no_one_else_uses_what_i
     everyone = jax.jit(lambda actor: update._log_prob_now(run.system, actor, run.t, None))
     before = update.Progress(run.before, everyone(run.before.actor), jnp.zeros(N, bool))
     changed = before._replace(learner=run.before._replace(actor=actor))
-    after = jax.jit(partial(update._look_again, run.system))(changed, run.t, block)
+    after = jax.jit(partial(update._recompute_log_probs, run.system))(changed, run.t, block)
     assert_close(after.log_prob, everyone(actor), atol=1e-6)
     assert_same(after.log_prob[:, :, :2], before.log_prob[:, :, :2])
     assert bool(jnp.any(after.log_prob[:, :, 2] != before.log_prob[:, :, 2]))
@@ -443,7 +443,7 @@ def test_looking_again_at_the_block_alone_is_exact_where_no_one_else_uses_what_i
 def test_all_agents_of_a_trunk_have_moved_when_one_of_them_has():
     run = stepped("ps", "two of three")
     progress = update.Progress(run.before, jnp.zeros_like(run.t.log_prob), jnp.zeros(N, bool))
-    after = jax.jit(partial(update._look_again, run.system))(progress, run.t, jnp.array([2]))
+    after = jax.jit(partial(update._recompute_log_probs, run.system))(progress, run.t, jnp.array([2]))
     np.testing.assert_array_equal(after.moved, [True] * N)
     assert bool(jnp.all(jnp.any(after.log_prob != 0, axis=(0, 1))))
 
