@@ -270,7 +270,7 @@ def _with_freezing(sharing: Sharing, config: Config) -> Sharing:
         sharing.leveled or config.levels == DEFAULT,
         f"levels {' '.join(config.levels)} have no meaning under sharing {name}, without low-rank adapters; {choice}",
     )
-    if freeze is not None and (freeze != sharing.frozen or not sharing.leveled):
+    if freeze is not None and freeze != sharing.frozen:
         why = "where trunk and adapters learn together from step 0" if sharing.leveled else "without low-rank adapters"
         require(
             sharing.leveled and sharing.two_phase,
