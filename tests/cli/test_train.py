@@ -492,6 +492,7 @@ def test_a_run_whose_reader_ends_first_saves_and_ends_with_its_signal(tmp_path: 
     assert storage.complete(out / "checkpoints")[-1].name == str(len(rows(out)))
 
 
+@pytest.mark.slow
 def test_a_run_to_which_no_stream_is_left_is_complete(directory: Path, tmp_path: Path) -> None:
     """Its files hold what it measured and nothing that was printed; this one goes on from the end of its training."""
     out = tmp_path / "out"

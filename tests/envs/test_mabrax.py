@@ -453,6 +453,7 @@ def test_a_fresh_key_is_a_fresh_start():
     assert all((one != other).any() for one, other in combinations(shown, 2))
 
 
+@pytest.mark.slow
 def test_a_whole_episode_ends_with_the_clock_and_not_before():
     """The half-cheetah cannot fail; brax's own wrapper says when its time is up."""
     _, reset, step = played("halfcheetah_2x3")

@@ -74,7 +74,7 @@ def movers(*pushes: float) -> Env:
 # ---------------------------------------------------------------- from play to groups
 
 
-@pytest.mark.parametrize("kinds", [(0, 0, 1, 1), (0, 1, 0, 0)])
+@pytest.mark.parametrize("kinds", [(0, 0, 1, 1), pytest.param((0, 1, 0, 0), marks=pytest.mark.slow)])
 def test_agents_of_one_kind_are_found(kinds):
     """Over several keys; the kinds are numbered in the order of first appearance."""
     env = kinds_env(*kinds)

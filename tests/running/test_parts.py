@@ -57,6 +57,7 @@ def test_the_loss_that_is_handed_in_is_the_one_that_trains() -> None:
     assert program(policy_loss=policy_loss) == program() != program(policy_loss=unclipped)
 
 
+@pytest.mark.slow
 def test_a_run_with_parts_of_its_own_goes_on_with_the_same_ones_only(tmp_path: Path) -> None:
     config, env = two_phases().config, two_phases().env
     batch = config.steps_per_iteration
