@@ -113,6 +113,7 @@ def test_of_roles_that_change_only_the_corrections_are_told():
     assert set(pictures(found)) == {"layers", "sparsity"}
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_rollouts_that_follow_the_first_episodes():
     system = make_system(small_config(sharing="lorasa", rollout_length=2), make_diary(N), adapting=True)
     team, span = alone(system), -(-system.env.spec.episode_limit // 2)

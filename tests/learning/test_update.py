@@ -582,7 +582,8 @@ def alone(params, i: int):
     return PolicyParams(jax.tree.map(lambda leaf: leaf[None], own), {})
 
 
-@pytest.mark.parametrize("ratio", [pytest.param("joint", marks=pytest.mark.slow), "per_dim"])
+@pytest.mark.slow
+@pytest.mark.parametrize("ratio", ["joint", "per_dim"])
 def test_a_padded_team_moves_as_its_members_would_without_padding(ratio):
     run = padded(ratio, "mappo")
     for i in range(2):
