@@ -8,6 +8,7 @@ output. An agent's id is an embedding that is added to the output of the first l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -336,11 +337,14 @@ class Network(nn.Module):
         return nn.LayerNorm(epsilon=EPSILON, name=name)
 
     def _add_id(self, name: str, y: Float[Array, "R O"], agent: Int[Array, ""] | None) -> Float[Array, "R O"]:
-        """The output of a layer, with the agent's embedding added if it is the first one."""
+        """The output of a layer, with the agent's embedding added if it is the first one.
+
+        Embeddings of length H are multiplied by sqrt(H), as in Vaswani et al. 2017. So they start with unit variance.
+        """
         if not self.n_ids or name != self.config.layer_names[0]:
             return y
         agents = jnp.reshape(jnp.asarray(agent), (1,))  # a table of one row needs an axis to look up along
-        return y + nn.Embed(self.n_ids, y.shape[-1], name="id")(agents)
+        return y + math.sqrt(y.shape[-1]) * nn.Embed(self.n_ids, y.shape[-1], name="id")(agents)
 
     def _layer(
         self,

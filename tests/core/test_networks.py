@@ -213,7 +213,8 @@ def test_the_embedding_of_an_id_is_what_a_one_hot_id_does_without_a_norm_of_the_
     carry, x, first = map(jnp.asarray, random_inputs(network))
     params = random_like(jax.eval_shape(lambda: network.init_params(KEY, WIDTH)))
     layer = network.config.layer_names[0]
-    kernel = jnp.concatenate([params[layer]["kernel"], params["id"]["embedding"]])
+    embedding = params["id"]["embedding"]
+    kernel = jnp.concatenate([params[layer]["kernel"], np.sqrt(embedding.shape[-1]) * embedding])
     wide = {name: leaves for name, leaves in params.items() if name != "id"}
     wide[layer] = {**params[layer], "kernel": kernel}
     for i in range(n):
