@@ -24,7 +24,8 @@ from lorasa_jax.core.axes import ENVS, shards
 from lorasa_jax.envs.base import Env, EnvState, TimeStep
 from lorasa_jax.envs.mabrax_maps import Maps, Skeleton, movers
 from lorasa_jax.envs.mujoco_physics import Physics, Record
-from lorasa_jax.envs.mujoco_robots import Joint, Robot, agents_of, maps_of, obs_width, robot_of
+from lorasa_jax.envs.mujoco_robots import Joint, Robot, robot_of
+from lorasa_jax.envs.mujoco_views import agents_of, maps_of, obs_width
 from lorasa_jax.envs.robots import make_team
 from lorasa_jax.surroundings import cores
 

@@ -23,7 +23,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from lorasa_jax.config import require
-from lorasa_jax.envs.mujoco_robots import Robot, Sizes, told_width
+from lorasa_jax.envs.mujoco_robots import Robot
+from lorasa_jax.envs.mujoco_views import Sizes, told_width
 from lorasa_jax.envs.robots import still
 
 QUIET = 1000

@@ -24,7 +24,8 @@ from lorasa_jax.envs._sealed import sealed
 from lorasa_jax.envs.base import Env
 from lorasa_jax.envs.mujoco import load_physics, make_mujoco, skeleton_of
 from lorasa_jax.envs.mujoco_physics import SPEC, Physics, Record
-from lorasa_jax.envs.mujoco_robots import ROBOTS, agents_of, maps_of, robot_of
+from lorasa_jax.envs.mujoco_robots import ROBOTS, robot_of
+from lorasa_jax.envs.mujoco_views import agents_of, maps_of
 
 KEY = jax.random.key(3)
 PACKAGE = Path(__file__).parents[2]
