@@ -7,18 +7,16 @@ error is a `ConfigError` whose one line says what was expected.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypeVar
 
 from lorasa_jax import presets
 from lorasa_jax.checks import (
     LARGEST_INT,
     conform,
-    forget_annotations,
     nearest,
     require,
     require_in_range,
@@ -366,47 +364,3 @@ def _from_dict(section: type[T], settings: Mapping[str, Any], prefix: str) -> T:
             value = _from_dict(inner, value, f"{prefix}{name}.")
         values[name] = math.inf if value == "inf" else value
     return section(**values)
-
-
-_ALIASES = {"env": "EnvName", "algo": "AlgorithmName", "sharing": "SchemeName"}
-
-
-def register(
-    setting: str, name: str, function: Callable, registry: MutableMapping[str, Any], trial: Callable[[], None]
-) -> None:
-    """Adds a function to a registry, and its name to those that a setting takes: in checks, messages and help.
-
-    The same function of the same module may come again, as when a cell of a notebook is run twice.
-
-    Args:
-        setting: the field of `Config`.
-        name: a word in small letters.
-        function: what it stands for.
-        registry: where it goes.
-        trial: raises `ConfigError` where the function does not do what it should.
-
-    Raises:
-        ConfigError: the name is no such word or is taken, or the function cannot be called or fails its trial.
-    """
-    fits = isinstance(name, str) and re.fullmatch("[a-z][a-z0-9_]*", name) is not None
-    require(fits, f"a name of {setting} is a word of small letters, digits and _, got {name!r}")
-    require(callable(function), f"{setting} {name!r} must be a function, got a {type(function).__name__}")
-    alias = _ALIASES[setting]
-    known = get_args(globals()[alias])
-    before = registry.get(name)
-    again = before is not None and _origin(before) == _origin(function)
-    require(name not in known or again, f"{setting} {name!r} exists already; choose another name")
-    try:
-        trial()
-    except ConfigError:
-        raise
-    except Exception as error:
-        line = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"{setting} {name!r} failed when it was tried: {line}") from error
-    registry[name] = function
-    globals()[alias] = Literal[tuple(dict.fromkeys((*known, name)))]
-    forget_annotations()
-
-
-def _origin(function: Any) -> tuple[str, str]:
-    return getattr(function, "__module__", ""), getattr(function, "__qualname__", "")

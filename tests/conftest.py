@@ -15,7 +15,13 @@ PACKAGE = Path(__file__).parents[1] / "lorasa_jax"
 # Settings and specs of environments check, and convert, their fields themselves.
 MODULES = {".".join(("lorasa_jax", *path.relative_to(PACKAGE).with_suffix("").parts)) for path in PACKAGE.rglob("*.py")}
 MODULES = {name for name in MODULES if not name.startswith("lorasa_jax.cli.")}
-MODULES -= {"lorasa_jax.config", "lorasa_jax.sections", "lorasa_jax.checks", "lorasa_jax.envs.base"}
+MODULES -= {
+    "lorasa_jax.config",
+    "lorasa_jax.registries",
+    "lorasa_jax.sections",
+    "lorasa_jax.checks",
+    "lorasa_jax.envs.base",
+}
 # Every other function and dataclass of the package checks its annotations, shapes included, and
 # raises where they do not hold. As for a type checker, an int is a good float.
 install_import_hook(sorted(MODULES), "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
@@ -35,10 +41,10 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture
 def registries() -> Iterator[None]:
     """Forgets afterwards what a test has registered."""
-    from lorasa_jax import ALGORITHMS, ENVS, SCHEMES, checks, config
+    from lorasa_jax import ALGORITHMS, ENVS, SCHEMES, checks, config, registries
 
     kept = [(table, dict(table)) for table in (SCHEMES, ALGORITHMS, ENVS, config.TASKS)]
-    names = {alias: getattr(config, alias) for alias in config._ALIASES.values()}
+    names = {alias: getattr(config, alias) for alias in registries._ALIASES.values()}
     yield
     for table, before in kept:
         table.clear()

@@ -9,7 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lorasa_jax"
 ORDER = (
-    "checks", "files", "yaml_reader", "presets", "levels", "sections", "config", "plugins", "surroundings",
+    "checks", "files", "yaml_reader", "presets", "levels", "sections", "config", "registries", "plugins",
+    "surroundings",
     "core.types", "core.trees", "core.axes", "deltas", "envs", "core", "sharing", "learning", "running",
     "storage", "analysis", "adapters", "cli",
 )  # fmt: skip

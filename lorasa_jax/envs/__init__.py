@@ -6,9 +6,10 @@ import inspect
 from collections.abc import Callable
 from functools import wraps
 
-from lorasa_jax.config import TASKS, Config, register, require
+from lorasa_jax.config import TASKS, Config, require
 from lorasa_jax.envs.base import Env, EnvSpec, TimeStep
 from lorasa_jax.envs.checks import require_fits
+from lorasa_jax.registries import register
 
 __all__ = ["ENVS", "Env", "EnvSpec", "TimeStep", "make_env", "register_env"]
 

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from lorasa_jax.config import PPOConfig, register, require
+from lorasa_jax.config import PPOConfig, require
 from lorasa_jax.core.types import Schedule
+from lorasa_jax.registries import register
 
 Scheduler = Callable[[PRNGKeyArray, Float[Array, " N"]], Schedule]
 """`(key, score [N]) -> Schedule`, drawn anew in every update; the score is each agent's mean |A|."""

@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 
 import jax
 
-from lorasa_jax.config import Config, ConfigError, register, require
+from lorasa_jax.config import Config, ConfigError, require
 from lorasa_jax.core.types import PolicyParams, PyTree
 from lorasa_jax.envs.base import EnvSpec
 from lorasa_jax.levels import DEFAULT, AdapterLevel
+from lorasa_jax.registries import register
 from lorasa_jax.sharing import variants
 from lorasa_jax.sharing.variants import Adapter, Layers, generated, low_rank, masked, own_layers
 
