@@ -120,7 +120,8 @@ class Config:
     levels: tuple[str, ...] = DEFAULT
     """Who owns adapters, which add up: SCOPE[:RANK][@FACTOR][/LAYERS] for each level, such as team:8 agent:4@0.1 or
     agent:4/head+early. Scopes: team: one for all agents; unit_type: one for all units of a type, also where types are
-    drawn anew each episode (smax); agent: one for every agent. FACTOR multiplies the learning rate."""
+    drawn anew each episode (smax); agent: one for every agent. FACTOR multiplies the learning rate; auto: 1 / sqrt(K)
+    for K owners where all agents are paid the same, and otherwise 1."""
     rank: int = 8
     """Rank of the adapters at levels that name none; layers no wider than this get a full-rank one. Under hyper the
     width of an embedding."""

@@ -1,7 +1,7 @@
 """Levels: who owns low-rank corrections, as one word for each level.
 
-A level is written `SCOPE[:RANK][@FACTOR][/LAYERS]`, such as `agent:4@0.1/head+early`. Layers are joined by `+`, which
-needs no quotes in a shell or in a YAML list. Nothing here imports jax.
+A level is written `SCOPE[:RANK][@FACTOR][/LAYERS]`, such as `agent:4@0.1/head+early`; the factor may be `auto`. Layers
+are joined by `+`, which needs no quotes in a shell or in a YAML list. Nothing here imports jax.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import re
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from lorasa_jax.checks import LARGEST_FLOAT, LARGEST_INT, SMALLEST_FLOAT, nearest, require
 
@@ -18,6 +18,7 @@ SCOPES = ("team", "unit_type", "agent")
 """Who can be an owner, from the coarsest scope to the finest: all agents together, a role, an agent."""
 _WORD = re.compile(r"([^:@/]*)(?::([^@/]*))?(?:@([^/]*))?(?:/(.*))?", re.DOTALL)
 _FORM = "a level is SCOPE[:RANK][@FACTOR][/LAYERS], such as agent:4@0.1/head+early"
+Factor: TypeAlias = float | Literal["auto"]
 
 
 class Renamed(FutureWarning):
@@ -30,18 +31,18 @@ class LevelSettings(NamedTuple):
     Attributes:
         scope: one of `SCOPES`.
         rank: of the corrections; None: the rank of all levels that name none.
-        factor: the learning rate of this level over that of the phase.
+        factor: the learning rate of this level over that of the phase; auto: it follows from the environment.
         layers: names, patterns or groups of layers; empty: those of all levels that name none.
     """
 
     scope: str
     rank: int | None = None
-    factor: float = 1.0
+    factor: Factor = 1.0
     layers: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         rank = "" if self.rank is None else f":{self.rank}"
-        factor = "" if self.factor == 1 else f"@{self.factor!r}".removesuffix(".0")
+        factor = "" if self.factor == 1 else f"@{self.factor}".removesuffix(".0")
         return f"{self.scope}{rank}{factor}" + ("/" + "+".join(self.layers) if self.layers else "")
 
 
@@ -52,14 +53,14 @@ class AdapterLevel(NamedTuple):
         scope: one of `SCOPES`.
         rank: r.
         scale: alpha / r, the factor on its products.
-        factor: its learning rate over that of the phase.
+        factor: its learning rate over that of the phase; auto: it follows from the environment.
         layers: the layers that are corrected, from input to output.
     """
 
     scope: str
     rank: int
     scale: float
-    factor: float
+    factor: Factor
     layers: tuple[str, ...]
 
 
@@ -73,17 +74,19 @@ def parse_level(word: str) -> LevelSettings:
     )
     good = rank is None or (rank.isdecimal() and 0 < int(rank) <= LARGEST_INT)
     require(good, f"levels: the rank in {word!r} must be a positive whole number, got {rank!r}; {_FORM}")
-    rate = _number("1" if factor is None else factor)
+    rate = _factor("1" if factor is None else factor)
     require(
-        SMALLEST_FLOAT <= rate <= LARGEST_FLOAT,
-        f"levels: the learning rate factor in {word!r} must be a positive number, got {factor!r}; {_FORM}",
+        rate == "auto" or SMALLEST_FLOAT <= rate <= LARGEST_FLOAT,
+        f"levels: the learning rate factor in {word!r} must be a positive number or auto, got {factor!r}; {_FORM}",
     )
     names = () if layers is None else tuple(layers.split("+"))
     require(all(names) and (layers is None or bool(names)), f"levels: {word!r} ends without a layer; {_FORM}")
     return LevelSettings(scope, None if rank is None else int(rank), rate, names)
 
 
-def _number(text: str) -> float:
+def _factor(text: str) -> Factor:
+    if text == "auto":
+        return "auto"
     try:
         return float(text)
     except ValueError:

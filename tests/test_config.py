@@ -223,7 +223,7 @@ def test_equal_levels_are_written_alike():
         ({"levels": ("agnet:4",)}, r"'agnet:4' begins with no scope \(did you mean 'agent'\?\); a level is SCOPE"),
         ({"levels": ("agent:0",)}, "the rank in 'agent:0' must be a positive whole number, got '0'"),
         ({"levels": ("agent:4:2",)}, "the rank in 'agent:4:2' must be a positive whole number, got '4:2'"),
-        ({"levels": ("team@-1",)}, "the learning rate factor in 'team@-1' must be a positive number, got '-1'"),
+        ({"levels": ("team@-1",)}, "the learning rate factor in 'team@-1' must be a positive number or auto, got '-1'"),
         ({"levels": ("team@nan",)}, "factor in 'team@nan' must be a positive number"),
         ({"levels": ("agent:2/",)}, "'agent:2/' ends without a layer"),
         ({"levels": ("agent/haed",)}, r"levels agent/haed: 'haed' names no layer \(did you mean 'head'"),

@@ -11,7 +11,7 @@ import jax
 from lorasa_jax.config import Config, ConfigError, require
 from lorasa_jax.core.types import PolicyParams, PyTree
 from lorasa_jax.envs.base import EnvSpec
-from lorasa_jax.levels import DEFAULT, AdapterLevel
+from lorasa_jax.levels import DEFAULT, AdapterLevel, Factor
 from lorasa_jax.registries import register
 from lorasa_jax.sharing import variants
 from lorasa_jax.sharing.variants import Adapter, Layers, generated, low_rank, masked, own_layers
@@ -28,14 +28,15 @@ class Level:
         adapter: what each owner has.
         n_owners: K.
         owner: the owner of each agent, 0 <= owner[i] < K; None: it changes, and every time step says it.
-        factor: the learning rate of what is owned over that of the phase.
+        factor: the learning rate of what is owned over that of the phase; `make_sharing` puts a number in the place of
+            auto.
     """
 
     scope: str
     adapter: Adapter
     n_owners: int
     owner: tuple[int, ...] | None
-    factor: float = 1.0
+    factor: Factor = 1.0
 
 
 @dataclass(frozen=True)
@@ -254,7 +255,7 @@ def make_sharing(spec: EnvSpec, config: Config) -> Sharing:
         f"groups have no meaning under sharing {config.sharing}; leave them out, or choose seps or seps_lora",
     )
     sharing = _with_freezing(SCHEMES[config.sharing](spec.n_agents, config), config)
-    sharing = replace(sharing, levels=tuple(_with_owners(level, spec) for level in sharing.levels))
+    sharing = replace(sharing, levels=tuple(_with_factor(_with_owners(level, spec), spec) for level in sharing.levels))
     require(
         config.algo == "mappo" or not sharing.dynamic_roles,
         f"in {spec.name} roles change, and with them who shares an adapter, so agents cannot move one by one; "
@@ -301,6 +302,19 @@ def _with_owners(level: Level, spec: EnvSpec) -> Level:
         "and in the toy games two_kinds and drawn_kinds; or use the scopes team and agent",
     )
     return replace(level, n_owners=spec.n_roles, owner=None)
+
+
+def _with_factor(level: Level, spec: EnvSpec) -> Level:
+    """The level with a number for its factor.
+
+    `auto` is 1 / sqrt(K) for K owners where all agents are paid the same. Everyone's advantages then hold the noise of
+    what all agents do, and each owner has about 1 / K of the samples to average it away. Adam's step does not shrink
+    with noise, so the rate does, with the square root of the batch (Malladi et al. 2022). Where each agent is paid by
+    itself, `auto` is 1.
+    """
+    if level.factor != "auto":
+        return level
+    return replace(level, factor=level.n_owners**-0.5 if spec.team_reward else 1.0)
 
 
 def trunks_only(sharing: Sharing) -> Sharing:

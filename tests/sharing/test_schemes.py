@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import pytest
-from helpers import every_scheme, small_config
+from helpers import every_scheme, make_diary, small_config
 
-from lorasa_jax.sharing.schemes import SCHEMES, acting, count, critic_sharing, trunks_only
+from lorasa_jax.sharing.schemes import SCHEMES, acting, count, critic_sharing, make_sharing, trunks_only
 
 N = 3
 KNOWN = {  # trunks, whether agents own something, whether they see their id, whether there are two phases
@@ -58,6 +60,15 @@ def test_agents_act_on_the_same_trunks_with_what_each_has_for_itself(scheme):
     assert (plays.groups, plays.agent_id) == (sharing.groups, sharing.agent_id)
     assert [level.scope for level in plays.levels] == (["agent"] if sharing.levels else [])
     assert plays.two_phase == (scheme == "ps_restart")
+
+
+@pytest.mark.parametrize(("team_reward", "auto"), [(True, N**-0.5), (False, 1.0)])
+def test_the_rate_of_owners_falls_with_their_number_where_all_are_paid_the_same(team_reward, auto):
+    spec = replace(make_diary(N).spec, team_reward=team_reward)
+    config = small_config(sharing="lorasa_joint", levels=("team@auto", "agent@auto"))
+    assert [level.factor for level in make_sharing(spec, config).levels] == [1.0, auto]
+    given = replace(config, levels=("agent@0.3",))
+    assert [level.factor for level in make_sharing(spec, given).levels] == [0.3]
 
 
 @pytest.mark.parametrize(("scope", "values", "agent_id"), [("team", 1, False), ("agent", N, True), ("own", N, True)])
