@@ -110,11 +110,17 @@ def _without_plugins(config_type: type, argv: Sequence[str]) -> Sequence[str]:
     """Loads the plugins that are named, and returns the other words, for commands that do not keep their names."""
     if any(field.name == "plugins" for field in dataclasses.fields(config_type)):
         return argv
-    words = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    words.add_argument("--plugins", nargs="*", default=[])
-    chosen, others = words.parse_known_args(argv)
-    load_plugins(chosen.plugins)
+    plugins, others = _split_plugins(argv)
+    load_plugins(plugins)
     return others
+
+
+def _split_plugins(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The plugins that are named, wherever and however often, and the other words."""
+    words = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    words.add_argument("--plugins", nargs="*", action="extend", default=[])
+    chosen, others = words.parse_known_args(argv)
+    return chosen.plugins, others
 
 
 @contextmanager
@@ -174,18 +180,18 @@ def _with_options(argv: Sequence[str]) -> list[str]:
 
 
 def _parse(config_type: type[C], argv: Sequence[str]) -> C:
-    argv = _with_options(argv)
+    plugins, argv = _split_plugins(_with_options(argv))
+    argv = [*argv, "--plugins", *plugins] if plugins else argv
     selectors = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     selectors.add_argument("--env", default=Config.env)
     selectors.add_argument("--preset", default=RunConfig.preset)
     selectors.add_argument("--task", default="")
     selectors.add_argument("--algo", default=Config.algo)
     selectors.add_argument("--resume", type=Path, nargs="?")
-    selectors.add_argument("--plugins", nargs="*", default=[])
     chosen, _ = selectors.parse_known_args(argv)
     if chosen.resume is not None:
-        return _parse_resumed(config_type, chosen.resume, argv, chosen.plugins)
-    load_plugins(chosen.plugins)
+        return _parse_resumed(config_type, chosen.resume, argv, plugins)
+    load_plugins(plugins)
     # A wrong --env is left to the full parser, which knows the right ones; a plugin's may have no presets.
     unset = chosen.preset == RunConfig.preset and not (PRESETS / chosen.env).is_dir()
     if chosen.env not in TASKS or unset:

@@ -71,6 +71,13 @@ def test_flags_and_help_know_what_a_plugin_registers(
     assert ",line}" in shown and "separate}" in shown
 
 
+def test_plugins_may_be_named_one_by_one(mine: Path) -> None:
+    other = mine.with_name("other.py")
+    other.write_text("")
+    config = parse(RunConfig, ["--plugins", str(other), "--env", "line", "--plugins", str(mine)])
+    assert (config.env, config.plugins) == ("line", (str(other), str(mine)))
+
+
 def test_a_plugin_may_be_a_module_of_this_directory(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine.rename(mine.with_name("my_schemes.py"))
     monkeypatch.chdir(mine.parent)
