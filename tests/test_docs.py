@@ -13,6 +13,13 @@ import pytest
 DOCS = Path(__file__).parents[1] / "docs"
 
 
+def test_sentences_are_counted_without_code_tables_and_headings(monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS))
+    text = "# A heading\n\nOne `a. b` sentence, e.g. this\none. Two [words here](x.md)!\n\n| a | b |\n\n```\ncode. Code.\n```\n* An item"
+    found = importlib.import_module("sentences").sentences(text)
+    assert found == ["One code sentence, e.g. this one.", "Two words here!", "An item"]
+
+
 @pytest.mark.slow
 def test_the_environment_of_ones_own_is_short_and_learns(capsys):
     snippet, *_ = re.findall(r"```python\n(.*?)```", (DOCS / "environments.md").read_text(), re.DOTALL)
