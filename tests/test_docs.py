@@ -15,7 +15,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 def test_sentences_are_counted_without_code_tables_and_headings(monkeypatch):
     monkeypatch.syspath_prepend(str(DOCS))
-    text = "# A heading\n\nOne `a. b` sentence, e.g. this\none. Two [words here](x.md)!\n\n| a | b |\n\n```\ncode. Code.\n```\n* An item"
+    prose = "One `a. b` sentence, e.g. this\none. Two [words here](x.md)!"
+    text = f"# A heading\n\n{prose}\n\n| a | b |\n\n```\ncode. Code.\n```\n* An item"
     found = importlib.import_module("sentences").sentences(text)
     assert found == ["One code sentence, e.g. this one.", "Two words here!", "An item"]
 
