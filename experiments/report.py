@@ -5,7 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from research.commands import command
+from lorasa_jax.cli import command
+
 from research.report import main
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ import pandas as pd
 from lorasa_jax.analysis import statistics as stats
 from lorasa_jax.files import whole
 
-from research.records import by
-from research.tables import everywhere, metric_of, overview, scores, spaced
+from research.runs import by, everywhere, overview
+from research.tables import metric_of, scores, spaced
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,16 +2,124 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
+
+import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from lorasa_jax.config import ConfigError, require
+from lorasa_jax.cli import command, diagnose, flags
+from lorasa_jax.config import nearest, require
+from lorasa_jax.files import write_text
 
-from research.commands import command, flags
+from research import figures, tables
+from research.runs import RECORD, Experiment, read_experiments, read_notes
+
+SHOWN_IN = "docs/results.md"
+"""The document that must show every experiment."""
+DOCUMENTS = ("README.md", SHOWN_IN, "docs/reproduce.md")
+FIGURES_IN = "docs/figures"
+BEGIN, END = "<!-- results: begin ", "<!-- results: end -->"
+BLOCK = re.compile(rf"^{BEGIN}([^>\n]*?) -->\n.*?^{END}$", re.DOTALL | re.MULTILINE)
+MARK = re.compile(rf"^({BEGIN}|{END})", re.MULTILINE)
+CAPTIONS = {
+    "curves": "greedy play over environment steps: means of seeds, 95 % bootstrap intervals; dotted: switches",
+    "profile": "share of runs, over all tasks, that end above each result",
+}
+
+
+class Reporter:
+    """The documents and figures of a repository, as its records give them."""
+
+    def __init__(self, root: Path):
+        self.root, self.experiments = root, read_experiments(root / "results")
+        self.runs = pd.concat([e.runs for e in self.experiments.values()], ignore_index=True)
+        self.anchors = {"anchors": [], **read_notes(root / "results" / "anchors.yaml")}
+        self.figures = {name: (kind, data) for name, kind, data in figures.figures_of(self.runs)}
+
+    def blocks(self, asked: str, document: Path) -> tables.Blocks:
+        """Returns what a block asks for: `all NAME`, `seeds NAME`, or a table of all experiments.
+
+        Raises:
+            ConfigError: there is no such part or experiment.
+        """
+        part, _, name = asked.partition(" ")
+        known, parts = (
+            self.experiments,
+            {
+                "beside": chain(tables.beside(self.runs), self.picture("beside", document)),
+                "anchors": tables.anchors(self.runs, self.anchors),
+                "plan": tables.plan(self.runs),
+                "cost": tables.cost(self.experiments.values()),
+            },
+        )
+        if name or part not in parts:
+            said = f"{document}: the block {asked!r} names no experiment in results/{nearest(name, known)}"
+            require(name in known, f"{said}; there are {', '.join(known)}")
+            parts = {"all": self.everything(known[name], document), "seeds": tables.seeds(known[name])}
+        require(
+            part in parts, f"{document}: there is no part {part!r}{nearest(part, parts)}; parts: {', '.join(parts)}"
+        )
+        return parts[part]
+
+    def everything(self, e: Experiment, document: Path) -> tables.Blocks:
+        """Yields all on one experiment but its single seeds, with what `diagnose.py` printed and drew."""
+        for part in (tables.setting, tables.targets, tables.overall, tables.schemes, tables.comparisons):
+            yield from part(e)
+        for kind in CAPTIONS:
+            yield from self.picture(f"{e.name}-{kind}", document)
+        for said in sorted((self.root / "results" / e.name).glob(f"diagnosis*/{diagnose.SAID_IN}")):
+            yield from tables.diagnosis(said)
+            for picture in sorted(said.parent.glob("*.png")):
+                yield f"![{picture.stem}]({os.path.relpath(picture, document.parent)})"
+
+    def picture(self, name: str, document: Path) -> tables.Blocks:
+        """Yields a figure, if there is one of this name."""
+        if name in self.figures:
+            path = os.path.relpath(self.root / FIGURES_IN / f"{name}.png", document.parent)
+            yield f"![{CAPTIONS[self.figures[name][0]]}]({path})"
+
+    def document(self, path: Path) -> tuple[str, list[str]]:
+        """Returns a document as it should be, and the blocks that differ from it now."""
+        require(path.is_file(), f"there is no {path}; --root names a repository with {', '.join(DOCUMENTS)}")
+        found, changed = path.read_text(encoding="utf-8"), []
+        said = f"{path}: every `{BEGIN}PART NAME -->` needs an `{END}` of its own, each on a line"
+        require(len(MARK.findall(found)) == 2 * len(BLOCK.findall(found)), said)
+
+        def fill(match: re.Match[str]) -> str:
+            text = "\n\n".join([f"{BEGIN}{match[1]} -->", *self.blocks(match[1], path), END])
+            if text != match[0]:
+                changed.append(match[1])
+            return text
+
+        return BLOCK.sub(fill, found), changed
+
+    def outdated(self) -> Iterator[tuple[Path, str, Callable[[], object]]]:
+        """Yields every file that is not what the records give: its path, what is wrong, and what writes it anew."""
+        for path in (self.root / name for name in DOCUMENTS):
+            text, changed = self.document(path)
+            if changed:
+                wrong = f"is not what the records give in {', '.join(map(repr, changed))}"
+                yield path, wrong, partial(write_text, path, text)
+        for name, (kind, data) in self.figures.items():
+            path = self.root / FIGURES_IN / f"{name}.png"
+            if not figures.is_current(path, data):
+                yield path, "is not drawn from the records", partial(figures.draw, kind, data, path)
+
+    def not_shown(self) -> str:
+        """Returns which experiment the results do not show, and what to do; empty if they show all."""
+        path = self.root / SHOWN_IN
+        shown = BLOCK.findall(path.read_text(encoding="utf-8"))
+        missing = next((name for name in self.experiments if f"all {name}" not in shown), "")
+        place = f"give it a place with `{BEGIN}all {missing} -->` and `{END}`"
+        return missing and f"{path} does not show the experiment {missing}; {place}"
 
 
 @dataclass(frozen=True)
@@ -39,10 +147,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     with command.polite():
         config = flags.read_flags(ReportConfig, sys.argv[1:] if argv is None else argv)
-        from research.documents import Reporter, add  # imports pandas, which --help can do without
-
         if config.add:
-            print(add(config.add, config.name, config.more, config.root))
+            name = config.name or config.add[0].resolve().name
+            from research.records import add  # imports jax, which the rest can do without
+
+            print(add(config.add, config.root / "results" / name / RECORD, config.more))
         reporter = Reporter(config.root)
         for path, wrong, write in reporter.outdated():
             if config.check:
@@ -50,12 +159,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 raise SystemExit(1)
             write()
             print(f"written: {path}")
-        try:
-            reporter.require_shown()
-        except ConfigError as error:
-            if config.check:
-                raise
-            print(f"note: {error}", file=sys.stderr)
+        missing = reporter.not_shown()
+        require(not (config.check and missing), missing)
+        if missing:
+            print(f"note: {missing}", file=sys.stderr)
         if config.check:
             print("all documents and figures are what the records give")
 

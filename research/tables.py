@@ -1,14 +1,13 @@
-"""The parts of documents, each as blocks of Markdown, from records and their tables of runs (`research.records`)."""
+"""The parts of documents, each as blocks of Markdown, from records and their tables of runs (`research.runs`)."""
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,10 @@ import numpy as np
 import pandas as pd
 
 from lorasa_jax.analysis import statistics as stats
+from lorasa_jax.cli import paths, saved
 from lorasa_jax.config import require
 
-from research.records import PLAYS, Experiment, by
+from research.runs import PLAYS, SCHEMES, Experiment, by, evaluations, everywhere, overview, pairs_of, without_flags
 
 Blocks = Iterator[str]
 Row = dict[str, str]
@@ -27,8 +27,6 @@ REACHED = 0.9
 """The level that play should reach in tasks with a known maximum."""
 LANDS = 0.005
 """How close to an exact ceiling counts as reaching it."""
-SCHEMES = ("ps_id", "ps_restart", "nps", "lorasa")
-"""What is compared in every task: a shared policy, the same with a fresh optimiser, separate policies, adapters."""
 DECISIVE_STEPS = 10_000_000
 """Published comparisons train each seed for at least this long."""
 RESOLVED = {"win_rate": 0.05, "return": 0.1}
@@ -67,6 +65,14 @@ def scores(runs: pd.DataFrame, column: str = "score") -> np.ndarray:
     return np.array([mine[column] for mine in by("task", runs).values()], float).T
 
 
+def mean(runs: pd.DataFrame, play: str, measure: str) -> str:
+    return estimate(measure, stats.mean, scores(runs, f"{play}_{measure}"))
+
+
+def above(x: np.ndarray, y: np.ndarray) -> str:
+    return estimate("probability", stats.probability_of_improvement, x, y)
+
+
 def metric_of(runs: pd.DataFrame) -> str:
     return runs["metric"].iloc[0]
 
@@ -89,15 +95,13 @@ def sources_of(sources: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """Returns where runs come from, as text: command, commit, machine, and packages with the machine."""
     rows = []
     for source in sources:
-        words = list(source["command"])
-        if "--only" in words:  # then the run was a job of a sweep
-            del words[words.index("--only") : words.index("--only") + 2]
         commit, changed, _ = (source["commit"] or "unknown").partition("-changed")
         devices = ", ".join(f"{n} x {name}" for name, n in Counter(source["devices"]).items())
         machine = f"{re.split('[-.]', source['platform'])[0]}, {source['cpus']} CPUs, devices: {devices}"
         packages = ", ".join(f"{name} {source['packages'][name]}" for name in ("jax", "jaxmarl", "brax", "numpy"))
-        row = {"command": f"`{shlex.join(words)}`", "commit": f"`{commit[:10]}`{', with changes' * bool(changed)}"}
-        rows.append(row | {"machine": machine, "with": f"{packages}; Python {source['python']}; {machine}"})
+        row = {"command": f"`{shlex.join(without_flags(source['command'], '--only'))}`", "machine": machine}
+        row["commit"] = f"`{commit[:10]}`" + (", with changes" if changed else "")
+        rows.append(row | {"with": f"{packages}; Python {source['python']}; {machine}"})
     return pd.DataFrame(rows)
 
 
@@ -107,12 +111,12 @@ def sources_of(sources: Iterable[dict[str, Any]]) -> pd.DataFrame:
 def setting(e: Experiment) -> Blocks:
     """What ran, and with which settings, packages and machines."""
     preset, sources, runs = e.record["preset"], sources_of(e.record["sources"]), e.runs
-    said = {name: " ".join(map(str, v)) if isinstance(v, list) else v for name, v in preset["changes"].items()}
-    changes = " but for " + ", ".join(f"`{name}` {value}" for name, value in said.items()) if said else ""
+    changes = ", ".join(f"`{name}` {saved.word(value)}" for name, value in preset["changes"].items())
+    said = f"preset `{preset['name']}`{' but for ' if changes else ''}{changes}"
     commits = {where: found["commit"].unique() for where, found in by("with", sources).items()}
     lines = [
         *sources["command"].unique(),
-        f"preset `{preset['name']}`{changes}; algorithm {', '.join(runs['algo'].unique())}",
+        f"{said}; algorithm {', '.join(runs['algo'].unique())}",
         f"{few(runs['env_steps'])} environment steps of each seed, both phases together; "
         f"seeds {ranges(runs['seed'].unique())}; {few(runs['episodes'])} episodes at the end",
         f"settings were chosen on: {e.notes.get('tuned_on', 'not said')}",
@@ -123,49 +127,37 @@ def setting(e: Experiment) -> Blocks:
 
 def targets(e: Experiment) -> Blocks:
     """Targets that were set before the runs, and what was measured."""
-    rows = []
+    rows, measure = [], metric_of(e.runs)
     for target in e.notes.get("targets", []):
         task, scheme, least, other = (target.get(name) for name in ("task", "scheme", "at_least", "minus"))
-        measure = target.get("metric") or metric_of(e.runs)
-        means = e.runs[e.runs["task"] == task].groupby("scheme")[f"greedy_{measure}"].mean()
-        for name in (scheme, *([other] if other else [])):
+        means = e.runs[e.runs["task"] == task].groupby("scheme")["score"].mean()
+        for name in filter(None, (scheme, other)):
             there = f"a target of {e.name} names {name!r} in {task!r}"
             require(name in means, f"{there}, which its record does not hold")
-        found, sign = means[scheme] - (means[other] if other else 0), "+" if other else ""
-        what = f"{task}: {spaced(measure)} of `{scheme}`" + (f" minus `{other}`" if other else "")
-        row = {"target": what, "at least": number(least, measure, sign), "measured": number(found, measure, sign)}
-        rows.append(row | {"": "met" if round(found - least, 9) >= 0 else "**missed**"})
+        minus, sign = (f" minus `{other}`", "+") if other else ("", "")
+        found = means[scheme] - means.get(other, 0)
+        row = {"target": f"{task}: {spaced(measure)} of `{scheme}`{minus}", "at least": number(least, measure, sign)}
+        met = "met" if round(found - least, 9) >= 0 else "**missed**"
+        rows.append(row | {"measured": number(found, measure, sign), "": met})
     yield from markdown(rows, "**Targets**, set before the runs: means of greedy play")
-
-
-def everywhere(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Returns the schemes that ran in every task with as many seeds; none if tasks cannot be put together."""
-    if runs["task"].nunique() < 2 or not runs["bounded"].all():
-        return {}
-    seeds = runs.groupby(["scheme", "task"]).size().unstack(fill_value=0)
-    return by("scheme", runs[runs["scheme"].map((seeds.nunique(axis=1) == 1) & seeds.all(axis=1))])
 
 
 def overall(e: Experiment) -> Blocks:
     """All tasks together, if their results can be put together."""
-    whole, measure = everywhere(e.runs), metric_of(e.runs)
-    adapted = [scheme for scheme, mine in whole.items() if mine["adapts"].all()]
-    rows = []
-    for scheme, x in ((scheme, scores(mine)) for scheme, mine in whole.items()):
-        means = {"IQM": estimate(measure, stats.iqm, x), "mean": estimate(measure, stats.mean, x)}
-        row = {"scheme": f"`{scheme}`", **means, "gap to 1": number(float(stats.optimality_gap(x)))}
-        for other in adapted:
-            row[f"P(`{other}` above)"] = "" if other == scheme else above(scores(whole[other]), x)
+    whole, measure, rows = everywhere(e.runs), metric_of(e.runs), []
+    for scheme, mine in whole.items():
+        x = scores(mine)
+        row = {"scheme": f"`{scheme}`", "IQM": estimate(measure, stats.iqm, x)}
+        row |= {"mean": estimate(measure, stats.mean, x), "gap to 1": number(float(stats.optimality_gap(x)))}
+        for name, other in whole.items():
+            if other["adapts"].all():
+                row[f"P(`{name}` above)"] = "" if name == scheme else above(scores(other), x)
         rows.append(row)
     title = f"**All {e.runs['task'].nunique()} tasks together**"
     yield from markdown(rows, f"{title}: {spaced(measure)} of greedy play at the end")
     left = ", ".join(f"`{scheme}`" for scheme in e.runs["scheme"].unique() if scheme not in whole)
     if whole and left:
         yield f"Left out, since they did not run with as many seeds in every task: {left}."
-
-
-def above(x: np.ndarray, y: np.ndarray) -> str:
-    return estimate("probability", stats.probability_of_improvement, x, y)
 
 
 def schemes(e: Experiment) -> Blocks:
@@ -177,28 +169,24 @@ def schemes(e: Experiment) -> Blocks:
 def scheme_rows(runs: pd.DataFrame) -> list[Row]:
     """Returns the row of each scheme in one task."""
     measure, exact = metric_of(runs), runs["ceiling_greedy"].notna().any()
-    # A run without a switch counts from the first switch among the runs that continue it.
-    switches = runs.dropna(subset="switch_step").drop_duplicates("origin").set_index("origin")["switch_step"]
-    runs = runs.assign(since=runs["switch_step"].fillna(runs["origin"].map(switches)).astype(float))
     plays = PLAYS if runs[f"best_{measure}"].notna().all() else PLAYS[:2]
     most, rows = runs["scheme"].value_counts().max(), []
     for scheme, mine in by("scheme", runs).items():
         first, row = mine.iloc[0], {"scheme": f"`{scheme}`", "seeds": str(len(mine))}
         if most > 3:  # otherwise it is the mean
             row["greedy, IQM"] = estimate(measure, stats.iqm, scores(mine))
-        for play in plays:
-            row[f"{play}, mean"] = estimate(measure, stats.mean, scores(mine, f"{play}_{measure}"))
+        row |= {f"{play}, mean": mean(mine, play, measure) for play in plays}
         if exact:
             known, apart = pd.notna(first["ceiling_greedy"]), (mine["score"] - first["ceiling_greedy"]).abs()
             pays = f"{number(first['ceiling_greedy'])}; {number(first['ceiling_sampled'])}"
             row["ceiling, greedy; sampled"] = pays if known else "not known"
             row["seeds at it"] = f"{(apart <= LANDS).sum()} of {len(mine)}" if known else ""
-        elif not switches.empty:
+        elif runs["since"].notna().any():
             row["lowest after the switch, mean"] = lowest(mine)
         if first["bounded"]:
             row[f"steps to {f'{REACHED:.0%}' if measure == 'win_rate' else REACHED}"] = steps_to(mine)
         row["actors' parameters"] = f"{first['actors']:,}"
-        row["of `nps`"] = f"{first['actors'] / first['nps_actors']:.2f}"
+        row["of `nps`"] = f"{first['of_nps']:.2f}"
         row["optimiser, KiB"] = ", then ".join(f"{size / 1024:,.1f}" for size in first["optimizer_bytes"])
         rows.append(row)
     return rows
@@ -206,18 +194,17 @@ def scheme_rows(runs: pd.DataFrame) -> list[Row]:
 
 def lowest(runs: pd.DataFrame) -> str:
     """Returns the mean over seeds of the lowest evaluation after the step in column `since`."""
-    curves = zip(runs["curve"], runs["since"], strict=True)
-    after = [[value for step, value in curve if step > since] for curve, since in curves]
-    lows = [min(values) for values in after if values]
-    return number(sum(lows) / len(lows), metric_of(runs)) if lows else ""
+    rows = evaluations(runs).join(runs["since"])
+    lows = rows[rows["step"] > rows["since"]].groupby(level=0)["value"].min()
+    return number(lows.mean(), metric_of(runs)) if len(lows) else ""
 
 
 def steps_to(runs: pd.DataFrame) -> str:
     """Returns the median over seeds of the steps until `REACHED`, infinite if never, and how many seeds got there."""
-    steps = [min((step for step, value in curve if value >= REACHED), default=math.inf) for curve in runs["curve"]]
-    median = float(np.median(steps))
-    shown = f"{median:,.0f}" if math.isfinite(median) else "not reached"
-    return f"{shown} ({sum(map(math.isfinite, steps))} of {len(steps)})"
+    rows = evaluations(runs)
+    first = rows[rows["value"] >= REACHED].groupby(level=0)["step"].min()
+    median = first.reindex(runs.index).fillna(math.inf).median()
+    return f"{f'{median:,.0f}' if math.isfinite(median) else 'not reached'} ({len(first)} of {len(runs)})"
 
 
 def comparisons(e: Experiment) -> Blocks:
@@ -227,16 +214,16 @@ def comparisons(e: Experiment) -> Blocks:
     Single runs are left out, and so are games whose best result is known.
     """
     rows = []
-    for task, mine in by("task", e.runs).items():
+    for task, mine in by("task", e.runs[e.runs["ceiling_greedy"].isna()]).items():
         points = list(by("scheme", mine).values())
-        adapting = [p for p in points if p["adapts"].all() and len(p) > 1 and p["ceiling_greedy"].isna().all()]
-        for adapted in adapting:
-            rate = adapted["point"].iloc[0].get("ppo.adapter_lr")
-            for other in points:
-                first, asked = other.iloc[0], other is adapting[0] and other is not adapted
-                if not first["adapts"]:
-                    asked = not first["switches"] or first["point"].get("ppo.adapter_lr") == rate
-                rows += [{"task": task, **row} for row in compare(adapted, other)] if asked else []
+        adapting = [point for point in points if point["adapts"].all() and len(point) > 1]
+        for adapted, other in product(adapting, points):
+            rate, other_rate = (side["point"].iloc[0].get("ppo.adapter_lr") for side in (adapted, other))
+            if other["adapts"].all():
+                asked = other is adapting[0] and other is not adapted
+            else:
+                asked = rate == other_rate or not other["switches"].any()
+            rows += [{"task": task, **row} for row in compare(adapted, other)] if asked else []
     yield from markdown(rows, f"**Differences** in {spaced(metric_of(e.runs))}, greedy, at the end")
 
 
@@ -257,36 +244,22 @@ def compare(adapted: pd.DataFrame, other: pd.DataFrame) -> Iterator[Row]:
     yield {**names, "runs": runs, "difference": difference, "p": p, "P(above)": above(x, y)}
 
 
-def pairs_of(adapted: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """Returns the runs of two schemes that continue the same shared policy, from the same step if both switch."""
-    both = adapted.merge(other, on="origin", suffixes=("", "_other"))
-    return both[both["switch_step_other"].fillna(both["switch_step"]) == both["switch_step"]]
-
-
 def seeds(e: Experiment) -> Blocks:
     """Every scheme by itself, seed by seed."""
     source = sources_of(e.record["sources"]).iloc[0]
-    seconds = sum(job["wall_seconds"] for job in e.record["jobs"])
+    seconds = e.runs.drop_duplicates(["source", "name"])["wall_seconds"].sum()
     for _, mine in e.runs.groupby(["task", "scheme"], sort=False):
         first, measure, rows = mine.iloc[0], metric_of(mine), []
-        switches = mine["switch_step"].value_counts().sort_index().items()
-        steps = "; ".join(f"{n} at {step:,}" for step, n in switches)
-        settings = {**e.record["config"], **first["changes"], **first["point"]}
-        free = False in (settings.get("freeze_trunk"), settings.get("freeze-trunk"))  # a field, and a flag
-        what = "trunks frozen" if first["adapts"] and not free else "second phase"
-        how = " by each seed's own curve" if e.record["config"]["switch_step"] == "auto" else ""
         yield (
             f"{source['command']}: {first['task']}, preset `{e.record['preset']['name']}`, {few(mine['env_steps'])} "
-            f"steps of each of the seeds {ranges(mine['seed'])}{f' ({what}{how}: {steps})' if steps else ''}. "
+            f"steps of each of the seeds {ranges(mine['seed'])}{switches_of(e.record['config'], mine)}. "
             f"At the end, over {few(mine['episodes'])} episodes per seed, with 95 % bootstrap intervals of the means "
             "over seeds:"
         )
         for play in (play for play in PLAYS if mine[f"{play}_return"].notna().all()):
-            row = {"play": play}
-            for kind in ("return", "win_rate"):
-                row[spaced(kind)] = estimate(kind, stats.mean, scores(mine, f"{play}_{kind}"))
+            means = {spaced(kind): mean(mine, play, kind) for kind in ("return", "win_rate")}
             each = (number(v, measure).removesuffix(" %") for v in mine.sort_values("seed")[f"{play}_{measure}"])
-            rows.append(row | {f"{spaced(measure)} by seed": ", ".join(each)})
+            rows.append({"play": play, **means, f"{spaced(measure)} by seed": ", ".join(each)})
         yield from markdown(rows)
         yield (
             f"Uniformly random play returns {mine['random_return'].min():.2f} to {mine['random_return'].max():.2f}. "
@@ -295,9 +268,18 @@ def seeds(e: Experiment) -> Blocks:
         )
 
 
+def switches_of(config: dict[str, Any], runs: pd.DataFrame) -> str:
+    """Returns when the second phase of runs of one scheme began, in brackets; nothing if they have none."""
+    first, counts = runs.iloc[0], runs["switch_step"].value_counts().sort_index()
+    frozen = first["adapts"] and {**config, **first["point"]}.get("freeze_trunk") is not False
+    how = " by each seed's own curve" if config["switch_step"] == "auto" else ""
+    steps = "; ".join(f"{n} at {step:,}" for step, n in counts.items())
+    return f" ({'trunks frozen' if frozen else 'second phase'}{how}: {steps})" if steps else ""
+
+
 def diagnosis(path: Path) -> Blocks:
     """What a diagnosis printed, word by word, with its command."""
-    kept = json.loads(path.read_text())
+    kept = paths.read_json(path)
     sources = sources_of(filter(None, (kept["trained_with"], kept["versions"])))
     yield "**What a diagnosis found**"
     yield "\n".join("* " + sources["command"] + ", commit " + sources["commit"])
@@ -305,19 +287,6 @@ def diagnosis(path: Path) -> Blocks:
 
 
 # Parts on all experiments together.
-
-
-def overview(runs: pd.DataFrame) -> dict[str, dict[str, pd.DataFrame]]:
-    """Returns the runs of `SCHEMES` in the tasks where adapters, shared and separate policies ran, by title.
-
-    The first point of a sharing scheme stands for it. Games whose best result is known are left out.
-    """
-    found = {}
-    for (_, title), mine in runs.groupby(["experiment", "title"], sort=False):
-        points = by("sharing", mine[mine["scheme"].isin(mine.drop_duplicates("sharing")["scheme"])])
-        if {"ps_id", "nps", "lorasa"} <= points.keys() and mine["ceiling_greedy"].isna().all():
-            found[title] = {scheme: points[scheme] for scheme in SCHEMES if scheme in points}
-    return found
 
 
 def beside(runs: pd.DataFrame) -> Blocks:
@@ -328,21 +297,14 @@ def beside(runs: pd.DataFrame) -> Blocks:
         row = {"task": f"{title}, {spaced(measure)}", "steps": few(pd.concat(points.values())["env_steps"])}
         row["adapters from"] = " to ".join(dict.fromkeys(f"{step:,}" for step in (frozen.min(), frozen.max())))
         row["seeds"] = few(map(len, points.values()))
-        for name in SCHEMES:
-            row[f"`{name}`"] = estimate(measure, stats.mean, scores(points[name])) if name in points else ""
-        adapters, separate = (points[name]["actors"].iloc[0] for name in ("lorasa", "nps"))
-        rows.append(row | {"parameters, `lorasa` / `nps`": f"{adapters / separate:.2f}"})
+        row |= {f"`{name}`": mean(points[name], "greedy", measure) if name in points else "" for name in SCHEMES}
+        rows.append(row | {"parameters, `lorasa` / `nps`": f"{points['lorasa']['of_nps'].iloc[0]:.2f}"})
     yield from markdown(rows)
 
 
 def anchors(runs: pd.DataFrame, known: dict[str, Any]) -> Blocks:
-    """What others measured in the same tasks, beside plain schemes and the first adapters of a task's first experiment.
-
-    Args:
-        runs: all of them.
-        known: `anchors`, each with a source, an environment and what was measured in its tasks, and `sources`.
-    """
-    rows, cited = [], set()
+    """What others measured, beside plain schemes and the first adapters of a task's first experiment."""
+    rows, cited = [], {}
     first = runs["experiment"] == runs.groupby("title")["experiment"].transform("first")
     for title, mine in by("title", runs[first]).items():
         env, task = mine.iloc[0][["env", "task"]]
@@ -351,21 +313,17 @@ def anchors(runs: pd.DataFrame, known: dict[str, Any]) -> Blocks:
         for i, entry in enumerate(known["anchors"]):
             if entry["env"] != env or task not in entry["values"]:
                 continue
-            cited.add(i)
             play, kind = entry.get("play", "greedy"), entry["quantity"]
-            said = {who: v if isinstance(v, str) else number(v, kind) for who, v in entry["values"][task].items()}
+            theirs = {who: v if isinstance(v, str) else number(v, kind) for who, v in entry["values"][task].items()}
             means = shown.groupby("scheme", sort=False)[f"{play}_{kind}"].mean()
             ours = "; ".join(f"`{scheme}` {number(value, kind)}" for scheme, value in means.items())
             row = {"task": title, "source": entry["source"], "quantity": spaced(kind)}
-            row["theirs"] = "; ".join(f"{who} {value}" for who, value in said.items())
+            row["theirs"] = "; ".join(map(" ".join, theirs.items()))
             rows.append(row | {"here": f"{ours}, {play}, at {shown['env_steps'].max():,} steps"})
+            about = f"{known['sources'][entry['source']]} {entry['setting']} {entry['caveat']}"
+            cited[i] = f"* {entry['source']}, {spaced(kind)} in `{env}`: {about}"
     yield from markdown(rows)
-    yield "\n".join(
-        f"* {entry['source']}, {spaced(entry['quantity'])} in `{entry['env']}`: "
-        f"{known['sources'][entry['source']]} {entry['setting']} {entry['caveat']}"
-        for i, entry in enumerate(known["anchors"])
-        if i in cited
-    )
+    yield "\n".join(cited[i] for i in sorted(cited))
 
 
 def plan(runs: pd.DataFrame) -> Blocks:
@@ -396,9 +354,9 @@ def cost(experiments: Iterable[Experiment]) -> Blocks:
     rows = []
     for e in experiments:
         jobs, sources = pd.DataFrame(e.record["jobs"]), sources_of(e.record["sources"])
-        commands, commits, machines = ("<br>".join(sources[name].unique()) for name in ("command", "commit", "machine"))
-        rate, hours = jobs["steps"].sum() / jobs["train_seconds"].sum(), jobs["wall_seconds"].sum() / 3600
-        row = {"experiment": e.name, "commands": commands, "commit": commits, "runs": str(len(e.runs))}
-        row |= {"programs": str(len(jobs)), "steps in all": f"{jobs['steps'].sum():,}"}
-        rows.append(row | {"steps/s": f"{rate:,.0f}", "hours": f"{hours:.2f}", "machine": machines})
+        steps, seconds, wall = jobs[["steps", "train_seconds", "wall_seconds"]].sum()
+        row = {"experiment": e.name, "commands": "<br>".join(sources["command"].unique())}
+        row |= {"commit": "<br>".join(sources["commit"].unique()), "runs": str(len(e.runs)), "programs": str(len(jobs))}
+        row |= {"steps in all": f"{steps:,.0f}", "steps/s": f"{steps / seconds:,.0f}", "hours": f"{wall / 3600:.2f}"}
+        rows.append(row | {"machine": "<br>".join(sources["machine"].unique())})
     yield from markdown(rows)

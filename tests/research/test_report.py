@@ -22,8 +22,8 @@ from lorasa_jax.cli.run_dir import RunDir, write_json
 from lorasa_jax.config import ConfigError
 from lorasa_jax.envs import make_env
 
-from research import documents, figures, records, report, tables
-from research.records import Experiment, by
+from research import figures, records, report, tables
+from research.runs import MEASURES, Experiment, by, read_experiments, table_of
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -84,7 +84,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_trunks_are_called_frozen_only_where_they_are(
     kept: Path, scheme: str, freeze_trunk: bool | None, says: str
 ) -> None:
-    (e,) = records.read_experiments(kept / "results").values()
+    (e,) = read_experiments(kept / "results").values()
     record = {**e.record, "config": {**e.record["config"], "freeze_trunk": freeze_trunk}}
     told = "".join(tables.seeds(e._replace(record=record, runs=e.runs[e.runs["sharing"] == scheme])))
     assert f"({says} by each seed's own curve: 3 at 128)" in told
@@ -98,8 +98,8 @@ def kept(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     notes = {"tuned_on": "seed 99", "targets": [a_target(minus="ps_restart", at_least=0.2), a_target(at_least=0.95)]}
     (root / "results" / "four").mkdir(parents=True)
     (root / "results" / "four" / "notes.yaml").write_text(json.dumps(notes))
-    for name, asked in zip(documents.DOCUMENTS, ("seeds four", "all four", "cost"), strict=True):
-        (root / name).write_text(f"By hand.\n{documents.BEGIN}{asked} -->\n{documents.END}\nMore.\n")
+    for name, asked in zip(report.DOCUMENTS, ("seeds four", "all four", "cost"), strict=True):
+        (root / name).write_text(f"By hand.\n{report.BEGIN}{asked} -->\n{report.END}\nMore.\n")
     report.main(["--add", str(sweep), "--root", str(root)])
     return root
 
@@ -114,7 +114,7 @@ ADAPTERS, CONTROL = "lorasa, switch_step 128, rank 2", "ps_restart, switch_step 
 
 
 def read(root: Path) -> Experiment:
-    return records.read_experiments(root / "results")["four"]
+    return read_experiments(root / "results")["four"]
 
 
 def unknown(e: Experiment) -> Experiment:
@@ -146,7 +146,7 @@ def test_the_committed_documents_are_what_the_records_give() -> None:
 
 def test_a_document_that_cannot_be_written_is_as_before(kept: Path, tmp_path: Path, monkeypatch: Any) -> None:
     shutil.copytree(kept, tmp_path / "root")
-    (tmp_path / "root" / "README.md").write_text(f"{documents.BEGIN}all four -->\n{documents.END}\n")
+    (tmp_path / "root" / "README.md").write_text(f"{report.BEGIN}all four -->\n{report.END}\n")
     before = {path: path.read_bytes() for path in (tmp_path / "root").rglob("*") if path.is_file()}
     write_text = Path.write_text
 
@@ -164,7 +164,7 @@ def test_a_document_that_cannot_be_written_is_as_before(kept: Path, tmp_path: Pa
 def test_committed_files_are_small() -> None:
     kept = {path for folder in ("docs/figures", "results") for path in (ROOT / folder).rglob("*") if path.is_file()}
     assert all(path.stat().st_size < 300_000 for path in kept)
-    drawn = {ROOT / documents.FIGURES_IN / f"{name}.png" for name in documents.Reporter(ROOT).figures}
+    drawn = {ROOT / report.FIGURES_IN / f"{name}.png" for name in report.Reporter(ROOT).figures}
     by_benchmarks = {ROOT / "docs/figures/resources.png"}
     assert set((ROOT / "docs/figures").iterdir()) == drawn | by_benchmarks
 
@@ -177,7 +177,7 @@ def test_a_record_holds_what_a_sweep_left(kept: Path) -> None:
     run = points[ADAPTERS].iloc[1]
     assert (run["seed"], run["origin"], run["switch_step"]) == (4, "0/1-ps_id/4", 128)
     assert (run["env_steps"], run["episodes"], run["point"]["rank"]) == (256, 16, 2)
-    assert [run[f"greedy_{name}"] for name in records.MEASURES] == [0.45, 0.9, 1]
+    assert [run[f"greedy_{name}"] for name in MEASURES] == [0.45, 0.9, 1]
     assert run["best_return"] == 0.91 and run["score"] == 0.9
     # What the shared policy did before the switch, and not what it did after.
     assert run["curve"] == [[64, 0.25], [128, 0.5], [192, 1.0], [256, 1.0]]
@@ -241,12 +241,12 @@ def test_runs_that_come_later_stand_beside_the_others_and_are_paired_with_none_o
 
 
 def test_runs_of_one_name_that_were_set_otherwise_are_refused(kept: Path) -> None:
-    record = records.read_record(kept / "results" / "four" / "record.json")
+    record = read(kept).record
     later = json.loads(json.dumps(record["jobs"][3]).replace('"seed": ', '"seed": 10'))
-    found = by("scheme", records.table_of("four", {**record, "jobs": [*record["jobs"], later]}))["nps"]
+    found = by("scheme", table_of("four", {**record, "jobs": [*record["jobs"], later]}))["nps"]
     assert list(found["seed"]) == [3, 4, 5, 103, 104, 105]
     with pytest.raises(ConfigError, match=r"holds runs of nps in own_number with ppo\.lr None, and others with 0\.1"):
-        records.table_of("four", {**record, "jobs": [*record["jobs"], {**later, "changes": {"ppo.lr": 0.1}}]})
+        table_of("four", {**record, "jobs": [*record["jobs"], {**later, "changes": {"ppo.lr": 0.1}}]})
 
 
 def test_a_forks_size_is_that_of_its_own_rank(kept: Path) -> None:
@@ -291,7 +291,10 @@ def test_a_fall_is_what_came_after_the_switch(kept: Path) -> None:
     found = [row["lowest after the switch, mean"] for row in tables.scheme_rows(runs)]
     # Of the shared policy from where the others go on from it; separate ones have nothing to do with that.
     assert found == ["0.500", "1.000", "0.500", ""]
-    alone = tables.scheme_rows(runs[runs["scheme"].isin(["ps_id", "nps"])])
+    record = read(kept).record
+    jobs = [job for job in record["jobs"] if job["name"] in ("1-ps_id", "4-nps")]
+    without_forks = read(kept)._replace(runs=table_of("four", {**record, "jobs": jobs}))
+    alone = tables.scheme_rows(unknown(without_forks).runs)
     assert "lowest after the switch, mean" not in alone[0]
 
 
@@ -419,13 +422,13 @@ def test_targets_are_shown_met_or_missed(kept: Path) -> None:
 
 
 def test_a_document_keeps_its_prose_and_is_current_once_written(kept: Path) -> None:
-    for name in documents.DOCUMENTS:
+    for name in report.DOCUMENTS:
         text = (kept / name).read_text()
         assert text.startswith("By hand.\n") and text.endswith("\nMore.\n")
         assert len(text) > 300
     assert "seed 99" in (kept / "docs/results.md").read_text()
     before = {path: path.read_bytes() for path in kept.rglob("*.md")}
-    assert not list(documents.Reporter(kept).outdated())
+    assert not list(report.Reporter(kept).outdated())
     report.main(["--check", "True", "--root", str(kept)])
     assert before == {path: path.read_bytes() for path in kept.rglob("*.md")}
 
@@ -456,10 +459,13 @@ def test_what_differs_from_the_records_is_one_line(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (f"{documents.BEGIN}all fuor -->\n{documents.END}\n", "names no experiment in results/ (did you mean 'four'?)"),
-        (f"{documents.BEGIN}curvs four -->\n{documents.END}\n", "there is no part 'curvs' (did you mean 'curves'"),
-        (f"{documents.BEGIN}all four -->\n", "needs an `<!-- results: end -->` of its own"),
-        (f"{documents.END}\n{documents.BEGIN}all four -->\n", "needs an `<!-- results: end -->` of its own"),
+        (f"{report.BEGIN}all fuor -->\n{report.END}\n", "names no experiment in results/ (did you mean 'four'?)"),
+        (
+            f"{report.BEGIN}al four -->\n{report.END}\n",
+            "there is no part 'al' (did you mean 'all'?); parts: all, seeds",
+        ),
+        (f"{report.BEGIN}all four -->\n", "needs an `<!-- results: end -->` of its own"),
+        (f"{report.END}\n{report.BEGIN}all four -->\n", "needs an `<!-- results: end -->` of its own"),
         ("nothing\n", "does not show the experiment four"),
     ],
 )
@@ -490,11 +496,11 @@ def test_single_runs_together_are_one_experiment(tmp_path: Path) -> None:
     path = tmp_path / "results/both/record.json"
     record = records.make_record([tmp_path / "1-ps_id", tmp_path / "4-nps"])
     records.write_record(record, path)
-    found = records.read_experiments(tmp_path / "results")["both"]
+    found = read_experiments(tmp_path / "results")["both"]
     assert [(scheme, len(runs)) for scheme, runs in schemes_of(found).items()] == [("ps_id", 3), ("nps", 3)]
     records.write_record({**record, "jobs": record["jobs"] + record["jobs"][1:]}, path)
     with pytest.raises(ConfigError, match="holds two runs of nps in own_number"):
-        records.read_experiments(tmp_path / "results")
+        read_experiments(tmp_path / "results")
 
 
 def test_a_preset_that_is_gone_is_replaced_by_the_default_one(
