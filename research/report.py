@@ -45,29 +45,22 @@ class Reporter:
         self.figures = {name: (kind, data) for name, kind, data in figures.figures_of(self.runs)}
 
     def blocks(self, asked: str, document: Path) -> tables.Blocks:
-        """Returns what a block asks for: `all NAME`, `seeds NAME`, or a table of all experiments.
+        """Returns what a block asks for: `all NAME` or `seeds NAME` of an experiment, or a table of all experiments.
 
         Raises:
-            ConfigError: there is no such part or experiment.
+            ConfigError: there is no such block.
         """
-        part, _, name = asked.partition(" ")
-        known, parts = (
-            self.experiments,
-            {
-                "beside": chain(tables.beside(self.runs), self.picture("beside", document)),
-                "anchors": tables.anchors(self.runs, self.anchors),
-                "plan": tables.plan(self.runs),
-                "cost": tables.cost(self.experiments.values()),
-            },
-        )
-        if name or part not in parts:
-            said = f"{document}: the block {asked!r} names no experiment in results/{nearest(name, known)}"
-            require(name in known, f"{said}; there are {', '.join(known)}")
-            parts = {"all": self.everything(known[name], document), "seeds": tables.seeds(known[name])}
-        require(
-            part in parts, f"{document}: there is no part {part!r}{nearest(part, parts)}; parts: {', '.join(parts)}"
-        )
-        return parts[part]
+        known = {
+            "beside": chain(tables.beside(self.runs), self.picture("beside", document)),
+            "anchors": tables.anchors(self.runs, self.anchors),
+            "plan": tables.plan(self.runs),
+            "cost": tables.cost(self.experiments.values()),
+            **{f"all {name}": self.everything(e, document) for name, e in self.experiments.items()},
+            **{f"seeds {name}": tables.seeds(e) for name, e in self.experiments.items()},
+        }
+        said = f"{document}: the records give no block {asked!r}{nearest(asked, known)}"
+        require(asked in known, f"{said}; they give {', '.join(known)}")
+        return known[asked]
 
     def everything(self, e: Experiment, document: Path) -> tables.Blocks:
         """Yields all on one experiment but its single seeds, with what `diagnose.py` printed and drew."""

@@ -459,11 +459,9 @@ def test_what_differs_from_the_records_is_one_line(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (f"{report.BEGIN}all fuor -->\n{report.END}\n", "names no experiment in results/ (did you mean 'four'?)"),
-        (
-            f"{report.BEGIN}al four -->\n{report.END}\n",
-            "there is no part 'al' (did you mean 'all'?); parts: all, seeds",
-        ),
+        (f"{report.BEGIN}all fuor -->\n{report.END}\n", "no block 'all fuor' (did you mean 'all four'"),
+        (f"{report.BEGIN}al four -->\n{report.END}\n", "no block 'al four' (did you mean 'all four'"),
+        (f"{report.BEGIN}seeds -->\n{report.END}\n", "they give beside, anchors, plan, cost, all four, seeds four"),
         (f"{report.BEGIN}all four -->\n", "needs an `<!-- results: end -->` of its own"),
         (f"{report.END}\n{report.BEGIN}all four -->\n", "needs an `<!-- results: end -->` of its own"),
         ("nothing\n", "does not show the experiment four"),
@@ -523,6 +521,15 @@ def test_a_repository_without_records_is_one_line(tmp_path: Path, capsys: pytest
         report.main(["--root", str(tmp_path)])
     said = capsys.readouterr().err
     assert "there is no record.json in any folder of" in said and said.count("\n") == 1
+
+
+def test_a_damaged_record_is_one_line(kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(kept, tmp_path / "root")
+    (tmp_path / "root/results/four/record.json").write_text("{")
+    with pytest.raises(SystemExit):
+        report.main(["--check", "True", "--root", str(tmp_path / "root")])
+    said = capsys.readouterr().err
+    assert "four/record.json is no valid JSON" in said and said.count("\n") == 1
 
 
 def test_the_command_is_found_where_it_was() -> None:
