@@ -78,7 +78,8 @@ def table_of(experiment: str, record: Record) -> pd.DataFrame:
     Raises:
         ConfigError: two runs have the same scheme, task and seed, or runs of one scheme have different settings.
     """
-    runs = pd.DataFrame(_rows(experiment, record))
+    nested = ["points", "runs", "params", "ceiling", *PLAYS]  # whose values have columns of their own
+    runs = pd.DataFrame(_rows(experiment, record)).drop(columns=nested, errors="ignore")
     floats = runs.filter(regex=f"^(ceiling|{'|'.join(PLAYS)})_").columns
     runs = runs.astype({"switch_step": "Int64", **dict.fromkeys(floats, float)})
     points = runs.groupby(["task", "scheme"], sort=False)

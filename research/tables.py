@@ -353,7 +353,7 @@ def cost(experiments: Iterable[Experiment]) -> Blocks:
     """What every experiment took."""
     rows = []
     for e in experiments:
-        jobs, sources = pd.DataFrame(e.record["jobs"]), sources_of(e.record["sources"])
+        jobs, sources = e.runs.drop_duplicates(["source", "name"]), sources_of(e.record["sources"])
         steps, seconds, wall = jobs[["steps", "train_seconds", "wall_seconds"]].sum()
         row = {"experiment": e.name, "commands": "<br>".join(sources["command"].unique())}
         row |= {"commit": "<br>".join(sources["commit"].unique()), "runs": str(len(e.runs)), "programs": str(len(jobs))}

@@ -36,7 +36,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError):
-        raise ConfigError(f"{path} is no valid JSON; it was written whole and changed since, so put the original back") from None
+        raise ConfigError(f"{path} is no valid JSON; it has changed since it was written, so put it back") from None
     require(isinstance(found, dict), f"{path} must hold values by name")
     return dict(found)
 
