@@ -118,7 +118,7 @@ class Config:
     """Freeze the trunk at the switch; False: from there on trunk and adapters are trained together. Not given: what the
     scheme says (lorasa and seps_lora freeze it, lorasa_joint never does)."""
     levels: tuple[str, ...] = DEFAULT
-    """Who owns adapters, which add up: SCOPE[:RANK][@FACTOR][/LAYERS] for each level, such as team:8 agent:4@0.1 or
+    """Who owns adapters, which add up: `SCOPE[:RANK][@FACTOR][/LAYERS]` for each level, such as team:8 agent:4@0.1 or
     agent:4/head+early. Scopes: team: one for all agents; unit_type: one for all units of a type, also where types are
     drawn anew each episode (smax); agent: one for every agent. FACTOR multiplies the learning rate; auto: 1 / sqrt(K)
     for K owners where all agents are paid the same, and otherwise 1."""

@@ -212,7 +212,8 @@ gru.defvjp(_gru_forward, _gru_backward)
 def adapted(params: PyTree, own: Sequence[Deltas], choices: Deltas | None = None) -> dict[str, PyTree]:
     """Returns the variables of a `Network` whose layers add the products of low-rank deltas.
 
-    Products of several deltas lie side by side: L_1 R_1 + L_2 R_2 = [L_1 L_2] [R_1; R_2]. Full-rank deltas are merged.
+    Products of several deltas lie side by side: `L_1 R_1 + L_2 R_2 = [L_1 L_2] [R_1; R_2]`.
+    Full-rank deltas are merged.
 
     Args:
         params: of the network.

@@ -2,11 +2,9 @@
 
 It is a Flax module, `linen` or `nnx`, and knows nothing of agents' adapters. Two forms are understood:
 
-==================================================  ==========================================================
-`module(obs [L, B, D]) -> [L, B, O]`                feed-forward; leading axes are batch axes
-`module(carry [B, H], obs [L, B, D], first [L, B])  recurrent: L steps of B sequences; `first` marks steps before
--> (carries [L, B, H], outputs [L, B, O])`          which the state counts as zero. The module has `carry_width` H
-==================================================  ==========================================================
+* Feed-forward: `module(obs [L, B, D]) -> [L, B, O]`; leading axes are batch axes.
+* Recurrent: `module(carry [B, H], obs [L, B, D], first [L, B]) -> (carries [L, B, H], outputs [L, B, O])`, for L steps
+  of B sequences. `first` marks steps before which the state counts as zero. The module has `carry_width` H.
 
 Either may take a keyword `agent`, the agent's index. Without it, in schemes in which agents see who they are, a one-hot
 id of the agent is appended to the observation.

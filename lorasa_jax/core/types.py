@@ -2,15 +2,15 @@
 
 Axis legend, the same everywhere and always in this order:
 
-====  =======================================================================
-T     time steps of one rollout (L: of one chunk of it, C: the chunks)
-E     environments stepped side by side
-N     agents (V: values per environment, 1 for a team critic and N otherwise)
-G     trunks: shared networks, each the home of one or more agents
-K     owners of what stands on a trunk: agents, or their roles
-M     agents that move together in one stage (a block)
-S     stages of one update (P: passes over the rollout in each)
-====  =======================================================================
+| axis | meaning |
+|---|---|
+| T    | time steps of one rollout (L: of one chunk of it, C: the chunks) |
+| E    | environments stepped side by side |
+| N    | agents (V: values per environment, 1 for a team critic and N otherwise) |
+| G    | trunks: shared networks, each the home of one or more agents |
+| K    | owners of what stands on a trunk: agents, or their roles |
+| M    | agents that move together in one stage (a block) |
+| S    | stages of one update (P: passes over the rollout in each) |
 
 Masks are booleans that say yes: `alive`, `avail`, `first`.
 """

@@ -7,16 +7,16 @@ An owner is whoever has parameters of its own on top of shared ones: an agent, a
 Deltas work on any pytree of parameters, of `flax.linen`, `flax.nnx` or other libraries. This subpackage knows neither
 agents nor environments.
 
-==================================  =================================================================
-`make_spec(tree, target, rank)`     which parameters get a delta, of which rank; `print` shows a table
-`init(key, spec, n)`                fresh deltas of n owners, leaves [N, ...]
-`merge(tree, own)`                  full parameters of one owner
-`merge_all(tree, deltas)`           full parameters of all owners, and their `in_axes`
-`factored(module, own)`             `module.apply` of a `flax.linen` module, without merging
-`difference(tree_a, tree_b, spec)`  the deltas from one tree to another
-`per_owner(transform)`              an optax transformation with one state and one clip per owner
-`save(path, deltas)`, `load(path)`  a folder with a PEFT adapter folder per owner
-==================================  =================================================================
+| function                           | result |
+|---|---|
+| `make_spec(tree, target, rank)`    | which parameters get a delta, of which rank; `print` shows a table |
+| `init(key, spec, n)`               | fresh deltas of n owners, leaves [N, ...] |
+| `merge(tree, own)`                 | full parameters of one owner |
+| `merge_all(tree, deltas)`          | full parameters of all owners, and their `in_axes` |
+| `factored(module, own)`            | `module.apply` of a `flax.linen` module, without merging |
+| `difference(tree_a, tree_b, spec)` | the deltas from one tree to another |
+| `per_owner(transform)`             | an optax transformation with one state and one clip per owner |
+| `save(path, deltas)`, `load(path)` | a folder with a PEFT adapter folder per owner |
 
 Identities, which tests hold: fresh deltas change nothing; merged and factored application agree up to rounding; a
 full-rank delta is the difference of two trees; deltas on a frozen tree give it no gradient; an owner that does not
@@ -38,15 +38,23 @@ Example:
     True
 """
 
-from lorasa_jax.deltas.algebra import Deltas as Deltas
-from lorasa_jax.deltas.algebra import difference as difference
-from lorasa_jax.deltas.algebra import init as init
-from lorasa_jax.deltas.algebra import merge as merge
-from lorasa_jax.deltas.algebra import merge_all as merge_all
-from lorasa_jax.deltas.files import load as load
-from lorasa_jax.deltas.files import save as save
-from lorasa_jax.deltas.layers import factored as factored
-from lorasa_jax.deltas.owners import per_owner as per_owner
-from lorasa_jax.deltas.spec import Spec as Spec
-from lorasa_jax.deltas.spec import Target as Target
-from lorasa_jax.deltas.spec import make_spec as make_spec
+from lorasa_jax.deltas.algebra import Deltas, difference, init, merge, merge_all
+from lorasa_jax.deltas.files import load, save
+from lorasa_jax.deltas.layers import factored
+from lorasa_jax.deltas.owners import per_owner
+from lorasa_jax.deltas.spec import Spec, Target, make_spec
+
+__all__ = [
+    "Deltas",
+    "Spec",
+    "Target",
+    "difference",
+    "factored",
+    "init",
+    "load",
+    "make_spec",
+    "merge",
+    "merge_all",
+    "per_owner",
+    "save",
+]

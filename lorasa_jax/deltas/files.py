@@ -1,13 +1,9 @@
 """Deltas as files: one PEFT adapter folder per owner.
 
-=====================================  ==========================================================
-`deltas.json`                          `format`, `owners`, `about`, and for every target its
-                                       path, shape, dtype, view, rank and alpha
-`owner_I/adapter_config.json`          PEFT's `LoraConfig`; this library does not read it
-`owner_I/adapter_model.safetensors`    with PEFT's names and shapes:
-                                       `base_model.model.MODULE.lora_A.weight` [*batch, r, in],
-                                       `base_model.model.MODULE.lora_B.weight` [*batch, out, r]
-=====================================  ==========================================================
+* `deltas.json`: `format`, `owners`, `about`, and for every target its path, shape, dtype, view, rank and alpha.
+* `owner_I/adapter_config.json`: PEFT's `LoraConfig`; this library does not read it.
+* `owner_I/adapter_model.safetensors`: with PEFT's names and shapes, `base_model.model.MODULE.lora_A.weight`
+  (`[*batch, r, in]`) and `base_model.model.MODULE.lora_B.weight` (`[*batch, out, r]`).
 
 MODULE is the path of the parameter with dots, without the collection `params` and the names `kernel` and `embedding`.
 Embeddings have `lora_embedding_A` and `lora_embedding_B`. A full-rank delta of a matrix has r = min(in, out) and one

@@ -2,12 +2,10 @@
 
 A view is a string with one letter per axis:
 
-====  =================================================================
-`i`   input: summed over when the layer is applied
-`o`   output
-`b`   batch: every index has low-rank factors of its own, as every layer
-      of a stack made by `flax.linen.scan` or `flax.linen.vmap` does
-====  =================================================================
+* `i`: input, summed over when the layer is applied.
+* `o`: output.
+* `b`: batch. Every index has low-rank factors of its own, as every layer of a stack made by `flax.linen.scan` or
+  `flax.linen.vmap` does.
 
 `io` is a Dense kernel [in, out], `ioo` the query kernel of attention [in, heads, head_dim], `iiio` a convolution
 kernel [height, width, in, out], `bio` a stack of Dense kernels [layers, in, out]. The empty view means that a

@@ -2,10 +2,10 @@
 
 A checkpoint is a directory of items, each of them arrays by their paths, beside
 
-=============  ==========================================================================
-`meta`         JSON: what the writer knows besides, and of every array its shape, type and SHA-256
-`files.json`   SHA-256 of every file of the above, and of this list itself
-=============  ==========================================================================
+| file         | content |
+|---|---|
+| `meta`       | JSON: what the writer knows besides, and of every array its shape, type and SHA-256 |
+| `files.json` | SHA-256 of every file of the above, and of this list itself |
 
 The arrays are written by orbax. It reads flipped bits and other types without a word, hence
 the digests; and its errors do not name a damaged file, hence a look at the files before it.

@@ -3,13 +3,13 @@
 A checkpoint is a directory `checkpoints/ROWS` of the run, named by the rows of `metrics.jsonl` that came before it.
 How it is written, and what is checked before it is read, is in `storage/arrays.py`; its items are
 
-=============  ==========================================================================
-`shared`       trunks, [K, G, ...]: the backbone, which can be read without the rest
-`adapters`     what agents own, [K, N, ...]; absent where they own nothing
-`best`         actors of the best teams so far in this phase, and by what they were chosen
-`train`        everything else: critic, optimisers, value statistics, environments, keys
-`meta`         the configuration, and what the loop knows besides
-=============  ==========================================================================
+| item       | content |
+|---|---|
+| `shared`   | trunks, [K, G, ...]: the backbone, which can be read without the rest |
+| `adapters` | what agents own, [K, N, ...]; absent where they own nothing |
+| `best`     | actors of the best teams so far in this phase, and by what they were chosen |
+| `train`    | everything else: critic, optimisers, value statistics, environments, keys |
+| `meta`     | the configuration, and what the loop knows besides |
 """
 
 from __future__ import annotations
