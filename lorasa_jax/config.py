@@ -329,7 +329,7 @@ class Config:
         Raises:
             ConfigError: there is no such preset, or a setting does not fit.
 
-        Example:
+        Examples:
             >>> from lorasa_jax import Config
             >>> config = Config.from_preset("smax", "3s5z", rank=4, ppo={"lr": 1e-3})
             >>> config.task, config.rank, config.ppo.lr, config.ppo.epochs

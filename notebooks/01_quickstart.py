@@ -24,13 +24,14 @@
 
 # %%
 import os
+from base64 import b64encode
 from dataclasses import replace
 from io import BytesIO
 
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-from IPython.display import Image, display
+from IPython.display import HTML
 
 from lorasa_jax import (
     Config,
@@ -185,4 +186,4 @@ states = record_episode(result.trainer.system, result.trainer.weights(first), ja
 frames = env.draw(states)
 film = BytesIO()
 frames[0].save(film, "GIF", save_all=True, append_images=frames[1:], duration=120, loop=0)
-display(Image(data=film.getvalue()))
+HTML(f'<img alt="the battle" src="data:image/gif;base64,{b64encode(film.getvalue()).decode()}">')

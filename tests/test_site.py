@@ -10,6 +10,7 @@ import pytest
 
 import lorasa_jax
 from lorasa_jax import deltas
+from lorasa_jax.cli.flags import FREE
 
 pytest.importorskip("mkdocs", reason="needs the extra `docs`")
 
@@ -118,3 +119,17 @@ def test_an_example_is_its_docstring_and_its_code(hooks):
     (code,) = re.findall(r"```python\n(.*?)\n```", page, re.DOTALL)
     assert source.endswith(f'"""\n\n{code}\n')
     assert "| [own_loop.py](own_loop.md) | Deltas in a training loop" in pages["examples/index.md"]
+
+
+def test_the_flags_that_stand_beside_those_of_other_libraries_exist():
+    written = set(re.findall(r"--([a-z][a-z.-]+)", (ROOT / "docs" / "from_other_libraries.md").read_text()))
+    settings = lorasa_jax.Config().to_dict()
+    known = {*settings, *(f"{name}.{key}" for name, part in settings.items() if isinstance(part, dict) for key in part)}
+    assert len(written) > 25
+    assert written - {name.replace("_", "-") for name in known} - {*FREE, "help", "preset"} == set()
+
+
+def test_docstrings_have_their_examples_where_mkdocstrings_reads_them():
+    sources = {path: path.read_text() for path in (ROOT / "lorasa_jax").rglob("*.py")}
+    assert [path for path, source in sources.items() if re.search("^ *Example:$", source, re.MULTILINE)] == []
+    assert any(re.search("^ *Examples:$", source, re.MULTILINE) for source in sources.values())

@@ -22,7 +22,7 @@ Identities, which tests hold: fresh deltas change nothing; merged and factored a
 full-rank delta is the difference of two trees; deltas on a frozen tree give it no gradient; an owner that does not
 move keeps its parameters and its optimiser state to the bit.
 
-Example:
+Examples:
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> from lorasa_jax import deltas
     >>> net, x = nn.Sequential([nn.Dense(32), nn.relu, nn.Dense(4)]), jnp.ones((2, 8))

@@ -26,7 +26,7 @@ class Deltas:
     optax updates it. `deltas[i]` is owner i's.
 
     Attributes:
-        arrays: by the path of the parameter, `left` [*batch, in, r] and `right` [*batch, r, out], or `full` in the
+        arrays: by the path of the parameter, `left` `[*batch, in, r]` and `right` `[*batch, r, out]`, or `full` in the
             shape of the parameter.
         spec: what they are; static under `jax.jit`.
     """
@@ -109,7 +109,7 @@ def merge(tree: Any, *own: Deltas, frozen: bool = False) -> Any:
     Raises:
         ConfigError: the deltas do not fit the tree.
 
-    Example:
+    Examples:
         With `flax.nnx`, the tree is the state of a model as a dictionary:
 
         >>> import jax, jax.numpy as jnp
@@ -145,7 +145,7 @@ def merge_all(tree: Any, deltas: Deltas, *, frozen: bool = False) -> tuple[Any, 
     Raises:
         ConfigError: the deltas do not fit the tree.
 
-    Example:
+    Examples:
         >>> import flax.linen as nn, jax, jax.numpy as jnp
         >>> from lorasa_jax import deltas
         >>> layer, x = nn.Dense(16), jnp.ones((3, 8))  # an input for each of three owners

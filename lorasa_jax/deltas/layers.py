@@ -50,7 +50,7 @@ def factored(module: nn.Module, *own: Deltas, frozen: bool = False) -> Callable[
     Raises:
         ConfigError: the deltas do not fit the variables, or the call reads a parameter with a delta nowhere.
 
-    Example:
+    Examples:
         >>> import flax.linen as nn, jax, jax.numpy as jnp
         >>> from lorasa_jax import deltas
         >>> net, x = nn.Dense(16), jnp.ones((3, 8))  # an input for each of three owners

@@ -22,7 +22,7 @@ def per_owner(transform: optax.GradientTransformation) -> optax.GradientTransfor
 
     Other extra arguments are mapped over their first axis, N.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, optax
         >>> from lorasa_jax import deltas
         >>> optimizer = deltas.per_owner(optax.chain(optax.clip_by_global_norm(0.5), optax.adam(1e-3)))

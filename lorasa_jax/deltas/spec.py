@@ -94,11 +94,11 @@ class Target:
         return sorted(range(len(self.view)), key=lambda axis: "bio".index(self.view[axis]))
 
     def to_matrix(self, leaf: Float[Leaf, "..."]) -> Float[Array, "... I O"]:
-        """Returns a parameter as matrices [*batch, in, out]."""
+        """Returns a parameter as matrices `[*batch, in, out]`."""
         return jnp.transpose(leaf, self._order).reshape(*self.sizes("b"), self.n_in, self.n_out)
 
     def from_matrix(self, matrix: Float[Leaf, "... I O"]) -> Float[Array, "..."]:
-        """Returns matrices [*batch, in, out] in the shape of the parameter; the inverse of `to_matrix`."""
+        """Returns matrices `[*batch, in, out]` in the shape of the parameter; the inverse of `to_matrix`."""
         ordered = matrix.reshape([self.shape[axis] for axis in self._order])
         return jnp.transpose(ordered, [self._order.index(axis) for axis in range(len(self.shape))])
 
@@ -168,7 +168,7 @@ def make_spec(
         ConfigError: a pattern matches nothing, a rank or alpha is not positive, or a view does not fit or cannot be
             inferred.
 
-    Example:
+    Examples:
         >>> import flax.linen as nn, jax, jax.numpy as jnp
         >>> from lorasa_jax import deltas
         >>> variables = nn.Dense(16).init(jax.random.key(0), jnp.ones(8))

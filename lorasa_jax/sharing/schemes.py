@@ -199,7 +199,7 @@ SCHEMES: dict[str, Callable[[int, Config], Sharing]] = {
 def register_scheme(name: str, scheme: Callable[[int, Config], Sharing]) -> None:
     """Adds a sharing scheme, which `Config(sharing=name)` and `--sharing name` then choose.
 
-    Example:
+    Examples:
         >>> from lorasa_jax import Config, register_scheme
         >>> from lorasa_jax.sharing.schemes import own_trunks
         >>> def separate_with_ids(n_agents, config):
