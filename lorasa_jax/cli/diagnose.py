@@ -170,6 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from lorasa_jax.analysis.diagnosis import DROPPED, diagnose
         from lorasa_jax.analysis.plots import pictures
         from lorasa_jax.cli.evaluate import keys
+        from lorasa_jax.cli.page import write_page
         from lorasa_jax.cli.run_dir import versions, write_json
         from lorasa_jax.core.types import Learner
 
@@ -207,6 +208,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             with optional(), whole(out / f"{name}.png") as file:
                 figure.savefig(file, format="png", dpi=130)
         print(f"numbers and figures are in {out}")
+        home = run_of(config.run)
+        if out.parent == home and made_with.exists():
+            with optional():
+                print(f"all of the run on one page: {write_page(home)}")
 
 
 if __name__ == "__main__":

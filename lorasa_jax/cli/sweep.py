@@ -16,6 +16,7 @@ from lorasa_jax.cli import plan
 from lorasa_jax.cli.command import invocation, leave, optional, polite
 from lorasa_jax.cli.flags import RunConfig, read_config, read_flags
 from lorasa_jax.cli.launching import launch
+from lorasa_jax.cli.page import write_page
 from lorasa_jax.cli.paths import BACKBONES, ROWS, read_json, require_place
 from lorasa_jax.cli.plan import Job
 from lorasa_jax.cli.sweep_plan import SweepConfig, counted, env_of, is_done, make_plan, print_plan
@@ -167,6 +168,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         with optional():
             draw(jobs, out / "curves.png")
             print(f"drawn: {out / 'curves.png'}")
+        with optional():
+            print(f"all on one page: {write_page(out)}")
         again = "run the same command again to go on"
         require(not failed, f"{len(failed)} of {len(jobs)} jobs failed: {', '.join(failed)}; {again}")
 

@@ -262,6 +262,7 @@ def fill(
         also: callbacks that come before the checkpoints' own.
     """
     from lorasa_jax.cli.display import Display
+    from lorasa_jax.cli.page import write_page
     from lorasa_jax.cli.run_dir import write_json
     from lorasa_jax.running.state import Diverged
     from lorasa_jax.storage.saver import Saver
@@ -285,6 +286,8 @@ def fill(
             with optional():
                 if config.gif:
                     draw_episode(result, directory / "episode.gif")
+            with optional():
+                write_page(directory)
     except KeyboardInterrupt:
         with optional():
             run_dir.draw_curve()

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 import pytest
 
-from lorasa_jax.cli import display, run_dir, signals
+from lorasa_jax.cli import display, page, run_dir, signals
 from lorasa_jax.cli import flags as cli
 from lorasa_jax.cli import train as run
 from lorasa_jax.cli.run_dir import RunDir
@@ -55,7 +55,8 @@ def rows(directory: Path) -> list[dict[str, Any]]:
 
 def test_a_run_leaves_its_files(directory: Path) -> None:
     names = {path.name for path in directory.iterdir()}
-    assert names == {"config.json", "versions.json", "metrics.jsonl", "summary.json", "curve.png", "checkpoints"}
+    written = {"config.json", "versions.json", "metrics.jsonl", "summary.json", "curve.png", "report.html"}
+    assert names == {*written, "checkpoints"}
     assert (directory / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -364,6 +365,7 @@ def fill(out: Path, monkeypatch: pytest.MonkeyPatch, train: Any = lambda *args, 
     """Fills a run directory with what a run leaves that trains in no time."""
     monkeypatch.setattr(loop, "run", train)
     monkeypatch.setattr(run, "summarise", lambda *args: {"final": 1})
+    monkeypatch.setattr(page, "write_page", lambda directory: directory)
     config = cli.parse(cli.RunConfig, [*TINY, "--out", str(out)])
     with closing(RunDir(out, config)) as run_dir:
         run.fill(config, make_env(config), run_dir, None, None, 0.0, "python again")
