@@ -340,12 +340,14 @@ class Network(nn.Module):
     def _add_id(self, name: str, y: Float[Array, "R O"], agent: Int[Array, ""] | None) -> Float[Array, "R O"]:
         """The output of a layer, with the agent's embedding added if it is the first one.
 
-        Embeddings of length H are multiplied by sqrt(H), as in Vaswani et al. 2017. So they start with unit variance.
+        Embeddings start at zero: all agents begin with the same policy. An embedding of length H is multiplied by
+        sqrt(H), as in Vaswani et al. 2017. With this factor Adam's steps change the output faster.
         """
         if not self.n_ids or name != self.config.layer_names[0]:
             return y
         agents = jnp.reshape(jnp.asarray(agent), (1,))  # a table of one row needs an axis to look up along
-        return y + math.sqrt(y.shape[-1]) * nn.Embed(self.n_ids, y.shape[-1], name="id")(agents)
+        table = nn.Embed(self.n_ids, y.shape[-1], embedding_init=nn.initializers.zeros_init(), name="id")
+        return y + math.sqrt(y.shape[-1]) * table(agents)
 
     def _layer(
         self,

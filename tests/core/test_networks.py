@@ -204,6 +204,8 @@ def test_kernels_start_orthogonal_with_their_gains_and_biases_at_zero(gru_init, 
         for part in np.split(kernel, parts if name.startswith("gru") else 1, axis=1):
             np.testing.assert_allclose(np.linalg.svd(part, compute_uv=False), gain, rtol=1e-5, err_msg=name)
         assert not np.any(params[name]["bias"])
+    ids = network.clone(n_ids=3).init_params(KEY, WIDTH)["id"]["embedding"]
+    assert not np.any(ids)  # all agents begin with the same policy
 
 
 @pytest.mark.parametrize("shape", ["bare", "only recurrent"])
