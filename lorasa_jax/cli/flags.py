@@ -18,6 +18,7 @@ import tyro
 
 from lorasa_jax.cli.command import polite
 from lorasa_jax.cli.paths import ROWS, read_json, run_of
+from lorasa_jax.cli.short_help import as_type, showing
 from lorasa_jax.cli.streams import complain
 from lorasa_jax.config import TASKS, Config, ConfigError, changed_settings, nearest, require
 from lorasa_jax.levels import Renamed
@@ -97,11 +98,19 @@ def _built_in_flags(section: str, argv: Sequence[str]) -> list[str]:
 def read_flags(config_type: type[T], argv: Sequence[str], **default: Any) -> T:
     """Returns what flags say; raises `ConfigError` where they cannot be read."""
     said, argv = io.StringIO(), _without_plugins(config_type, argv)
+    in_full = "--help-all" in argv
+    argv = ["--help" if word == "--help-all" else word for word in argv]
+    asked = issubclass(config_type, RunConfig) and not {"-h", "--help"}.isdisjoint(argv)
+    if asked:
+        config_type = showing(config_type, in_full)
+        default = {name: as_type(config_type, value) for name, value in default.items()}
     try:
         with _hints(), redirect_stderr(said):
             return tyro.cli(config_type, args=argv, config=(tyro.conf.FlagConversionOff,), **default)
     except SystemExit as stop:
         if not stop.code:
+            if asked and not in_full:
+                print("These are the flags that matter first; --help-all shows all of them.")
             raise
     raise ConfigError(_one_line(said.getvalue()))
 

@@ -256,6 +256,23 @@ def test_help_is_instant_and_needs_no_jax() -> None:
     assert time.perf_counter() - began < 10  # a wide margin: what keeps it short is that jax is not loaded
 
 
+@pytest.mark.parametrize("argv", [["--env", "mujoco"], ["--env", "smax", "--preset", "paper"]])
+def test_help_shows_few_flags_and_help_all_shows_all(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+    shown = {}
+    for word in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as stop:
+            parse(RunConfig, [*argv, word])
+        assert stop.value.code == 0
+        shown[word] = capsys.readouterr().out
+    steps = parse(RunConfig, argv).total_steps  # of the preset
+    assert all(f"(default: {steps})" in text for text in shown.values())
+    assert "--ppo.lr" not in shown["--help"]
+    assert "--ppo.lr" in shown["--help-all"]
+    assert "--adapter-key" not in shown["--help-all"]
+    assert shown["--help"].rstrip().endswith("--help-all shows all of them.")
+    assert parse(RunConfig, [*argv, "--ppo.lr", "0.5"]).ppo.lr == 0.5
+
+
 def test_help_may_be_cut_short() -> None:
     read, write = os.pipe()
     os.close(read)
