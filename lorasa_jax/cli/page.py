@@ -26,7 +26,7 @@ table { border-collapse: collapse; margin: 1rem 0; font-size: .9rem; display: bl
 th, td { border-bottom: 1px solid #d5dce3; padding: .25rem .75rem; text-align: right; white-space: nowrap }
 th:first-child, td:first-child { text-align: left }
 img { max-width: 100% } figure { margin: 1.5rem 0 } figcaption { color: #5a6774; font-size: .9rem }
-pre { background: #f3f5f7; padding: .75rem; overflow-x: auto; font-size: .85rem }
+pre { background: #f3f5f7; padding: .75rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem }
 """
 
 
