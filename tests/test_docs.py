@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib
 import json
 import re
@@ -19,6 +20,21 @@ def test_sentences_are_counted_without_code_tables_and_headings(monkeypatch):
     text = f"# A heading\n\n{prose}\n\n| a | b |\n\n```\ncode. Code.\n```\n* An item"
     found = importlib.import_module("sentences").sentences(text)
     assert found == ["One code sentence, e.g. this one.", "Two words here!", "An item"]
+
+
+@pytest.mark.usefixtures("registries")
+@pytest.mark.parametrize("name", ["config", "sharing.schemes"])
+def test_examples_in_docstrings_run(name):
+    """Those of the deltas run in their own tests."""
+    failed, attempted = doctest.testmod(importlib.import_module(f"lorasa_jax.{name}"))
+    assert attempted
+    assert not failed
+
+
+def test_no_other_module_has_examples():
+    package = DOCS.parent / "lorasa_jax"
+    found = {str(path.relative_to(package)) for path in package.rglob("*.py") if ">>> " in path.read_text()}
+    assert {name for name in found if not name.startswith("deltas")} == {"config.py", "sharing/schemes.py"}
 
 
 @pytest.mark.slow
