@@ -114,13 +114,13 @@ def line(record: dict[str, Any]) -> Iterator[str]:
     ratios = {n: of(record, "lorasa", n)["bytes"] / of(record, "nps", n)["bytes"] for n in AGENTS}
     work = {n: of(record, "lorasa", n)["operations"] / of(record, "ps_id", n)["operations"] for n in (8, AGENTS[-1])}
     yield (
-        "In the second phase LoRASA's actors and their optimiser take "
+        "LoRASA's actors and their optimiser in phase 2, relative to one network per agent: "
         + ", ".join(f"{ratio:.2f}" for ratio in ratios.values())
-        + " of the bytes that a network for every agent takes, with "
+        + " of the bytes with "
         + ", ".join(f"{n:,}" for n in ratios)
-        + " agents, and an update does "
+        + " agents. One update takes "
         + " and ".join(f"{ratio:.2f} (N = {n:,})" for n, ratio in work.items())
-        + " of the operations of one for the shared policy: [docs/resources.md](docs/resources.md)."
+        + " of the operations of an update of the shared policy: [docs/resources.md](docs/resources.md)."
     )
 
 
