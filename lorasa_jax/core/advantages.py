@@ -24,16 +24,16 @@ def traced_gae(
 
         A_t = delta_t + gamma lambda (1 - done_t) min(1, rho_{t+1}) A_{t+1}.
 
-    Without a trace rho is 1, and this is GAE(gamma, lambda) (Schulman et al. 2016); with
-    the ratio of the agents that moved before, it is the preceding-agent correction of
+    Without a trace, rho is 1, and this is GAE(gamma, lambda) (Schulman et al. 2016). With the
+    probability ratio of the agents updated before, it is the preceding-agent correction of
     A2PO (Wang et al. 2023).
 
     Args:
         reward: r_t.
         value: V_t, in the units of the reward.
-        next_value: the value of the state that followed, before any reset.
-        terminated: nothing is to be expected after the step.
-        truncated: the clock ended the episode; the next value still counts.
+        next_value: the value of the next state, before any reset.
+        terminated: the value after the step is zero.
+        truncated: the time limit ended the episode; the next value still counts.
         gamma: discount.
         gae_lambda: decay of the trace.
         trace: rho_t.

@@ -1,8 +1,8 @@
-"""The axis of environments inside a program: merged with another axis, and split again.
+"""Merges the axis of environments with another axis inside a program, and splits it again.
 
-Environments may be spread over devices (`lorasa_jax.running.devices`). The compiler does not know
-in which order to merge their axis with another one so that each device keeps its own environments. These functions
-know. Where environments are not spread they are plain reshapes.
+Environments may be spread over devices (`lorasa_jax.running.devices`). These functions merge their axis in an order in
+which each device keeps its own environments. The compiler does not find this order by itself. If environments are not
+spread, the functions are plain reshapes.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ ENVS = "envs"
 
 
 def shards() -> int:
-    """Returns over how many devices the environments of the program that is being traced are spread."""
+    """Returns the number of devices over which the currently traced program spreads its environments."""
     return jax.sharding.get_abstract_mesh().shape.get(ENVS, 1)
 
 
-def _pieces(n_envs: Any) -> int:  # a number, or the symbol of any number in a program that is exported
+def _pieces(n_envs: Any) -> int:  # a number, or a symbolic size in an exported program
     return shards() if n_envs % shards() == 0 else 1
 
 
 def spread(tree: PyTree) -> PyTree:
-    """Returns arrays [E, ...] that a program makes, spread like its environments where E can be divided."""
+    """Returns arrays [E, ...] spread like the environments, if the number of devices divides E."""
 
     def one(x: Array) -> Array:
         return x if _pieces(x.shape[0]) == 1 else jax.lax.with_sharding_constraint(x, PartitionSpec(ENVS))
@@ -42,8 +42,8 @@ def spread(tree: PyTree) -> PyTree:
 def merge_axes(x: Array, axis: int = 0) -> Array:
     """Returns axes A and E, `axis` and the next one, as one axis A * E.
 
-    Spread environments are merged in the order [device, A, those of the device], so that none
-    has to move; otherwise this is a reshape.
+    Spread environments are merged in the order [device, A, environments of the device], so no
+    environment moves. Otherwise this is a reshape.
     """
     n_envs = x.shape[axis + 1]
     pieces = _pieces(n_envs)
@@ -54,7 +54,7 @@ def merge_axes(x: Array, axis: int = 0) -> Array:
 
 
 def split_axes(x: Array, length: int, axis: int = 0) -> Array:
-    """Returns what `merge_axes` made one axis as the two that they were, of sizes `length` and E."""
+    """Inverts `merge_axes`: returns the two axes of sizes `length` and E."""
     n_envs = x.shape[axis] // length
     pieces = _pieces(n_envs)
     before, after = x.shape[:axis], x.shape[axis + 1 :]
@@ -64,13 +64,13 @@ def split_axes(x: Array, length: int, axis: int = 0) -> Array:
 
 
 def by_shard(function: Callable[[Array, Array | None], Array], x: Array, index: Array | None, axis: int) -> Array:
-    """Returns what a function picks from environments, each device picking from its own.
+    """Applies a function that selects environments, on each device to its own environments.
 
     Args:
-        function: `(x, index) -> picked`, whose axis `axis - 1` is the one of what was picked.
-        x: environments on `axis`.
-        index: environments, [Q, ...], those in the d-th part of which lie on the d-th device; None: all.
-        axis: of x.
+        function: `(x, index) -> selected`, with the selected environments on axis `axis - 1`.
+        x: an array with environments on `axis`.
+        index: environments to select, [Q, ...]; the d-th part of it selects from the d-th device. None: all.
+        axis: the axis of environments in x.
     """
     pieces = shards()
     if pieces == 1:

@@ -23,15 +23,15 @@ class Distribution(NamedTuple):
     Log-probabilities come in R parts per action: one, or one per dimension.
 
     Attributes:
-        mask: `mask(output [..., P], avail [..., A]) -> params [..., P]`: what the other functions take.
+        mask: `mask(output [..., P], avail [..., A]) -> params [..., P]`, the arguments of the other functions.
         sample: `sample(key, params) -> action`.
         mode: `mode(params) -> action`, the most probable one.
         log_prob: `log_prob(params, action) -> [..., R]`.
         entropy: `entropy(params) -> [...]`, in nats.
         parts: `parts(avail) -> [..., R]`: the parts that exist.
-        to_env: `to_env(action)`: what the environment is told.
-        distance: `distance(params, params) -> [...]`: how far apart two of the family are.
-        log_std: start of the log-deviation that the network holds beside its outputs, or None.
+        to_env: `to_env(action)`: the action in the form that the environment takes.
+        distance: `distance(params, params) -> [...]`: distance between two distributions of the family.
+        log_std: initial value of the log standard deviation, a parameter of the network; or None.
     """
 
     mask: Callable[[Array, Array], Array]
@@ -56,7 +56,7 @@ def _log_prob(logits: Float[Array, "... A"], action: Int[Array, "..."]) -> Float
 
 def _entropy(logits: Float[Array, "... A"]) -> Float[Array, "..."]:
     log_p = jax.nn.log_softmax(logits)
-    # A masked action has p = 0 and log p = -1e10: their product, not their limit, would be lost to rounding.
+    # A masked action has p = 0 and log p = -1e10. Leave it out, so that rounding does not enter the sum.
     return -jnp.sum(jnp.where(log_p > UNAVAILABLE / 2, jnp.exp(log_p) * log_p, 0.0), axis=-1)
 
 
@@ -69,16 +69,17 @@ def _mode(logits: Float[Array, "... A"]) -> Int[Array, "..."]:
 
 
 def _whole(avail: Bool[Array, "... A"]) -> Bool[Array, "... 1"]:
-    """The one part of an action that is judged as a whole."""
+    """The single part of an action with one log-probability."""
     return jnp.ones_like(avail[..., :1])
 
 
 def total_variation(one: Float[Array, "... A"], other: Float[Array, "... A"]) -> Float[Array, "..."]:
     """Returns 1/2 sum_a |p(a) - q(a)| of two masked categoricals by their logits.
 
-    In [0, 1]: by how much the probability of any set of actions differs at most. What is unavailable to both counts 0.
+    The distance lies in [0, 1]. It is the largest difference in probability of any set of actions. Actions that are
+    unavailable to both count 0.
     """
-    # Not by softmax: of its quotient, fused with the difference, equal ones would differ by a rounding error.
+    # With softmax, XLA would fuse its quotient with the difference, and equal logits would differ by a rounding error.
     p, q = (jnp.exp(jax.nn.log_softmax(logits)) for logits in (one, other))
     return 0.5 * jnp.sum(jnp.abs(p - q), axis=-1)
 
@@ -86,11 +87,11 @@ def total_variation(one: Float[Array, "... A"], other: Float[Array, "... A"]) ->
 categorical = Distribution(
     mask_logits, _sample, _mode, _log_prob, _entropy, _whole, to_env=lambda action: action, distance=total_variation
 )
-"""One of A actions."""
+"""A categorical distribution over A actions."""
 
 
 def _log_slope(u: Array) -> Array:
-    """Returns log(1 - tanh(u)^2), where the square is close to 1 too; exact in absolute terms, so without log1p."""
+    """Returns log(1 - tanh(u)^2), also if the square is close to 1. Small absolute errors suffice: no log1p."""
     size = jnp.abs(u)
     return 2 * (math.log(2) - size - jnp.log(1 + jnp.exp(-2 * size)))
 
@@ -99,7 +100,7 @@ def _log_slope(u: Array) -> Array:
 def _mean_log_slope(mean: Float[Array, "..."], std: Float[Array, "..."]) -> Float[Array, "..."]:
     """Returns E[log(1 - tanh(u)^2)] for u ~ N(mean, std^2), by Gauss-Hermite quadrature.
 
-    The derivative is written out, and sums over nodes are products: else a compiler makes twelve loops of them.
+    The derivative is explicit, and sums over nodes are matrix products. Otherwise the compiler makes twelve loops.
     """
     return jnp.tensordot(_WEIGHTS, _log_slope(_points(mean, std)), 1, precision=_EXACTLY)
 
@@ -112,24 +113,24 @@ def _mean_log_slope_jvp(inputs: tuple[Array, Array], tangents: tuple[Array, Arra
 
 
 def _points(mean: Array, std: Array) -> Array:
-    """Returns where the quadrature looks, [nodes, ...]."""
+    """Returns the nodes of the quadrature, [nodes, ...]."""
     return mean + std * _NODES.reshape(-1, *(1,) * std.ndim)
 
 
 def squashed_normal(per_dim: bool = False) -> Distribution:
     """Returns a normal distribution over [..., A] squashed into (-1, 1) by tanh.
 
-    An action is kept as u, before it is squashed; a = tanh(u) is what the environment is told.
+    An action is stored as u, before squashing. The environment receives a = tanh(u).
 
         u ~ N(mean, std^2),   std = sigmoid(log_std) / 2
         log pi(a) = sum_d  log N(u_d; mean_d, std_d) - log(1 - tanh(u_d)^2)
 
-    The network gives the means; log_std, [A], is a parameter beside it. A dimension that an
-    agent does not have contributes exactly nothing. The entropy has no closed form: its
-    integral is taken by Gauss-Hermite quadrature.
+    The network gives the means; log_std, [A], is a separate parameter. A dimension that an
+    agent does not have contributes exactly zero. The entropy has no closed form and is
+    computed by Gauss-Hermite quadrature.
 
     Args:
-        per_dim: log-probabilities come as one part per dimension, not as their sum.
+        per_dim: return one log-probability per dimension, not their sum.
 
     Source: MAPPO's squashing as in Haarnoja et al. 2018 (SAC).
     """
@@ -159,9 +160,9 @@ def squashed_normal(per_dim: bool = False) -> Distribution:
         return jnp.sum(jnp.where(there, total, 0.0), axis=-1)
 
     def distance(one: Float[Array, "... P"], other: Float[Array, "... P"]) -> Float[Array, "..."]:
-        """The 2-Wasserstein distance of the normals before they are squashed, in closed form.
+        """The 2-Wasserstein distance of the normals before squashing, in closed form.
 
-        W^2 = sum_d (mean_d - mean'_d)^2 + (std_d - std'_d)^2, over the dimensions that the first one has.
+        W^2 = sum_d (mean_d - mean'_d)^2 + (std_d - std'_d)^2, over the dimensions of the first one.
         """
         (mean, std, there), (mean_, std_, _) = read(one), read(other)
         return jnp.sqrt(jnp.sum(jnp.where(there, (mean - mean_) ** 2 + (std - std_) ** 2, 0.0), axis=-1))

@@ -16,27 +16,27 @@ from lorasa_jax.config import require
 from lorasa_jax.core.types import Metrics
 
 PolicyLoss = Callable[..., tuple[Float[Array, ""], Metrics]]
-"""A loss that can stand in the place of `policy_loss`.
+"""A loss that can replace `policy_loss`.
 
-It is called with the arguments of `policy_loss` by name. It takes those it needs, and the others as `**rest`. It gives
-what is minimised, a scalar, and a dictionary of scalars to report. Like `policy_loss` it sums over the members of the
-block, divides the sum over each member's samples by its `pool`, and leaves out what `mask` does.
+It is called with the arguments of `policy_loss` by name. It takes those it needs, and the others as `**rest`. It
+returns a scalar to minimise, and a dictionary of scalars to report. Like `policy_loss`, it sums over the members of the
+block, divides the sum over each member's samples by its `pool`, and leaves out samples that `mask` excludes.
 """
 
 
 def masked_mean(x: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[Array, ""]:
-    """Returns the mean of `x` where the mask says yes, and 0 where it never does."""
+    """Returns the mean of `x` where the mask is true, and 0 if it is false everywhere."""
     return jnp.sum(jnp.where(mask, x, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
 
 
 def normalise_advantages(advantage: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[Array, "..."]:
-    """Returns advantages with mean 0 and deviation 1 over all masked entries, agents included.
+    """Returns advantages with mean 0 and standard deviation 1 over all masked entries, including the agent axis.
 
     Equal advantages become 0, up to rounding.
     """
     mean = masked_mean(advantage, mask)
     variance = masked_mean((advantage - mean) ** 2, mask)
-    # The constant is well above what rounding leaves of equal advantages.
+    # The constant is much larger than the rounding error of equal advantages.
     return (advantage - mean) / (jnp.sqrt(variance) + 1e-5)
 
 
@@ -45,7 +45,7 @@ def approximate_kl(
 ) -> Float[Array, "..."]:
     """Returns an estimate of KL(old || new) from each sample: pi / pi_old - 1 - log(pi / pi_old) >= 0, in nats.
 
-    The parts of an action add up. Its mean over samples of the old policy has no bias. Source: Schulman 2020,
+    The parts of an action are summed. The mean over samples of the old policy is unbiased. Source: Schulman 2020,
     "Approximating KL divergence".
     """
     log_ratio = log_prob - old_log_prob
@@ -64,16 +64,16 @@ def policy_loss(
     clip_eps: Float[Array, ""] | float,
     entropy_coef: float,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Returns the clipped surrogate with its entropy bonus, to be minimised.
+    """Returns the negative clipped surrogate with its entropy bonus, to be minimised.
 
     With l = pi / pi_old clip(preceding, 1 - eps / 2, 1 + eps / 2),
 
         loss = - sum_i 1 / pool_i  sum_{t, e} mask (min(l A, clip(l, 1 - eps, 1 + eps) A) + c entropy).
 
-    With `pool` the number of masked samples of all block members on agent i's trunk, the
-    trunk's gradient is that of their pooled mean. `preceding` is the probability ratio of the agents that moved
-    before; it is 1 where all move at once. Where an action is judged in several `parts`, by dimension, the minimum
-    above is taken for each and summed over those that exist.
+    `pool` is the number of masked samples of all block members on agent i's trunk, so the
+    trunk follows the gradient of their pooled mean. `preceding` is the probability ratio of the agents updated
+    before; it is 1 if all are updated at once. With several `parts` of an action, one per dimension, the minimum
+    above is taken for each part, and summed over the parts that exist.
 
     Source: PPO (Schulman et al. 2017); MAPPO (Yu et al. 2022); A2PO (Wang et al. 2023) for the preceding factor.
     """
@@ -82,7 +82,7 @@ def policy_loss(
     clipped = jnp.clip(joint, 1 - clip_eps, 1 + clip_eps)
     worse = jnp.minimum(joint * advantage[..., None], clipped * advantage[..., None])
     surrogate = jnp.sum(jnp.where(parts, worse, 0.0), axis=-1)
-    # A reduction over time and environments: what remains is one number per agent.
+    # Sum over time and environments: one number per agent remains.
     per_agent = jnp.sum(jnp.where(mask, surrogate + entropy_coef * entropy, 0.0), axis=(0, 1))
     counts = mask[..., None] & parts
     info = {
@@ -94,11 +94,11 @@ def policy_loss(
 
 
 def require_policy_loss(loss: Any, n_agents: int) -> None:
-    """Tries a policy loss on one sample of every agent.
+    """Tests a policy loss on one sample of every agent.
 
     Raises:
-        ConfigError: it does not take the arguments of `policy_loss`, or does not return a scalar and a dictionary of
-            scalars.
+        ConfigError: the loss does not take the arguments of `policy_loss`, or does not return a scalar and a
+            dictionary of scalars.
     """
     names = list(inspect.signature(policy_loss).parameters)
     require(callable(loss), f"policy_loss must be a function, got a {type(loss).__name__}")
@@ -128,11 +128,11 @@ def value_loss(
     value_clip: float,
     huber_delta: float,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Returns the clipped Huber loss of the values, all in the critic's units.
+    """Returns the clipped Huber loss of the values, all in normalised units.
 
-    The worse of the losses of the new value and of the new value held within
-    `value_clip` of the old one; with `huber_delta` infinite, half the squared error. Dead agents count: the
-    team's return goes on.
+    It is the larger of two losses: of the new value, and of the new value clipped to within `value_clip` of the old
+    one. With `huber_delta` infinite, the loss is half the squared error. Dead agents count, because the
+    team's return continues.
 
     Source: MAPPO (Yu et al. 2022).
     """

@@ -1,8 +1,8 @@
-"""The network of one agent: a sequence in, a sequence out.
+"""The network of one agent, which maps a sequence to a sequence.
 
-There is no agent axis here and no notion of sharing. A network is a stack of dense
-layers, a GRU with two stacked kernels, more dense layers and a head (each dense layer
-followed by its nonlinearity, then LayerNorm). The critic is the same network with one
+This module has no agent axis and knows nothing of sharing. A network is a stack of dense
+layers, a GRU with two stacked kernels, more dense layers and a head. Each dense layer is
+followed by its nonlinearity, then LayerNorm. The critic is the same network with one
 output. An agent's id is an embedding that is added to the output of the first layer.
 """
 
@@ -24,18 +24,18 @@ from lorasa_jax.deltas.algebra import Deltas, beside, merge, split_full
 
 ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh}
 EPSILON = 1e-5
-"""Of the layer normalisations."""
+"""Epsilon of the layer normalisations."""
 
 
 def orthogonal(gain: float) -> Callable[[PRNGKeyArray, tuple[int, int]], Float[Array, "I O"]]:
     """Returns an initialiser of matrices with orthogonal rows or columns (whichever are fewer) of length `gain`.
 
-    Uniform over all such matrices: normal columns, made orthogonal one after the other
+    The distribution is uniform over all such matrices. Normal columns are orthogonalised one after another
     (Gram-Schmidt, twice for accuracy). Source: Saxe et al. 2014.
     """
 
-    # Not by a library's QR: mapped over seeds it becomes a batch of LAPACK calls, and a few of those at
-    # once wait for each other for ever where XLA has no more than two threads.
+    # A library's QR, mapped over seeds, becomes a batch of LAPACK calls. Several of these at once
+    # deadlock if XLA has at most two threads.
     def init(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "I O"]:
         fewer, more = sorted(shape)
 
@@ -53,7 +53,7 @@ def orthogonal(gain: float) -> Callable[[PRNGKeyArray, tuple[int, int]], Float[A
 
 
 def stacked(init: Callable, parts: int) -> Callable[[PRNGKeyArray, tuple[int, int]], Float[Array, "I O"]]:
-    """Returns an initialiser of matrices whose columns fall into parts, each drawn by itself."""
+    """Returns an initialiser of matrices with `parts` groups of columns, each drawn independently."""
 
     def init_parts(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "I O"]:
         n_in, n_out = shape
@@ -68,9 +68,8 @@ def affine(x: Float[Array, "R I"], kernel: Float[Array, "I O"], bias: Float[Arra
     return x @ kernel + bias
 
 
-# Its derivative is written out for weights that agents share: mapped over agents, what follows is a product for each
-# of them and a small sum. Automatic differentiation would sum over agents and rows at once, and for that XLA
-# transposes both operands first.
+# This derivative is for weights that agents share. Mapped over agents, it is one product per agent and a small sum.
+# Automatic differentiation would sum over agents and rows at once, and XLA would transpose both operands first.
 
 
 def _affine_backward(kept: tuple[Array, Array], d_y: Float[Array, "R O"]) -> tuple[Array, Array, Array]:
@@ -84,15 +83,15 @@ affine.defvjp(lambda x, kernel, bias: (affine(x, kernel, bias), (x, kernel)), _a
 class Linear(nn.Module):
     """The weights of the map x -> x K + b, with an optional low-rank correction; `linear` applies them.
 
-    Where the variable collection `delta` holds `left` (in, r) and `right` (r, out) under
-    this layer's name, the map is x K + b + (x left) right: the correction is applied
-    without ever forming an (in, out) matrix, and neither does its gradient. Where it holds
-    `lefts` (K, in, r) and `rights` (K, r, out), sum_k owner_k (x lefts_k) rights_k is added,
-    with the one-hot rows `owner` (..., K) of the samples.
+    If the variable collection `delta` holds `left` (in, r) and `right` (r, out) under
+    this layer's name, the map is x K + b + (x left) right. Neither the correction nor its
+    gradient forms an (in, out) matrix. If it holds `lefts` (K, in, r) and
+    `rights` (K, r, out), the layer adds sum_k owner_k (x lefts_k) rights_k, with
+    the one-hot rows `owner` (..., K) of the samples.
 
     Attributes:
-        features: of the output.
-        kernel_init: of K.
+        features: width of the output.
+        kernel_init: initialiser of K.
     """
 
     features: int
@@ -100,7 +99,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, width: int) -> dict[str, Any]:
-        """Returns the weights, those of the correction among them."""
+        """Returns the weights, including the correction."""
         kernel = self.param("kernel", self.kernel_init, (width, self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         return {"kernel": kernel, "bias": bias, **self.variables.get("delta", {})}
@@ -112,22 +111,22 @@ def linear(weights: dict[str, Any], x: Float[Array, "R I"], owner: Any) -> Float
     if "left" in weights:
         y = y + (x @ weights["left"]) @ weights["right"]
     if "lefts" in weights:
-        # Two products for all owners, and a mask: a gather would copy an owner's factors to every sample.
+        # Two products for all owners and a mask. A gather would copy an owner's factors to every sample.
         bottleneck = jnp.einsum("ri,kis->rks", x, weights["lefts"]) * owner[..., None]
         y = y + jnp.einsum("rks,kso->ro", bottleneck, weights["rights"])
     return y
 
 
 class Vector(nn.Module):
-    """A vector of parameters that no input passes through."""
+    """A vector of parameters that does not depend on an input."""
 
     features: int
     start: float
 
     @nn.compact
     def __call__(self, owner: Any) -> Float[Array, "... F"]:
-        """Returns it; where there is a `delta`, with the owner's `rights` (K, F) added for every sample."""
-        # Named as in `Linear`, so that what agents own adds to it in the same way.
+        """Returns the vector. With a `delta`, the owner's `rights` (K, F) are added for every sample."""
+        # Named as in `Linear`, so that adapters add to it in the same way.
         vector = self.param("kernel", nn.initializers.constant(self.start), (self.features,))
         delta: Any = self.variables.get("delta", {})
         return vector + owner @ delta["rights"] if "rights" in delta else vector
@@ -136,11 +135,11 @@ class Vector(nn.Module):
 def gru_step(
     weights: dict[str, Any], h: Float[Array, "B H"], gates_x: Float[Array, "B G"], opens: Bool[Array, " B"], owner: Any
 ) -> tuple[Float[Array, "B H"], tuple[Array, ...]]:
-    """Returns the next recurrent state of a GRU, and what its derivative needs: h, r, z, n, n_h.
+    """Returns the next recurrent state of a GRU, and the arrays for its derivative: h, r, z, n, n_h.
 
-    h is taken as zero where an episode opens. With the parts (r_x, z_x, n_x) of W_i x + b_i, which are given, and
+    h is zero at the first step of an episode. With the given parts (r_x, z_x, n_x) of W_i x + b_i, and the parts
     (r_h, z_h, n_h) of W_h h + b_h: r = s(r_x + r_h), z = s(z_x + z_h), n = tanh(n_x + r n_h), h' = (1 - z) n + z h
-    (Cho et al. 2014, with the reset gate behind the product).
+    (Cho et al. 2014, with the reset gate after the product).
     """
     h = jnp.where(opens[:, None], 0.0, h)
     r_x, z_x, n_x = jnp.split(gates_x, 3, axis=-1)
@@ -161,19 +160,18 @@ def gru(
     """Returns the recurrent states of a GRU after every step.
 
     Args:
-        weights: of the layer that h passes through.
-        h: before the first step.
-        gates_x: what the layer gives that inputs pass through, for r, z and n side by side: G = 3 H.
-        first: steps that open an episode.
+        weights: of the layer applied to h.
+        h: the state before the first step.
+        gates_x: output of the layer applied to the inputs: r, z and n side by side, G = 3 H.
+        first: steps that are the first of an episode.
         owner: one-hot rows, or None.
     """
     return _gru_forward(weights, h, gates_x, first, owner)[0]
 
 
-# Its derivative is written out. It keeps the gates and what they came from and no more: automatic differentiation
-# keeps parts of every sigmoid too, and reads them back in pieces that XLA cannot vectorise. And the gradient of the
-# weights is one product over all steps behind the loop, not one in each: devices that share the
-# environments then meet once for it, and not in every step.
+# This derivative keeps only the gates and their inputs. Automatic differentiation also keeps parts of every sigmoid,
+# and reads them back in pieces that XLA cannot vectorise. The gradient of the weights is one product over all steps
+# after the loop, not one per step. So devices that share the environments communicate once, not in every step.
 
 
 def _gru_forward(weights: dict[str, Any], h: Array, gates_x: Array, first: Array, owner: Any) -> tuple:
@@ -212,13 +210,12 @@ gru.defvjp(_gru_forward, _gru_backward)
 def adapted(params: PyTree, own: Sequence[Deltas], choices: Deltas | None = None) -> dict[str, PyTree]:
     """Returns the variables of a `Network` whose layers add the products of low-rank deltas.
 
-    Products of several deltas lie side by side: `L_1 R_1 + L_2 R_2 = [L_1 L_2] [R_1; R_2]`.
-    Full-rank deltas are merged.
+    Several deltas are concatenated: `L_1 R_1 + L_2 R_2 = [L_1 L_2] [R_1; R_2]`. Full-rank deltas are merged.
 
     Args:
         params: of the network.
         own: deltas that add up.
-        choices: the deltas of K owners, [K, ...], of whom every sample names its own when the network is applied.
+        choices: the deltas of K owners, [K, ...]; every sample selects its owner when the network is applied.
     """
     full, low_rank = split_full(own)
     products: dict[str, dict[str, Array]] = {
@@ -232,10 +229,10 @@ def adapted(params: PyTree, own: Sequence[Deltas], choices: Deltas | None = None
 
 
 def _choices(scale: float, left: Any = None, right: Any = None, full: Any = None) -> dict[str, Array]:
-    """The factors of all owners, [K, in, r] and [K, r, out]; of a full-rank delta one is the identity."""
+    """The factors of all owners, [K, in, r] and [K, r, out]; for a full-rank delta one factor is the identity."""
     if full is None:
         return {"lefts": left, "rights": scale * right}
-    if full.ndim == 2:  # of a vector, that no input passes through
+    if full.ndim == 2:  # of a `Vector`
         return {"rights": full}
     n_owners, n_in, n_out = full.shape
     identity = jnp.broadcast_to(jnp.eye(min(n_in, n_out)), (n_owners, min(n_in, n_out), min(n_in, n_out)))
@@ -249,9 +246,9 @@ class Network(nn.Module):
         config: widths, depths, nonlinearity, normalisation.
         n_out: width of the output: logits, or a value.
         head_gain: orthogonal gain of the last layer.
-        log_std: where given, the output is followed by as many numbers that do not depend
-            on the input and start here.
-        n_ids: number of agents that the network tells apart by their ids; 0: it sees none.
+        log_std: if given, the output is followed by the same number of parameters that do not
+            depend on the input, with this initial value.
+        n_ids: number of agents with ids; 0: the network sees no ids.
     """
 
     config: NetworkConfig
@@ -281,9 +278,9 @@ class Network(nn.Module):
         Args:
             params: of the network.
             own: low-rank deltas to add.
-            choices: those of all owners, of whom every sample names its own.
-            agent: its index.
-            inputs: `carry`, `x`, `first`, `valid` and `owner`, as `__call__` takes them.
+            choices: the deltas of all owners, among which every sample selects its owner.
+            agent: index of the agent.
+            inputs: `carry`, `x`, `first`, `valid` and `owner`, the arguments of `__call__`.
         """
         carry, x, first, valid, owner = inputs
         apply: Any = self.apply
@@ -304,14 +301,14 @@ class Network(nn.Module):
         Args:
             carry: the recurrent state before the first step.
             x: inputs; L steps of B sequences.
-            first: steps that open an episode: the state before them counts as zero.
-            agent: its index, for networks that see ids.
-            valid: the columns of the input that mean something; the others are zero, and stay so.
-            owner: which of K owners' corrections in `delta` counts for each sample, as one-hot rows.
+            first: steps that are the first of an episode; the state before them is zero.
+            agent: index of the agent, for networks that see ids.
+            valid: the real columns of the input; the others are zero, and stay zero.
+            owner: the owner of each sample's correction in `delta`, as one-hot rows over K owners.
         """
         length = x.shape[0]
         flat = None if owner is None else merge_axes(owner)
-        # All but the recurrence sees one flat batch: a single large product per layer.
+        # All layers except the recurrence see one flat batch: a single large product per layer.
         x = merge_axes(x)
         if self.config.input_norm:
             x = self._norm("input_norm")(x, mask=valid)
@@ -340,7 +337,7 @@ class Network(nn.Module):
     def _add_id(self, name: str, y: Float[Array, "R O"], agent: Int[Array, ""] | None) -> Float[Array, "R O"]:
         """The output of a layer, with the agent's embedding added if it is the first one.
 
-        Embeddings start at zero: all agents begin with the same policy. An embedding of length H is multiplied by
+        Embeddings start at zero, so all agents begin with the same policy. An embedding of length H is multiplied by
         sqrt(H), as in Vaswani et al. 2017. With this factor Adam's steps change the output faster.
         """
         if not self.n_ids or name != self.config.layer_names[0]:
@@ -377,6 +374,6 @@ class Network(nn.Module):
         gates_x = self._add_id("gru_in", linear(inward, x, None if owner is None else merge_axes(owner)), agent)
 
         inputs = split_axes(gates_x, length), first, owner
-        if length == 1:  # acting: no loop around a single step
+        if length == 1:  # acting: a single step needs no loop
             return gru_step(through, carry, *jax.tree.map(lambda leaf: leaf[0], inputs))[0][None]
         return gru(through, carry, *inputs)

@@ -1,4 +1,4 @@
-"""Running statistics: of the returns, which are the critic's units, and of what is seen."""
+"""Running statistics: of returns, for the normalisation of values, and of inputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lorasa_jax.envs.base import EnvSpec
 
 
 class ValueNormState(NamedTuple):
-    """Decaying sums; divided by `weight` they are the mean and the mean of squares."""
+    """Decaying sums. Divided by `weight`, they give the mean and the mean of squares."""
 
     total: Float[Array, ""]
     total_square: Float[Array, ""]
@@ -21,13 +21,13 @@ class ValueNormState(NamedTuple):
 
 
 class ValueNorm(NamedTuple):
-    """Units for values, as a record of pure functions.
+    """Normalisation of values, as a record of pure functions.
 
     Attributes:
         init: `init() -> state`.
         update: `update(state, returns) -> state`.
-        normalise: `normalise(state, x)`, from units of the reward to the critic's.
-        denormalise: `denormalise(state, x)`, back.
+        normalise: `normalise(state, x)`, from reward units to normalised units.
+        denormalise: `denormalise(state, x)`, the inverse.
     """
 
     init: Callable[[], ValueNormState]
@@ -41,11 +41,11 @@ def _init() -> ValueNormState:
 
 
 def running(beta: float = 0.99999, min_variance: float = 1e-2) -> ValueNorm:
-    """Returns units of the running mean and standard deviation of the returns.
+    """Returns the normalisation by the running mean and standard deviation of the returns.
 
-    Both moments decay by `beta` with each update and are divided by the weight gathered so
-    far, so that the start does not bias them; the variance is at least `min_variance`.
-    Before the first update the units are those of the reward.
+    Both moments decay by `beta` with each update. They are divided by the accumulated weight,
+    which removes the bias of the start. The variance is at least `min_variance`.
+    Before the first update values are not changed.
 
     Source: MAPPO (Yu et al. 2022).
     """
@@ -72,12 +72,12 @@ def running(beta: float = 0.99999, min_variance: float = 1e-2) -> ValueNorm:
 
 
 def raw() -> ValueNorm:
-    """Returns the units of the reward, unchanged."""
+    """Returns a normalisation that changes nothing."""
     return ValueNorm(_init, lambda state, returns: state, lambda state, x: x, lambda state, x: x)
 
 
 class Moments(NamedTuple):
-    """How many samples there were of each column, their mean, and the sum of their squared deviations from it."""
+    """Number of samples of each column, their mean, and the sum of their squared deviations from the mean."""
 
     samples: Float[Array, "..."]
     mean: Float[Array, "..."]
@@ -85,12 +85,12 @@ class Moments(NamedTuple):
 
 
 class InputNorm(NamedTuple):
-    """What happens to inputs before anyone sees them, as a record of pure functions.
+    """Normalisation of inputs before all networks, as a record of pure functions.
 
     Attributes:
         init: `init() -> stats`.
         measure: `measure(obs [T, E, N, D], state [T, E, S], alive [T, E, N]) -> stats` of one rollout.
-        update: `update(stats, stats of a rollout) -> stats` of both together.
+        update: `update(stats, stats of a rollout) -> stats` of both combined.
         apply: `apply(stats, obs [..., N, D], state [..., S]) -> (obs, state)`.
     """
 
@@ -101,7 +101,7 @@ class InputNorm(NamedTuple):
 
 
 def as_they_are() -> InputNorm:
-    """Returns inputs unchanged, without statistics."""
+    """Returns a normalisation that leaves inputs unchanged, without statistics."""
     return InputNorm(
         init=lambda: (),
         measure=lambda obs, state, alive: (),
@@ -111,10 +111,10 @@ def as_they_are() -> InputNorm:
 
 
 def standardised(spec: EnvSpec, limit: float = 10.0) -> InputNorm:
-    """Returns inputs of mean 0 and deviation 1 over all that was seen so far, held within +-`limit`.
+    """Returns a normalisation to mean 0 and standard deviation 1 over all samples so far, clipped to +-`limit`.
 
-    Every column of every agent has statistics of its own, so columns that an agent does not
-    have, always zero, stay zero. What dead agents are shown does not count. Before the first update nothing changes.
+    Every column of every agent has its own statistics, so padded columns, which are always zero, stay zero.
+    Observations of dead agents do not count. Before the first update inputs are not changed.
 
     Source: parallel update of mean and variance (Chan et al. 1979).
     """

@@ -1,4 +1,4 @@
-"""One optimiser per slot: per trunk, and per agent; by default Adam with a norm clip."""
+"""One optimiser per slot, that is per trunk and per owner; by default Adam with a norm clip."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Optimizer(NamedTuple):
     Attributes:
         init: `init(params) -> state`.
         apply: `apply(params, state, grads, lr, moved=None) -> (params, state, norms)`.
-            `norms` [slots] are those of the gradients before clipping. Where `moved`
-            [slots] says no, parameters and moments stay as they are, to the bit.
+            `norms` [slots] are the gradient norms before clipping. If `moved` [slots] is
+            false, parameters and moments of the slot stay unchanged to the bit.
     """
 
     init: Callable[[PyTree], PyTree]
@@ -30,11 +30,11 @@ class Optimizer(NamedTuple):
 
 
 Rule = Callable[[Float[Array, ""] | float], optax.GradientTransformation]
-"""From a learning rate to an optax transformation whose updates are added to the parameters: `optax.adamw`, say, or
-`lambda rate: optax.chain(optax.clip(1.0), optax.sgd(rate))`.
+"""Maps a learning rate to an optax transformation, such as `optax.adamw` or
+`lambda rate: optax.chain(optax.clip(1.0), optax.sgd(rate))`. Its updates are added to the parameters.
 
-The rate is a number of the program, and enters anew in every step: that of the trunks, of what agents own, or of the
-critic, as it is annealed, and of each fork. The transformation's state must not depend on it.
+The rate is an input of every step. It differs between trunks, adapters, critic and forks, and it may be annealed.
+So the transformation's state must not depend on it.
 """
 
 
@@ -49,7 +49,7 @@ def clipped_adam(max_grad_norm: float, eps: float) -> Rule:
 
 
 def slotted(rule: Rule) -> Optimizer:
-    """Returns the optimiser of stacked slots that gives every slot a transformation of its own."""
+    """Returns the optimiser that gives every slot its own transformation."""
 
     def apply(
         params: PyTree,
@@ -60,7 +60,7 @@ def slotted(rule: Rule) -> Optimizer:
     ) -> tuple[PyTree, PyTree, Float[Array, " slots"]]:
         updates, new_state = per_owner(rule(lr)).update(grads, state, params)
         new = optax.apply_updates(params, updates), new_state
-        if moved is not None:  # not by updates of zero: a step has the same last bits whether all move or some
+        if moved is not None:  # select, so that a step has the same last bits whether all slots move or only some
             new = choose(moved, new, (params, state))
         return *new, jax.vmap(optax.tree.norm)(grads)
 
@@ -68,11 +68,11 @@ def slotted(rule: Rule) -> Optimizer:
 
 
 def require_rule(rule: Any) -> None:
-    """Tries a rule on one small parameter.
+    """Tests a rule on one small parameter.
 
     Raises:
-        ConfigError: it is no function of the learning rate that returns an optax transformation, or the rate stands
-            in the transformation's state, where it could not change.
+        ConfigError: the rule is no function of the learning rate that returns an optax transformation, or the
+            transformation's state holds the rate, which could then not change.
     """
     wanted = "optimizer must be a function of the learning rate that returns an optax transformation, like optax.adamw"
     hint = "; write lambda rate: ..." if isinstance(rule, optax.GradientTransformation) else ""

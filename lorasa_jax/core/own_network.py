@@ -1,13 +1,13 @@
-"""A network of the user's own, in the place of the built-in one.
+"""Uses a network of the user instead of the built-in one.
 
-It is a Flax module, `linen` or `nnx`, and knows nothing of agents' adapters. Two forms are understood:
+The network is a Flax module, `linen` or `nnx`, and knows nothing of adapters. It has one of two forms:
 
 * Feed-forward: `module(obs [L, B, D]) -> [L, B, O]`; leading axes are batch axes.
 * Recurrent: `module(carry [B, H], obs [L, B, D], first [L, B]) -> (carries [L, B, H], outputs [L, B, O])`, for L steps
   of B sequences. `first` marks steps before which the state counts as zero. The module has `carry_width` H.
 
-Either may take a keyword `agent`, the agent's index. Without it, in schemes in which agents see who they are, a one-hot
-id of the agent is appended to the observation.
+Either may take a keyword `agent`, the agent's index. Without this keyword, schemes with ids append a one-hot
+id of the agent to the observation.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ Make = Callable[[int, int, NetworkConfig], Any]
 """`make(n_in, n_out, config)` returns a linen module or, for nnx, a function of `nnx.Rngs` that returns a module."""
 
 NETWORKS: dict[str, Make] = {}
-"""Networks by the names under which they were registered."""
+"""Registered networks by name."""
 FROM_PYTHON = "python:"
-"""What the names of networks begin with that were handed in as objects."""
+"""Prefix of the names of networks that were passed as objects."""
 
 
 def register_network(name: str, make: Make) -> None:
-    """Lets `actor.module` and `critic.module` name a network.
+    """Registers a network under a name for `actor.module` and `critic.module`.
 
     Args:
         name: any word without a colon.
-        make: `make(n_in, n_out, config)` returns the module: the width of what it sees, of what it returns, and its
-            section of the configuration.
+        make: `make(n_in, n_out, config)` returns the module. Its arguments are the widths of input and output, and
+            the network's section of the configuration.
 
     Raises:
         ConfigError: the name has a colon, or `make` cannot be called.
@@ -61,14 +61,14 @@ def register_network(name: str, make: Make) -> None:
 
 
 def with_networks(config: C, actor: Any = None, critic: Any = None, **changes: Any) -> C:
-    """Returns the configuration of a run with networks of one's own.
+    """Returns the configuration of a run with your own networks.
 
     Args:
         config: of the run.
         actor: a `linen` module, a function of `nnx.Rngs` that returns an `nnx` module, or a function as
-            `register_network` takes; None: as the configuration says.
-        critic: likewise; its output is one value.
-        changes: of other settings. A `placement` that names layers of the network has to be given here.
+            `register_network` takes; None: the network of the configuration.
+        critic: the same for the critic, whose output is one value.
+        changes: changes of other settings. Give a `placement` that names layers of the network here.
 
     Raises:
         ConfigError: a network is none of these.
@@ -84,7 +84,7 @@ def with_networks(config: C, actor: Any = None, critic: Any = None, **changes: A
 
 
 def _require_network(network: Any, part: str) -> None:
-    """Refuses what makes no network; raises `ConfigError`."""
+    """Raises `ConfigError` for an object that cannot make a network."""
     is_class = isinstance(network, type) and issubclass(network, nn.Module | nnx.Module)
     name = network.__name__ if is_class else type(network).__name__
     forms = "give a linen module, a function of nnx.Rngs, or a function of (n_in, n_out, config)"
@@ -94,7 +94,7 @@ def _require_network(network: Any, part: str) -> None:
 
 
 def _takes_rngs(network: Any) -> bool:
-    """Says whether a function takes `nnx.Rngs` alone, and not (n_in, n_out, config)."""
+    """Says whether a function takes only `nnx.Rngs`, and not (n_in, n_out, config)."""
     try:
         inspect.signature(network).bind(1, 1, NetworkConfig())
     except TypeError:
@@ -105,7 +105,7 @@ def _takes_rngs(network: Any) -> bool:
 
 
 def _name_of(network: Any) -> str:
-    """The name of a network that was handed in: of its class or function, numbered where others are called the same."""
+    """The name of a passed network: that of its class or function, numbered if another network has the same name."""
     plain = FROM_PYTHON + (getattr(network, "__name__", None) or type(network).__name__)
     names = (f"{plain}{f'-{k}' if k else ''}" for k in itertools.count())
     return next(name for name in names if getattr(NETWORKS.get(name), "network", network) is network)
@@ -121,10 +121,10 @@ def _constant(network: Any) -> Make:
 
 
 def find_network(name: str) -> Make:
-    """Returns what makes the network of a name: registered, or `package.module:factory`.
+    """Returns the factory of a network from its name: a registered name, or `package.module:factory`.
 
     Raises:
-        ConfigError: there is none, or its module cannot be imported.
+        ConfigError: the name is unknown, or its module cannot be imported.
     """
     if name in NETWORKS:
         return NETWORKS[name]
@@ -154,16 +154,16 @@ def find_network(name: str) -> Make:
 
 @dataclass(frozen=True)
 class OwnNetwork:
-    """A user's module, called as the built-in network is.
+    """A user's module with the interface of the built-in network.
 
     Attributes:
         make: makes the module.
         config: its section of the configuration.
         n_out: width of the output: logits, or a value.
-        log_std: where given, the output is followed by as many numbers that do not depend on the input and start
-            here.
-        width: of an observation; 0: not known yet.
-        n_ids: length of the one-hot id that is appended to observations; 0: none is.
+        log_std: if given, the output is followed by the same number of parameters that do not depend on the input,
+            with this initial value.
+        width: width of an observation; 0: not known yet.
+        n_ids: length of the one-hot id that is appended to observations; 0: no id.
     """
 
     make: Make
@@ -178,7 +178,7 @@ class OwnNetwork:
         """A linen module, or a function of `nnx.Rngs`.
 
         Raises:
-            ConfigError: it is neither.
+            ConfigError: the module is neither.
         """
         module = self.make(self.width + self.n_ids, self.n_out, self.config)
         require(
@@ -204,16 +204,16 @@ class OwnNetwork:
 
     @property
     def takes_agent(self) -> bool:
-        """The module is told the agent's index."""
+        """The module takes the agent's index."""
         return "agent" in inspect.signature(type(self._abstract).__call__).parameters
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The name in messages."""
         return type(self._abstract).__name__
 
     def init_params(self, key: PRNGKeyArray, width: int) -> PyTree:
-        """Returns fresh parameters, for observations of the width that the network knows of."""
+        """Returns fresh parameters, for observations of the network's `width`."""
         seen = jnp.zeros((1, 1, self.width + self.n_ids))
         inputs = self._inputs(jnp.zeros((1, self.carry_width)), seen, jnp.zeros((1, 1), bool))
         if self.is_linen:
@@ -238,12 +238,12 @@ class OwnNetwork:
         Args:
             params: of the network.
             own: low-rank deltas to add.
-            choices: None; they need the built-in network.
-            agent: its index.
-            inputs: `carry`, `obs` and `first`; others are for the built-in network.
+            choices: None; only the built-in network supports them.
+            agent: index of the agent.
+            inputs: `carry`, `obs` and `first`; further inputs are for the built-in network.
 
         Raises:
-            ConfigError: what the module returns does not have these shapes.
+            ConfigError: the module's results have wrong shapes.
         """
         carry, obs, first, *_ = inputs
         if self.n_ids:
@@ -296,16 +296,16 @@ class OwnNetwork:
 def make_network(
     config: NetworkConfig, n_out: int, *, head_gain: float, log_std: float | None = None
 ) -> Network | OwnNetwork:
-    """Returns the network of a section of the configuration: the built-in one, or the one that it names.
+    """Returns the network of a section of the configuration: the built-in one, or the named one.
 
     Args:
         config: the section.
         n_out: width of the output.
         head_gain: orthogonal gain of the built-in network's last layer.
-        log_std: start of the log-deviation of actions, where they are continuous.
+        log_std: initial log standard deviation of continuous actions; None: discrete actions.
 
     Raises:
-        ConfigError: there is no network of the name.
+        ConfigError: there is no network of this name.
     """
     if config.module:
         return OwnNetwork(find_network(config.module), config, n_out, log_std)

@@ -1,4 +1,4 @@
-"""Trees of arrays by the paths of their leaves, as files name them."""
+"""Trees of arrays by the paths of their leaves, which files use as names."""
 
 from __future__ import annotations
 
@@ -46,5 +46,5 @@ def digest(tree: PyTree) -> str:
 
 
 def not_finite(leaves: Mapping[str, Any]) -> str | None:
-    """Returns the path of the first leaf that holds NaN or an infinity, if there is one."""
+    """Returns the path of the first leaf with NaN or an infinity, or None."""
     return next((name for name, leaf in leaves.items() if not np.isfinite(np.asarray(leaf)).all()), None)

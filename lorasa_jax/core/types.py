@@ -1,18 +1,18 @@
-"""The records that flow through the library, and the axes their arrays stand on.
+"""Records of arrays, and the names of their axes.
 
-Axis legend, the same everywhere and always in this order:
+Axes have the same names and the same order in all modules:
 
 | axis | meaning |
 |---|---|
 | T    | time steps of one rollout (L: of one chunk of it, C: the chunks) |
-| E    | environments stepped side by side |
+| E    | environments stepped in parallel |
 | N    | agents (V: values per environment, 1 for a team critic and N otherwise) |
-| G    | trunks: shared networks, each the home of one or more agents |
-| K    | owners of what stands on a trunk: agents, or their roles |
-| M    | agents that move together in one stage (a block) |
+| G    | trunks: networks that one or more agents share |
+| K    | owners of adapters on a trunk: agents, or their roles |
+| M    | agents that one stage updates together (a block) |
 | S    | stages of one update (P: passes over the rollout in each) |
 
-Masks are booleans that say yes: `alive`, `avail`, `first`.
+Masks are booleans, true for entries that count: `alive`, `avail`, `first`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,8 @@ class PolicyParams(NamedTuple):
 
     Attributes:
         shared: one tree per trunk, stacked: every leaf is [G, ...].
-        agents: what is owned on top of the trunks, stacked: every leaf is [K, ...] for K
-            owners, which are the agents or their roles; the empty dict where nothing is. Where
-            both own something, a dictionary of two such trees, by their keys.
+        agents: what the owners add to the trunks: a dictionary by scope of stacked trees. Every leaf is [K, ...]
+            for the K owners of the scope. Empty if nothing is owned.
     """
 
     shared: PyTree
@@ -40,27 +39,25 @@ class PolicyParams(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """What one rollout collected; every leaf is [T, E, ...] but for the carries and `inputs`.
+    """Data of one rollout. Every leaf is [T, E, ...], except the carries and `inputs`.
 
     Attributes:
-        obs: what each agent saw before it acted.
-        state: the global state at the same moment, shared by the team.
-        avail: the actions each agent could take, or the dimensions of its action.
+        obs: the observation of each agent before its action.
+        state: the global state at the same time, shared by the team.
+        avail: the available actions of each agent, or the dimensions of its action.
         alive: agents that were alive *before* they acted.
-        first: the step opens an episode, so recurrent states start from zero there.
-        action: the action taken, before any squashing.
-        log_prob: its log-probability under the policy that took it, in R parts: one, or one per dimension.
-        value: the critic's output, in its own (normalised) units.
-        next_value: the critic's output for the state that followed, before any reset;
-            normalised units as well.
+        first: the step is the first of an episode; recurrent states are zero before it.
+        action: the action, before any squashing.
+        log_prob: its log-probability under the acting policy, in R parts: one, or one per dimension.
+        value: the critic's output, in normalised units.
+        next_value: the critic's output for the next state, before any reset, in normalised units.
         reward: [T, E, N].
-        terminated: the episode ended by itself (or, under `time_limit` terminal, in any way): nothing is to be expected
-            after it.
-        truncated: the clock interrupted it: the value of what would have followed counts.
+        terminated: the episode ended by itself (or, under `time_limit` terminal, in any way). The value after it is 0.
+        truncated: the time limit ended the episode. The value of the next state counts.
         actor_carry: the actors' recurrent states at the start of each chunk, [C, E, N, H].
         critic_carry: the critic's, [C, E, V, H].
-        inputs: statistics of what was seen, as it was before it was standardised.
-        owner: the role of each agent, [T, E, N], where what is owned changes hands with it.
+        inputs: statistics of observations and states before standardisation.
+        owner: the role of each agent, [T, E, N], if owners change with roles.
     """
 
     obs: Float[Array, "T E N D"]
@@ -82,14 +79,14 @@ class Trajectory(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """Who moves, in what order, with which clip: an algorithm, as data.
+    """An algorithm as data: which agents are updated together, in what order, with which clip.
 
-    Each row is one stage: a block of agents that passes over the rollout, P times.
+    Each row is one stage, in which a block of agents makes P passes over the rollout.
 
     Attributes:
-        block: the agents that move together in each stage, [S, M].
+        block: the agents that each stage updates together, [S, M].
         clip_eps: the clip of the surrogate in each stage, [S].
-        trace: advantages are corrected for the agents that moved before, [S].
+        trace: advantages are corrected for the agents that were updated before, [S].
         train_actor: the pass trains the block's actors, [S, P].
         train_critic: the pass trains the critic, [S, P].
     """
@@ -102,16 +99,16 @@ class Schedule(NamedTuple):
 
 
 class RolloutState(NamedTuple):
-    """Where the environments stand between two rollouts; every leaf is [E, ...].
+    """State of the environments between two rollouts. Every leaf is [E, ...].
 
     Attributes:
-        env_state: the environments' own states.
-        timestep: what the agents see now.
-        first: an episode opens here.
+        env_state: states of the environments.
+        timestep: the current observations.
+        first: the next step is the first of an episode.
         actor_carry: the actors' recurrent states, [E, N, H].
         critic_carry: the critic's, [E, V, H].
         episode_return: reward of the running episode so far, averaged over agents.
-        episode_length: its steps so far.
+        episode_length: steps of the running episode so far.
     """
 
     env_state: PyTree
@@ -124,7 +121,7 @@ class RolloutState(NamedTuple):
 
 
 class Learner(NamedTuple):
-    """All that an update changes: parameters, optimiser states, statistics of values and of inputs."""
+    """Everything that an update changes: parameters, optimiser states, statistics of values and of inputs."""
 
     actor: PolicyParams
     critic: PolicyParams
@@ -135,7 +132,7 @@ class Learner(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """What it takes to play: every agent's full weights, and the statistics by which inputs are standardised."""
+    """Weights for acting: every agent's full weights, and the statistics that standardise inputs."""
 
     actors: PolicyParams
     inputs: PyTree = ()
@@ -149,13 +146,13 @@ class Rates(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """The whole of a training run between two iterations.
+    """The state of a training run between two iterations.
 
     Attributes:
         learner: parameters, optimiser states and value statistics.
-        rollout: where the environments stand.
-        key: the run's key; what iteration i draws depends on it and on i alone.
-        iteration: iterations done so far.
+        rollout: state of the environments.
+        key: the run's key; the random numbers of iteration i depend only on the key and on i.
+        iteration: number of completed iterations.
         lr: learning rate of the actors in this phase, before any annealing.
     """
 
