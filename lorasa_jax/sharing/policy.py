@@ -1,7 +1,7 @@
-"""From one agent's network to a team's policy: the map over agents lives here, and only here.
+"""Makes a team's policy from one agent's network. Only this module maps over agents.
 
-The critic is a `Policy` too: its outputs are values, and its agents are those for whom a
-value is estimated (a single one for a team critic).
+The critic is also a `Policy`. Its outputs are values, and its agents are those with a value
+(a single one for a team critic).
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ class Policy(NamedTuple):
         sharing: the scheme.
         init: `init(key) -> PolicyParams`.
         on_trunks: `on_trunks(key, shared) -> PolicyParams`: fresh adapters on plain trunks.
-        init_adapters: `init_adapters(key, params) -> PolicyParams`: the same trunks with what the agents own
-            started afresh, so that every agent's network equals its trunk.
-        expand: `expand(params) -> own`: what every agent uses at each level, [N, ...].
-        merge: `merge(params) -> PolicyParams`: each agent's full weights, for `schemes.independent`; where owners
-            change, what it was given.
+        init_adapters: `init_adapters(key, params) -> PolicyParams`: the same trunks with newly initialised adapters,
+            so every agent's network equals its trunk.
+        expand: `expand(params) -> own`: the adapter of every agent at each level, [N, ...].
+        merge: `merge(params) -> PolicyParams`: each agent's full weights, for `schemes.independent`; if owners
+            change, the unchanged argument.
         acting_params: `acting_params(params) -> PolicyParams` for a policy of the same network under
-            `schemes.acting(scheme)`, which plays as this one: only what adapters change has a leading axis of agents.
+            `schemes.acting(scheme)`, which acts identically. Only leaves that adapters change have an agent axis.
         initial_carry: `initial_carry(n_envs) -> [E, N, H]` of zeros.
         unroll: `unroll(params, carry [E, N, H], obs [T, E, N, D], first [T, E], block=None, owner=None)
             -> (carries [T, E, N, H] after each step, outputs [T, E, N, O])`. With `block`
-            (indices, [M]) the agent axes of the inputs and outputs are the block's. `first` may
-            be [T, E, M], where every agent's environments are in an order of their own. Where owners
-            change, `owner` [T, E, N] names them.
+            (indices, [M]) the agent axes of inputs and outputs contain only the block. `first` may
+            be [T, E, M] if each agent's environments have a different order. `owner` [T, E, N]
+            names the owners if they change.
     """
 
     sharing: Sharing
@@ -62,17 +62,17 @@ class Policy(NamedTuple):
 def make_policy(
     sharing: Sharing, network: Network | OwnNetwork, obs_dim: int, obs_widths: tuple[int, ...] | None = None
 ) -> Policy:
-    """Returns the policy of a team whose every agent sees `obs_dim` numbers, its id apart.
+    """Returns the policy of a team in which every agent observes `obs_dim` numbers, without its id.
 
     Args:
         sharing: the scheme.
-        network: of one agent.
+        network: the network of one agent.
         obs_dim: D.
-        obs_widths: the leading columns that mean something to each agent; None: all.
+        obs_widths: the number of real leading columns of each agent; None: all.
 
     Raises:
-        ConfigError: the network would normalise all that an agent sees to a constant, or, where agents own something,
-            a network of one's own does not use all of it.
+        ConfigError: the network would normalise an agent's observation to a constant, or a user's network does not use
+            all adapters.
     """
     network = _fitted(network, sharing, obs_dim, min(obs_widths or (obs_dim,)))
     functions = _parameter_functions(sharing, network, obs_dim)
@@ -128,7 +128,7 @@ def _parameter_functions(sharing: Sharing, network: Network | OwnNetwork, obs_di
 
     def init_adapters(key: PRNGKeyArray, params: PolicyParams) -> PolicyParams:
         def start(key: PRNGKeyArray, level: Level) -> PyTree:
-            # An owner starts as its first agent would; where owners change, the trunk gives but the shapes.
+            # An owner starts on the trunk of its first agent. If owners change, the trunk only gives the shapes.
             trunk_index = [0] * level.n_owners
             if level.owner is not None:
                 trunk_index = [sharing.groups[level.owner.index(k)] for k in range(level.n_owners)]
@@ -177,12 +177,12 @@ def _parameter_functions(sharing: Sharing, network: Network | OwnNetwork, obs_di
 
 
 class _Members(NamedTuple):
-    """Whose parameters each agent uses."""
+    """Selects the parameters that each agent uses."""
 
     sharing: Sharing
 
     def rows(self, stack: PyTree, home: tuple[int, ...], block: Array | None) -> PyTree:
-        """Each member's row of a stack; nothing is copied where everyone has the row of its own number."""
+        """Each member's row of a stack. Without a copy if agent i has row i."""
         if block is None and home == tuple(range(self.sharing.n_agents)):
             return stack
         members = jnp.array(home) if block is None else jnp.array(home)[block]
@@ -195,7 +195,7 @@ class _Members(NamedTuple):
         return self.rows(shared, self.sharing.groups, block), 0
 
     def owned(self, params: PolicyParams, block: Array | None) -> tuple[PyTree, PyTree]:
-        """What each agent owns, alone or with others, and its mapped axes; where owners change, what all own."""
+        """The adapters of each agent, and their mapped axes; for changing owners, the adapters of all owners."""
         own, axes = {}, {}
         for name, level in self.sharing.stacks.items():
             stack = params.agents[name]
@@ -205,7 +205,7 @@ class _Members(NamedTuple):
 
 
 def _choices(sharing: Sharing, trunk: PyTree, own: PyTree) -> Deltas | None:
-    """The deltas of all owners, [K, ...], of the level where owners change."""
+    """The deltas of all owners, [K, ...], at the level with changing owners."""
     for name, level in sharing.stacks.items():
         if level.owner is None:
             _, (choices,) = level.adapter.apply(trunk, own[name])
@@ -214,7 +214,7 @@ def _choices(sharing: Sharing, trunk: PyTree, own: PyTree) -> Deltas | None:
 
 
 def _fitted(network: Network | OwnNetwork, sharing: Sharing, obs_dim: int, least_width: int) -> Network | OwnNetwork:
-    """The network with the width of what it sees, and with ids where agents see them."""
+    """The network with its input width, and with ids if agents see them."""
     n_ids = sharing.n_agents if sharing.agent_id else 0
     if isinstance(network, Network):
         require(
@@ -238,7 +238,7 @@ def _fitted(network: Network | OwnNetwork, sharing: Sharing, obs_dim: int, least
 
 
 def _require_all_used(policy: Policy, obs_dim: int, name: str) -> None:
-    """Raises `ConfigError` where the outputs of a team do not depend on something that its agents own."""
+    """Raises `ConfigError` if the outputs of a team do not depend on all parameters that its agents own."""
     params = jax.eval_shape(policy.init, jax.random.key(0))
     stacks, layers = split(params), ", ".join(params.shared)
     for level in policy.sharing.stacks:

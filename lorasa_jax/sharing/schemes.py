@@ -1,4 +1,4 @@
-"""Sharing schemes, as data: which trunk an agent stands on, what it or its role owns, whether it sees its id."""
+"""Sharing schemes as data: the trunk of each agent, what the agent or its role owns, and whether it sees its id."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ C = TypeVar("C", bound=Config)
 
 @dataclass(frozen=True)
 class Level:
-    """What is owned besides the trunks, and by whom.
+    """Parameters that are owned in addition to the trunks, and their owners.
 
     Attributes:
-        scope: what makes an owner: `team`, all agents together; `unit_type`, the agent's role; or `agent`.
-        adapter: what each owner has.
+        scope: the kind of owner: `team`, all agents together; `unit_type`, the agent's role; or `agent`.
+        adapter: the parameters of each owner.
         n_owners: K.
-        owner: the owner of each agent, 0 <= owner[i] < K; None: it changes, and every time step says it.
-        factor: the learning rate of what is owned over that of the phase; `make_sharing` puts a number in the place of
-            auto.
+        owner: the owner of each agent, 0 <= owner[i] < K; None: it changes, and every time step names it.
+        factor: learning rate of the level, relative to the phase; `make_sharing` replaces auto by a number.
     """
 
     scope: str
@@ -41,17 +40,17 @@ class Level:
 
 @dataclass(frozen=True)
 class Sharing:
-    """Who shares which parameters.
+    """A sharing scheme.
 
     Attributes:
-        groups: the trunk of each agent, 0 <= groups[i] < G, every trunk with a tenant.
-        levels: what is owned besides, from the coarsest scope to the finest; the corrections of several levels add up.
-        agent_id: networks tell agents apart by their ids.
-        two_phase: the trunks are trained alone first, and what agents own starts at the switch. Where they own nothing,
-            the trunks go on with a fresh optimiser.
-        frozen: trunks are not trained together with what agents own.
-        clustered: `groups` are those of the configuration, given or found before training.
-        leveled: `levels` are those of the configuration, of low-rank adapters.
+        groups: the trunk of each agent, 0 <= groups[i] < G. Every trunk serves at least one agent.
+        levels: parameters owned in addition, from the coarsest scope to the finest. Their corrections add up.
+        agent_id: networks see agents' ids.
+        two_phase: phase 1 trains only the trunks, and adapters start at the switch. Without adapters, the switch only
+            resets the trunks' optimiser.
+        frozen: trunks are not trained together with adapters.
+        clustered: `groups` come from the configuration, given or found before training.
+        leveled: `levels` come from the configuration, with low-rank adapters.
     """
 
     groups: tuple[int, ...]
@@ -74,32 +73,32 @@ class Sharing:
 
     @property
     def adapters(self) -> dict[str, Adapter]:
-        """What an agent uses besides its trunk by scope, where it is always the same owner's."""
+        """The adapters of fixed owners, by scope."""
         return {level.scope: level.adapter for level in self.levels if level.owner is not None}
 
     @property
     def all_adapters(self) -> dict[str, Adapter]:
-        """The same, and with it the adapters among which every sample chooses."""
+        """All adapters by scope, including those of changing owners."""
         return {level.scope: level.adapter for level in self.levels}
 
     @property
     def n_choices(self) -> int:
-        """K, the number of owners of whom every sample names one."""
+        """K, the number of changing owners, of which every sample names one."""
         return next(level.n_owners for level in self.levels if level.owner is None)
 
     @property
     def dynamic_roles(self) -> bool:
-        """Owners change in the course of play."""
+        """Owners differ from sample to sample."""
         return any(level.owner is None for level in self.levels)
 
     @property
     def shared_across_trunks(self) -> bool:
-        """Agents on different trunks may have something in common."""
+        """Agents on different trunks may share an owner."""
         return self.n_trunks > 1 and any(level.owner != tuple(range(self.n_agents)) for level in self.levels)
 
     @property
     def finest(self) -> tuple[tuple[int, ...] | None, int]:
-        """The owner of each agent, and how many there are: of the last level, or of trained trunks that are finer."""
+        """The owner of each agent, and the number of owners, at the last level, or of trained trunks if these are finer."""
         trunks = (self.groups, self.n_trunks)
         if not self.levels:
             return trunks
@@ -108,7 +107,7 @@ class Sharing:
 
     @property
     def stacks(self) -> dict[str, Level]:
-        """The levels by the name of their stack of slots, the scope."""
+        """The levels by scope, which names their stack of slots."""
         return {level.scope: level for level in self.levels}
 
 
@@ -118,7 +117,7 @@ def one_trunk(n_agents: int, agent_id: bool) -> Sharing:
 
 
 def own_trunks(n_agents: int, agent_id: bool = False) -> Sharing:
-    """Returns the scheme in which every agent has a network of its own."""
+    """Returns the scheme in which every agent has its own network."""
     return Sharing(tuple(range(n_agents)), (), agent_id)
 
 
@@ -138,29 +137,29 @@ def cluster_trunks(n_agents: int, config: Config) -> Sharing:
 
 
 def split(params: PolicyParams) -> dict[str, PyTree]:
-    """Returns the stacks that parameters consist of, every leaf [slots, ...]: `shared`, and one for each level."""
+    """Returns the parameters as stacks with leaves [slots, ...]: `shared`, and one for each level."""
     return {"shared": params.shared, **params.agents}
 
 
 def join(params: PolicyParams, stacks: dict[str, PyTree]) -> PolicyParams:
-    """Returns the parameters with the stacks that are given in the place of theirs."""
+    """Returns the parameters with the given stacks replaced."""
     whole = split(params) | stacks
     return PolicyParams(whole.pop("shared"), whole)
 
 
 def by_agent(n_agents: int, adapter: Adapter) -> Level:
-    """Returns the level of what every agent has for itself."""
+    """Returns the level of parameters that every agent owns alone."""
     return Level("agent", adapter, n_agents, tuple(range(n_agents)))
 
 
 def adapted(trunks: Sharing, config: Config) -> Sharing:
-    """Returns the same trunks, trained first and then frozen, with the low-rank adapters of `config.levels`.
+    """Returns a scheme that trains these trunks, then freezes them and trains the low-rank adapters of `config.levels`.
 
-    Who has which role is said by `make_sharing`.
+    `make_sharing` fills in the owners by role.
     """
 
     def level(of: AdapterLevel) -> Level:
-        # Where there is a deviation of the actions, it is always the owner's own.
+        # Every owner always corrects the log standard deviation of continuous actions.
         adapter = low_rank(of.rank, of.scale, Layers((*of.layers, "log_std")))
         alone = replace(by_agent(trunks.n_agents, adapter), scope=of.scope, factor=of.factor)
         return replace(alone, n_owners=1, owner=(0,) * trunks.n_agents) if of.scope == "team" else alone
@@ -170,19 +169,19 @@ def adapted(trunks: Sharing, config: Config) -> Sharing:
 
 
 def joint(sharing: Sharing) -> Sharing:
-    """Returns the scheme with trunks and what agents own trained together, from the start."""
+    """Returns the scheme with trunks and adapters trained together from the start."""
     return replace(sharing, two_phase=False, frozen=False)
 
 
 def one_phase(n_agents: int, adapter: Adapter) -> Sharing:
-    """Returns one trunk, and what every agent owns besides; both are trained from the start."""
+    """Returns one trunk and an adapter per agent, trained together from the start."""
     return replace(one_trunk(n_agents, agent_id=False), levels=(by_agent(n_agents, adapter),))
 
 
 SCHEMES: dict[str, Callable[[int, Config], Sharing]] = {
     "ps": lambda n, config: one_trunk(n, agent_id=False),
     "ps_id": lambda n, config: one_trunk(n, agent_id=True),
-    # What adapters have to beat: the same trunk trained on, with the fresh optimiser that adapters have.
+    # The control for adapters: the same trunk is trained further, with a fresh optimiser as adapters have.
     "ps_restart": lambda n, config: replace(one_trunk(n, agent_id=True), two_phase=True),
     "nps": lambda n, config: own_trunks(n),
     "mtl": lambda n, config: one_phase(n, own_layers(("head", "log_std"))),
@@ -197,7 +196,7 @@ SCHEMES: dict[str, Callable[[int, Config], Sharing]] = {
 
 
 def register_scheme(name: str, scheme: Callable[[int, Config], Sharing]) -> None:
-    """Adds a sharing scheme, which `Config(sharing=name)` and `--sharing name` then choose.
+    """Registers a sharing scheme for `Config(sharing=name)` and `--sharing name`.
 
     Examples:
         >>> from lorasa_jax import Config, register_scheme
@@ -209,11 +208,11 @@ def register_scheme(name: str, scheme: Callable[[int, Config], Sharing]) -> None
         'nps_id'
 
     Args:
-        name: a word that no scheme has yet.
+        name: a word that no other scheme uses.
         scheme: a function of the number of agents and the configuration.
 
     Raises:
-        ConfigError: the name cannot be taken, or the function does not return a `Sharing` of two agents for two.
+        ConfigError: the name is invalid or taken, or the function does not return a `Sharing` of two agents for two.
     """
 
     def trial() -> None:
@@ -226,12 +225,12 @@ def register_scheme(name: str, scheme: Callable[[int, Config], Sharing]) -> None
 
 
 def is_clustered(config: Config) -> bool:
-    """Says whether the scheme's trunks follow `config.groups`."""
+    """Returns whether the scheme's trunks follow `config.groups`."""
     return SCHEMES[config.sharing](1, replace(config, groups=(0,))).clustered
 
 
 def under(config: C, name: Any) -> C:
-    """Returns the configuration under another scheme, without the settings that mean nothing there."""
+    """Returns the configuration under another scheme, without settings that do not apply to it."""
     config = replace(config, sharing=name)
     scheme = SCHEMES[name](1, replace(config, groups=(0,)))
     changes: dict[str, Any] = {} if scheme.clustered else {"groups": None}
@@ -244,11 +243,12 @@ def under(config: C, name: Any) -> C:
 
 
 def make_sharing(spec: EnvSpec, config: Config) -> Sharing:
-    """Returns the scheme that the configuration names, for the agents of an environment.
+    """Returns the configured scheme for the agents of an environment.
 
     Raises:
-        ConfigError: it needs groups and has none, or they do not fit; or it has no use for them, or for another
-            setting. It needs roles and there are none, or they change and agents move one by one.
+        ConfigError: the scheme needs groups and there are none, or they do not fit. Groups or another setting do not
+            apply to the scheme. The scheme needs roles and there are none, or roles change and agents are updated one
+            by one.
     """
     require(
         config.groups is None or is_clustered(config),
@@ -265,7 +265,7 @@ def make_sharing(spec: EnvSpec, config: Config) -> Sharing:
 
 
 def _with_freezing(sharing: Sharing, config: Config) -> Sharing:
-    """The scheme with its trunks frozen or not as asked; refuses settings that it has no use for."""
+    """The scheme with its trunks frozen or not; refuses settings that do not apply to it."""
     name, freeze = config.sharing, config.freeze_trunk
     choice = "choose lorasa, lorasa_joint or seps_lora"
     require(
@@ -307,10 +307,10 @@ def _with_owners(level: Level, spec: EnvSpec) -> Level:
 def _with_factor(level: Level, spec: EnvSpec) -> Level:
     """The level with a number for its factor.
 
-    `auto` is 1 / sqrt(K) for K owners where all agents are paid the same. Everyone's advantages then hold the noise of
-    what all agents do, and each owner has about 1 / K of the samples to average it away. Adam's step does not shrink
-    with noise, so the rate does, with the square root of the batch (Malladi et al. 2022). Where each agent is paid by
-    itself, `auto` is 1.
+    `auto` is 1 / sqrt(K) for K owners if all agents receive the same reward. The advantages of each agent then contain
+    noise from the actions of all agents, and each owner has about 1 / K of the samples to average this noise. Adam's
+    step does not shrink with noise, so the rate is lowered by the square root of the batch ratio (Malladi et al. 2022).
+    If each agent receives its own reward, `auto` is 1.
     """
     if level.factor != "auto":
         return level
@@ -318,14 +318,14 @@ def _with_factor(level: Level, spec: EnvSpec) -> Level:
 
 
 def trunks_only(sharing: Sharing) -> Sharing:
-    """Returns the scheme of the first phase: the same trunks, nothing on top."""
+    """Returns the scheme of the first phase: the same trunks without adapters."""
     return replace(sharing, levels=(), two_phase=False, frozen=False, leveled=False)
 
 
 def acting(sharing: Sharing) -> Sharing:
-    """Returns the scheme of the weights that agents play with: each has those that adapters change, merged.
+    """Returns the scheme for acting: each agent has merged copies of the weights that adapters change.
 
-    Where owners change no agent has weights to call its own, and the scheme stays as it is.
+    If owners change, no agent has its own weights, and the scheme is returned unchanged.
     """
     if not sharing.levels or sharing.dynamic_roles:
         return sharing
@@ -333,7 +333,7 @@ def acting(sharing: Sharing) -> Sharing:
 
 
 def independent(sharing: Sharing) -> Sharing:
-    """Returns the scheme of a network per agent; agents that see their ids still do."""
+    """Returns the scheme with a network per agent; whether agents see their ids does not change."""
     return replace(trunks_only(sharing), groups=tuple(range(sharing.n_agents)), clustered=False)
 
 
@@ -343,7 +343,7 @@ def count(tree: PyTree) -> int:
 
 
 def critic_sharing(scope: str, n_agents: int, separate: bool = False) -> Sharing:
-    """Returns the scheme of the critic: one network, estimating one value or one per agent; or a network per agent."""
+    """Returns the critic's scheme: a network with one value, one with a value per agent, or a network per agent."""
     if scope == "team":
         return one_trunk(1, agent_id=False)
     return own_trunks(n_agents) if separate else one_trunk(n_agents, agent_id=True)

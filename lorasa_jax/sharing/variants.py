@@ -1,8 +1,8 @@
-"""What agents own on top of a trunk, as pairs of pure functions over parameter trees of any depth.
+"""Kinds of adapters, as pairs of pure functions over parameter trees of any depth.
 
-An adapter says how one owner's own parameters start, and how they change the trunk's. A layer is known by the path of
-its kernel, such as `fc1` or `attention/query`. What has no kernel, such as an embedding or a normalisation, stays
-shared.
+An adapter defines the initial parameters of one owner, and how they change the trunk's parameters. A layer is named by
+the path of its kernel, such as `fc1` or `attention/query`. Parameters without a kernel, such as embeddings or
+normalisations, stay shared.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lorasa_jax.deltas import Deltas, Spec
 
 
 class Layers:
-    """The layers whose names fit one of some patterns: `name in layers`."""
+    """The layers whose names match one of several patterns: `name in layers`."""
 
     def __init__(self, patterns: tuple[str, ...]):
         self.patterns = patterns
@@ -42,11 +42,11 @@ class Adapter(NamedTuple):
     """One kind of owned parameters, for a single owner and a single trunk.
 
     Attributes:
-        init: `init(key, trunk) -> own`, such that the adapted network equals the trunk.
-        apply: `apply(trunk, own) -> (params, corrections)`: the owner's parameters, and low-rank deltas that are still
-            to be added to them, by `deltas.merge` or within the layers.
-        init_shared: `init_shared(trunk) -> trunk`: all that owners share, without what no owner uses any more, and
-            with what makes owners' weights from what they own.
+        init: `init(key, trunk) -> own`. With these parameters the adapted network equals the trunk.
+        apply: `apply(trunk, own) -> (params, corrections)`: the owner's parameters, and low-rank deltas that
+            `deltas.merge` or the layers add to them.
+        init_shared: `init_shared(trunk) -> trunk`: the shared parameters. Parameters that no owner uses are removed,
+            and parameters that generate owners' weights are added.
     """
 
     init: Callable[[PRNGKeyArray, PyTree], PyTree]
@@ -65,22 +65,21 @@ def layer_names(tree: PyTree) -> list[str]:
 
 
 def low_rank(rank: int, scale: float, where: Collection[str]) -> Adapter:
-    """Returns low-rank adapters, the deltas of `lorasa_jax.deltas`, on the kernels of the named layers.
+    """Returns low-rank adapters (`lorasa_jax.deltas`) on the kernels of the named layers.
 
-    With K (in, out) the trunk's kernel, owner i's is
+    With the trunk's kernel K (in, out), owner i's kernel is
 
         K + scale L_i R_i,   L_i (in, r) = 0,   R_i (r, out) ~ U(-1/sqrt(r), 1/sqrt(r))
 
-    and K + D_i with D_i = 0 where r >= min(in, out), and for a vector. Biases, normalisations and embeddings stay the
-    trunk's. An owner has `left` and `right`, or `full`, by layer.
+    For r >= min(in, out), and for vectors, it is K + D_i with D_i = 0. Biases, normalisations and embeddings belong to
+    the trunk. An owner has `left` and `right`, or `full`, for each layer.
 
     Args:
         rank: r, at least 1.
         scale: alpha / r.
-        where: names of the layers; a layer left out is the trunk's own.
+        where: names of the layers; other layers have no adapter.
 
-    Source: LoRA (Hu et al. 2021), mirrored, with the factor on the input side starting at
-    zero; LoRASA (arXiv 2502.05573).
+    Source: LoRA (Hu et al. 2021), but with the zero factor on the input side; LoRASA (arXiv 2502.05573).
     """
 
     def spec_of(trunk: PyTree) -> Spec:
@@ -116,24 +115,24 @@ def _kernels(trunk: PyTree, where: Collection[str]) -> dict[str, Array]:
 
 
 def _with(trunk: PyTree, leaves: dict[str, Array]) -> PyTree:
-    """The trunk with leaves, by path, in the place of its own or added to them."""
+    """The trunk with leaves replaced or added, by path."""
     return nested(by_path(trunk) | leaves)
 
 
 def generated(size: int, where: Collection[str]) -> Adapter:
     """Returns kernels that a linear hypernetwork corrects for every owner.
 
-    With e_i (z,) what owner i has, its embedding, and W (z, in, out) the trunk's, both trained, its kernel is
+    Owner i has an embedding e_i (z,), and the trunk has W (z, in, out). Both are trained. The owner's kernel is
 
         K + sum_z e_i[z] W[z],   W = 0,   e_i ~ U(-1/sqrt(z), 1/sqrt(z))
 
-    At the start only K and W have a gradient.
+    At the start only K and W have a nonzero gradient.
 
     Args:
         size: z.
         where: names of the layers.
 
-    Source: the idea is HyperMARL's (Tessera et al. 2025, arXiv 2412.04233), where all weights are generated.
+    Source: HyperMARL (Tessera et al. 2025, arXiv 2412.04233), which generates all weights.
     """
 
     def init(key: PRNGKeyArray, trunk: PyTree) -> PyTree:
@@ -155,19 +154,18 @@ def generated(size: int, where: Collection[str]) -> Adapter:
 
 
 def masked(where: Collection[str]) -> Adapter:
-    """Returns kernels of which every owner leaves out the entries below thresholds of its own.
+    """Returns kernels in which every owner masks out the entries below its own thresholds.
 
-    With t_i (in, out) what owner i has, its kernel is
+    Owner i has thresholds t_i (in, out). Its kernel is
 
         K * [|K| > t_i],   t_i = 0
 
-    where backwards the bracket counts as |K| - t_i with |K| held: an entry left out can come back.
+    In the backward pass the bracket is |K| - t_i with |K| constant, so a masked entry can return.
 
     Args:
         where: names of the layers.
 
-    Source: the idea is Kaleidoscope's (Li et al. 2024, arXiv 2410.08540); the straight-through gradient is Bengio et
-    al.'s (2013).
+    Source: Kaleidoscope (Li et al. 2024, arXiv 2410.08540); straight-through gradient: Bengio et al. (2013).
     """
 
     def init(key: PRNGKeyArray, trunk: PyTree) -> PyTree:
@@ -187,9 +185,9 @@ def masked(where: Collection[str]) -> Adapter:
 
 
 def own_layers(where: Collection[str]) -> Adapter:
-    """Returns whole layers of an owner's own in place of the trunk's.
+    """Returns whole layers per owner that replace the trunk's layers.
 
-    They start as the trunk's do, equal for all owners.
+    Their initial values are the trunk's, equal for all owners.
 
     Args:
         where: names of the layers.
@@ -206,11 +204,11 @@ def own_layers(where: Collection[str]) -> Adapter:
 
 
 def replaced(own: Callable[[PyTree], PyTree], shared: Callable[[PyTree], PyTree]) -> Adapter:
-    """Returns leaves of an owner's own beside those that all share.
+    """Returns an adapter that splits a trunk into owned and shared leaves.
 
     Args:
-        own: the leaves of a trunk that each owner has.
-        shared: the others.
+        own: selects the leaves that each owner has.
+        shared: selects the other leaves.
     """
     return Adapter(
         init=lambda key, trunk: own(trunk),
@@ -220,10 +218,10 @@ def replaced(own: Callable[[PyTree], PyTree], shared: Callable[[PyTree], PyTree]
 
 
 def acting(adapters: dict[str, Adapter]) -> Adapter:
-    """Returns the adapter of agents that act: each has the merged leaves that its adapters change, and no others.
+    """Returns the adapter for acting: each agent has merged copies of only the leaves that its adapters change.
 
     Args:
-        adapters: by level; what an agent has is a dictionary by level.
+        adapters: by level; an agent's parameters are a dictionary by level.
     """
 
     def changed(trunk: PyTree) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -234,17 +232,17 @@ def acting(adapters: dict[str, Adapter]) -> Adapter:
 
 
 def split_merged(adapters: dict[str, Adapter], trunk: PyTree, own: PyTree) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Returns an agent's full parameters by path: those that its adapters change, and those that are the trunk's."""
+    """Returns an agent's full parameters by path: those that its adapters change, and the unchanged ones."""
     before, after = by_path(trunk), by_path(merge(adapters, trunk, own))
     changed = {path: leaf for path, leaf in after.items() if leaf is not before.get(path)}
     return changed, {path: leaf for path, leaf in after.items() if path not in changed}
 
 
-# Several levels: what an agent uses is a dictionary of what it uses at each, and the changes add up
+# Several levels: an agent's adapters are a dictionary by level, and their changes add up
 
 
 def apply(adapters: dict[str, Adapter], trunk: PyTree, own: PyTree) -> tuple[PyTree, tuple[Deltas, ...]]:
-    """Returns the parameters after the adapters of all levels, and the deltas that are still to be added."""
+    """Returns the parameters after the adapters of all levels, and the deltas still to be added."""
     corrections: tuple[Deltas, ...] = ()
     for name, adapter in adapters.items():
         trunk, more = adapter.apply(trunk, own[name])
@@ -259,7 +257,7 @@ def merge(adapters: dict[str, Adapter], trunk: PyTree, own: PyTree) -> PyTree:
 
 
 def init_shared(adapters: dict[str, Adapter], trunk: PyTree) -> PyTree:
-    """Returns what agents share under the adapters of all levels."""
+    """Returns the shared parameters under the adapters of all levels."""
     for adapter in adapters.values():
         trunk = adapter.init_shared(trunk)
     return trunk
