@@ -1,14 +1,14 @@
-"""Who belongs with whom, for schemes with a trunk per cluster of agents: found once, before training.
+"""Finds clusters of agents once, before training, for schemes with a trunk per cluster.
 
-Selective parameter sharing (SePS; Christianos et al. 2021, arXiv 2102.07475). What agents live through under
-the untrained policy is predicted from a code of the agent: an encoder gives agent i the normal q_i(z), and a decoder
-predicts from z, the observation and the action what is seen next and what is earned. Only what the world does
-differently to different agents is worth a place in the code. Agents with similar codes form a cluster.
+The method is selective parameter sharing (SePS; Christianos et al. 2021, arXiv 2102.07475). All agents play with an
+untrained policy. An encoder gives agent i the normal distribution q_i(z) of a code. A decoder predicts the next
+observation and the reward from z, the observation and the action. So the code only encodes differences between the
+agents' transitions and rewards. Agents with similar codes form a cluster.
 
-In the published recipe one code serves observations and reward. The reward is then one of many predicted numbers, and
-agents that differ only in what they are paid for are not told apart. By default there are two codes instead: one
-predicts observations, with the published settings; the other predicts the reward alone. Agents belong together if they
-do so under both.
+In the published method one code predicts observations and reward. The reward is then one of many predicted numbers, and
+agents that differ only in their rewards are not distinguished. By default there are two codes instead: one predicts
+observations, with the published settings, and the other only the reward. Agents share a cluster if they do so under
+both.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ from lorasa_jax.sharing.schemes import is_clustered
 C = TypeVar("C", bound=Config)
 
 STEPS = 4096
-"""Steps of every agent that are played, at least."""
+"""Minimum number of steps that every agent plays."""
 CODE, WIDTH = 10, 64
 """Widths of the code and of the hidden layers."""
 APART = 2.0
-"""Deviations between two agents' codes from which on they are told apart."""
+"""Agents differ if their codes are more than this number of standard deviations apart."""
 STRUCTURE = 0.5
-"""Silhouette from which on clusters are preferred to agents that all stand alone."""
+"""Smallest silhouette at which clusters are preferred to one cluster per agent."""
 
 
 class Fit(NamedTuple):
-    """How encoder and decoder are trained, by Adam, in passes over everything that was played.
+    """Settings of the training of encoder and decoder with Adam.
 
     Attributes:
-        kl_weight: the weight of the code's distance from a standard normal.
-        rate: the learning rate, or its schedule over so many steps.
+        kl_weight: weight of the KL divergence between the code and a standard normal.
+        rate: maps the number of steps to a learning rate or its schedule.
         batch: rows per step.
-        passes: over the data, at least.
-        steps: at least.
+        passes: minimum number of passes over the data.
+        steps: minimum number of steps.
     """
 
     kl_weight: float
@@ -63,21 +63,21 @@ class Fit(NamedTuple):
 
 
 PUBLISHED = Fit(1e-4, lambda steps: 3e-4, batch=128)
-"""Of SePS."""
+"""Settings of SePS."""
 REWARD = Fit(1e-2, partial(optax.cosine_decay_schedule, 3e-3), batch=256, steps=4000)
-"""Of the code that predicts the reward alone, in standard deviations. What explains less than about one percent of the
-reward's variance is not worth a place in the code: so much may be chance."""
+"""Settings of the code that predicts only the standardised reward. The code ignores effects that explain less than
+about one percent of the reward's variance, because they may be chance."""
 
 
 def with_groups(config: C, env: Env, status: Callable[[str], None] = lambda text: None) -> C:
-    """Returns the configuration with groups, found where its scheme needs them and they are not given.
+    """Returns the configuration with groups. They are found if the scheme needs them and they are not given.
 
-    All seeds of a run share them: they depend on its first seed alone.
+    All seeds of a run share them. They depend only on its first seed.
 
     Args:
         config: the run's configuration.
         env: its environment.
-        status: told what happens, where it takes time.
+        status: receives progress messages.
 
     Raises:
         ConfigError: the configuration does not fit the environment.
@@ -94,8 +94,8 @@ def find_groups(config: Config, env: Env, key: PRNGKeyArray) -> tuple[int, ...]:
     """Returns the cluster of each agent, numbered in the order of first appearance.
 
     Args:
-        config: of a scheme that takes groups; `grouping` says whether one code predicts observations and reward
-            (`joint`), or each has a code of its own and agents must agree in both (`separate`).
+        config: of a scheme with groups. With `grouping` `joint`, one code predicts observations and reward. With
+            `separate` each has its own code, and agents of a cluster must agree in both.
         env: its environment.
         key: used for play and training.
     """
@@ -121,13 +121,13 @@ def common_refinement(partitions: Sequence[Sequence[int]]) -> tuple[int, ...]:
 
 
 class Experience(NamedTuple):
-    """What agents lived through, a row per agent and step in which it was alive; all numbers lie in [0, 1].
+    """Transitions of agents, one row per agent and step at which it was alive. All numbers lie in [0, 1].
 
     Attributes:
-        agent: whose it was.
-        before: its observation and its action, side by side.
-        after: its next observation and its reward.
-        known: entries of `after` that were seen; at the end of an episode only the reward is.
+        agent: index of the agent.
+        before: its observation and its action, concatenated.
+        after: its next observation and its reward, concatenated.
+        known: valid entries of `after`; at the end of an episode only the reward.
     """
 
     agent: Int[np.ndarray, " B"] | Int[Array, " B"]
@@ -142,13 +142,13 @@ def observations_alone(experience: Experience) -> Experience:
 
 
 def reward_alone(experience: Experience) -> Experience:
-    """Returns the experience with the reward as the only outcome; every column has mean 0 and deviation 1."""
+    """Returns the experience with the reward as the only outcome. Every column has mean 0 and standard deviation 1."""
     before, reward = map(_standardised, (experience.before, experience.after[:, -1:]))
     return experience._replace(before=before, after=reward, known=experience.known[:, -1:])
 
 
 def _standardised(columns: ArrayLike) -> Float[np.ndarray, "B K"]:
-    """Columns with mean 0 and deviation 1; a constant one becomes 0."""
+    """Columns with mean 0 and standard deviation 1; a constant column becomes 0."""
     x = np.asarray(columns)
     deviation = x.std(axis=0)
     return (x - x.mean(axis=0)) / np.where(deviation > 1e-6, deviation, 1.0)
@@ -157,15 +157,15 @@ def _standardised(columns: ArrayLike) -> Float[np.ndarray, "B K"]:
 def play(
     config: Config, env: Env, key: PRNGKeyArray
 ) -> tuple[Float[Array, "T E N D"], Float[Array, "T E N K"], Bool[Array, "T E N K"], Bool[Array, "T E N"]]:
-    """Returns what agents live through under one untrained policy, in `STEPS` steps of each or a few more.
+    """Plays at least `STEPS` steps of each agent with one untrained policy.
 
-    These are `before`, `after` and `known` of `Experience`, and who was alive.
+    Returns `before`, `after` and `known` of `Experience`, and the mask of alive agents.
     """
     n, length = env.spec.n_agents, config.rollout_length
     trainer = make_trainer(replace(config, groups=(0,) * n), env)
     state = trainer.init(key)
     weights, critic = trainer.weights(state), state.learner.critic
-    # The successor of the very last step is not in the record.
+    # The record does not contain the step after the last one.
     rollouts = math.ceil((math.ceil(STEPS / config.n_envs) + 1) / length)
 
     def rollout(now: RolloutState, i: Array) -> tuple[RolloutState, Trajectory]:
@@ -181,14 +181,14 @@ def play(
     obs, reward = _to_unit(t.obs), _to_unit(t.reward[..., None])
     before = jnp.concatenate([obs, action], axis=-1)
     after = jnp.concatenate([obs[1:], reward[:-1]], axis=-1)
-    # Where an episode is over, the next observation is the next episode's.
+    # After the end of an episode, the next observation belongs to the next episode.
     over = (t.terminated | t.truncated)[:-1, :, None, None]
     is_reward = jnp.arange(after.shape[-1]) == obs.shape[-1]
     return before[:-1], after, is_reward | jnp.broadcast_to(~over, after.shape), t.alive[:-1]
 
 
 def _to_unit(x: Float[Array, "*rows K"]) -> Float[Array, "*rows K"]:
-    """Every column brought to [0, 1]; a constant one becomes 0."""
+    """Every column scaled to [0, 1]; a constant column becomes 0."""
     rows = tuple(range(x.ndim - 1))
     low, high = x.min(axis=rows), x.max(axis=rows)
     return (x - low) / jnp.where(high > low, high - low, 1.0)
@@ -198,16 +198,16 @@ def _to_unit(x: Float[Array, "*rows K"]) -> Float[Array, "*rows K"]:
 def encode(
     experience: Experience, n_agents: int, fit: Fit, key: PRNGKeyArray
 ) -> tuple[Float[Array, "N Z"], Float[Array, "N Z"]]:
-    """Returns the mean and the deviation of every agent's code.
+    """Returns the mean and the standard deviation of every agent's code.
 
-    With q_i = N(mu_i, sigma_i^2) from the encoder of agent i's one-hot id, f the decoder and z ~ q_i, minimised is the
-    mean over rows of
+    The encoder maps agent i's one-hot id to q_i = N(mu_i, sigma_i^2). With the decoder f and z ~ q_i, training
+    minimises the mean over rows of
 
         sum over known entries of (f(z, before) - after)^2  +  kl_weight KL(q_i || N(0, 1)).
 
     Source: SePS (Christianos et al. 2021).
     """
-    # The encoder's last layer starts at zero: codes start alike, and can differ only by what was learned.
+    # The encoder's last layer starts at zero. So codes start equal, and differ only by what was learned.
     zeros = nn.initializers.zeros_init()
     encoder = nn.Sequential([nn.Dense(WIDTH), nn.relu, nn.Dense(2 * CODE, kernel_init=zeros)])
     hidden = [layer for _ in range(2) for layer in (nn.Dense(WIDTH), nn.relu)]
@@ -253,13 +253,13 @@ def encode(
 def choose_groups(mean: np.ndarray, deviation: np.ndarray) -> tuple[int, ...]:
     """Returns the cluster of each agent from the codes, [N, Z].
 
-    For N >= 3, the k-means clusters of the means for the k in 2 ... N - 1 with the largest silhouette, as in SePS. Two
-    ends are added, which a silhouette cannot judge. With
+    For N >= 3, these are the k-means clusters of the means, with the k in 2 ... N - 1 of the largest silhouette, as in
+    SePS. Silhouettes cannot compare one cluster, or one cluster per agent. For these cases let
 
         d_ij^2 = sum over z of (mu_i - mu_j)^2 / (sigma_i^2 + sigma_j^2)
 
-    two agents are told apart where d_ij > `APART`. If no two are, all form one cluster. If any two are, and the
-    silhouette finds no structure, each stands alone. For N = 2 these ends are all there is.
+    Two agents differ if d_ij > `APART`. If no two agents differ, all form one cluster. If every two agents differ, and
+    the silhouette is below `STRUCTURE`, each agent is a cluster. For N = 2 only these two cases exist.
     """
     n = len(mean)
     variance = deviation**2
@@ -277,9 +277,9 @@ def choose_groups(mean: np.ndarray, deviation: np.ndarray) -> tuple[int, ...]:
 def k_means(points: np.ndarray, k: int) -> np.ndarray:
     """Returns the labels, [N], of k clusters of points [N, Z], numbered in the order of first appearance.
 
-    The best of N runs of Lloyd's algorithm: the run of point i starts from i, then the point farthest from
-    it, then the one farthest from both, and so on (Gonzalez 1985). Nothing is left to chance. Where there are
-    fewer than k different points there are fewer clusters.
+    This is the best of N deterministic runs of Lloyd's algorithm. The centres of run i start from point i, then the
+    point farthest from it, then the one farthest from both, and so on (Gonzalez 1985). If there are fewer than k
+    different points, there are fewer clusters.
     """
     runs = [_lloyd(points, _far_apart(points, i, k)) for i in range(len(points))]
     labels, _ = min(runs, key=lambda run: run[1])
@@ -295,7 +295,7 @@ def _far_apart(points: np.ndarray, start: int, k: int) -> np.ndarray:
 
 
 def _lloyd(points: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, float]:
-    """The labels when they no longer change, and the sum of squared distances to the centres."""
+    """The final labels, and the sum of squared distances to the centres."""
     labels = None
     while True:
         distance = _distances(points, centres)
@@ -307,10 +307,10 @@ def _lloyd(points: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def silhouette(points: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the mean silhouette of points [N, Z] in two clusters or more, in [-1, 1].
+    """Returns the mean silhouette of points [N, Z] in two or more clusters, in [-1, 1].
 
-    With a the mean distance to the others of one's own cluster and b that to the nearest other cluster,
-    (b - a) / max(a, b); 0 for a point that stands alone. Source: Rousseeuw 1987.
+    The silhouette of a point is (b - a) / max(a, b). Here a is the mean distance to the other points of its cluster,
+    and b the mean distance to the nearest other cluster. It is 0 for a cluster of one point. Source: Rousseeuw 1987.
     """
     distance, member = _distances(points, points), labels[:, None] == np.unique(labels)
     size, total = member.sum(axis=0), distance @ member

@@ -1,4 +1,4 @@
-"""A rollout as batches: cut into chunks, narrowed to a block of agents, and dealt to minibatches."""
+"""Cuts a rollout into chunks, selects a block of agents, and assigns minibatches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lorasa_jax.learning.system import System
 
 
 class Batch(NamedTuple):
-    """One minibatch: B chunks of L steps, each with the recurrent states it began in."""
+    """One minibatch: B chunks of L steps, each with its initial recurrent states."""
 
     obs: Float[Array, "L B M D"]
     view: Float[Array, "L B V D2"]
@@ -38,7 +38,7 @@ class Batch(NamedTuple):
 ACTOR = ("obs", "avail", "mask", "actor_first", "action", "log_prob", "advantage", "preceding", "actor_carry")
 CRITIC = ("view", "critic_first", "value", "target", "critic_carry")
 CARRIES = ("actor_carry", "critic_carry")
-"""The fields of a batch with an agent axis, those with an axis of values, and those without time."""
+"""Fields of a batch with an agent axis, with an axis of values, and without a time axis."""
 
 
 def make_batch(
@@ -50,7 +50,7 @@ def make_batch(
     preceding: Float[Array, "T E 1"],
     block: Int[Array, " M"] | None,
 ) -> Batch:
-    """Returns the rollout of a block in chunks: every leaf is [C, L, E, ...], and [C, E, ...] the carries."""
+    """Returns the rollout of a block in chunks: leaves [C, L, E, ...], carries [C, E, ...]."""
     fields: dict[str, PyTree] = {
         "obs": trajectory.obs,
         "view": system.critic_view(trajectory.obs, trajectory.state),
@@ -79,7 +79,7 @@ def make_batch(
 
 
 def minibatch(batch: Batch, envs: Int[Array, "Q M"] | None) -> Batch:
-    """Returns all chunks of environment envs[q, m] for each agent m; of all environments where none are named."""
+    """Returns all chunks of environment envs[q, m] for each agent m; with None, of all environments."""
 
     def pick(x: Array, envs: Int[Array, "Q M"] | None, axis: int) -> Array:
         if envs is not None:
@@ -95,10 +95,10 @@ def minibatch(batch: Batch, envs: Int[Array, "Q M"] | None) -> Batch:
 
 
 def minibatch_indices(key: PRNGKeyArray, n_envs: int, minibatches: int, width: int) -> Int[Array, "B Q M"]:
-    """Returns the environments of B minibatches: envs[b, q, m] is agent m's q-th environment in the b-th.
+    """Returns the environments of B minibatches: envs[b, q, m] is agent m's q-th environment in minibatch b.
 
-    Of any B neighbouring environments each minibatch gets one, drawn anew for every agent, so that an
-    environment stays among its neighbours on whatever devices they are spread over.
+    Out of every B neighbouring environments, each minibatch gets one, drawn independently for each agent. So an
+    environment stays among its neighbours, and on its device.
     """
     blocks = n_envs // minibatches
     order = jnp.argsort(jax.random.uniform(key, (minibatches, blocks, width)), axis=0)

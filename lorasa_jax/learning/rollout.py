@@ -1,10 +1,10 @@
-"""Playing: rollouts for training, and whole episodes for evaluation.
+"""Plays rollouts for training, and whole episodes for evaluation.
 
-The one reset policy lives here. Environments never reset by themselves; at the start of
-every rollout a fresh pool of start states is drawn, and an environment whose episode ends
-goes on from the next state of its own part of the pool. So no step computes a reset it
-throws away, and no start state is met again in the next rollout. Within one rollout an
-environment begins its part anew when it is used up, after episodes of under 16 steps.
+This module has the only reset policy. Environments never reset themselves. Every rollout starts
+with a new pool of start states. An environment whose episode ends takes the next state of its
+part of the pool. So no step computes an unused reset, and no start state is used in two
+rollouts. After its last start state, an environment begins again with the first one, which
+happens only if episodes are shorter than 16 steps.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lorasa_jax.envs.checks import FAULTS, find_faults
 from lorasa_jax.learning.system import System
 
 STEPS_PER_START = 16
-"""One start state per environment is drawn for every so many steps of a rollout."""
+"""Steps of a rollout per start state that is drawn for each environment."""
 
 
 def initial_state(system: System, key: PRNGKeyArray) -> RolloutState:
@@ -44,12 +44,12 @@ def initial_state(system: System, key: PRNGKeyArray) -> RolloutState:
 
 
 def select(mask: Bool[Array, " E"], yes: PyTree, no: PyTree) -> PyTree:
-    """Returns `yes` where the mask says so and `no` elsewhere, along the leading axis of every leaf."""
+    """Returns `yes` where the mask is true and `no` elsewhere, along the leading axis of every leaf."""
     return jax.tree.map(lambda a, b: jnp.where(mask.reshape(-1, *(1,) * (a.ndim - 1)), a, b), yes, no)
 
 
 def start_pool(env: Env, key: PRNGKeyArray, n_envs: int, length: int) -> tuple[PyTree, TimeStep]:
-    """Fresh start states, [K, E, ...]."""
+    """Returns new start states, [K, E, ...]."""
     keys = jax.random.split(key, (math.ceil(length / STEPS_PER_START), n_envs))
     return jax.vmap(jax.vmap(env.reset))(keys)
 
@@ -57,19 +57,19 @@ def start_pool(env: Env, key: PRNGKeyArray, n_envs: int, length: int) -> tuple[P
 def collect(
     system: System, weights: Weights, critic: PolicyParams, start: RolloutState, key: PRNGKeyArray
 ) -> tuple[RolloutState, Trajectory, Metrics]:
-    """Plays one rollout, and values it.
+    """Plays one rollout, and computes its values.
 
     Args:
         system: the parts.
-        weights: to play with.
-        critic: of `system.critic`.
-        start: where the environments stand.
-        key: used for start states, actions and the environments' chance.
+        weights: weights for acting.
+        critic: parameters of `system.critic`.
+        start: state of the environments before the rollout.
+        key: used for start states, actions and environments.
 
     Returns:
-        Where the environments stand afterwards, the trajectory, and statistics of the
-        episodes that ended: `episodes` (their number), and the means `return`,
-        `win_rate` and `length` (0 where no episode ended; `mark_missing` turns them into NaN on the host).
+        The state of the environments after the rollout, the trajectory, and statistics of the
+        ended episodes: `episodes` (their number), and the means `return`, `win_rate` and
+        `length` (0 if no episode ended; `mark_missing` turns them into NaN on the host).
     """
     config, env = system.config, system.env
     n_envs, length, chunk = config.n_envs, config.rollout_length, config.chunk_length
@@ -106,14 +106,14 @@ def collect(
             "obs": seen.obs, "state": seen.state, "avail": seen.avail, "alive": seen.alive, "first": now.first,
             "action": action, "log_prob": system.dist.log_prob(params, action),
             "reward": timestep.reward,
-            # The clock is either an interruption, or an end like any other.
+            # A time limit is either a truncation or an ordinary end.
             "terminated": timestep.terminated if bootstrap else done,
             "truncated": timestep.truncated & bootstrap,
         }  # fmt: skip
         if system.acting.sharing.dynamic_roles:
             record["owner"] = seen.role
         ended = {"done": done, "won": timestep.won, "return": episode_return, "length": episode_length}
-        # What the critic must see to value a step cut short by the clock.
+        # The critic's input to bootstrap truncated steps.
         shown = _standardised(system, weights, timestep)
         final = (system.critic_view(shown.obs, shown.state), shown.alive) if bootstrap else None
         raw = (now.timestep.obs, now.timestep.state, now.timestep.alive) if config.standardise else None
@@ -141,7 +141,7 @@ def collect(
 
 
 def _standardised(system: System, weights: Weights, seen: TimeStep) -> TimeStep:
-    """What the networks see of a time step."""
+    """The time step with standardised inputs of the networks."""
     obs, state = system.inputs.apply(weights.inputs, seen.obs, seen.state)
     return seen._replace(obs=obs, state=state)
 
@@ -149,7 +149,7 @@ def _standardised(system: System, weights: Weights, seen: TimeStep) -> TimeStep:
 def _decide(
     system: System, weights: Weights, hidden: Float[Array, "E N H"], seen: TimeStep, first: Bool[Array, " E"]
 ) -> tuple[Float[Array, "E N H"], Float[Array, "E N P"]]:
-    """The recurrent states after a step, and the parameters of the distributions of actions."""
+    """The recurrent states after a step, and the parameters of the action distributions."""
     opens = system.actor_first(first, seen.alive)
     owner = seen.role[None] if system.acting.sharing.dynamic_roles else None
     carries, output = system.acting.unroll(weights.actors, hidden, seen.obs[None], opens[None], owner=owner)
@@ -165,19 +165,19 @@ def _values(
     record: dict,
     final: Any,
 ) -> tuple[Array, Array, Array]:
-    """The critic's states [T, E, V, H], its values and those of the states that followed [T, E, V]."""
+    """The critic's recurrent states [T, E, V, H], its values and the values of the next states [T, E, V]."""
     view, first = (
         system.critic_view(record["obs"], record["state"]),
         system.critic_first(record["first"], record["alive"]),
     )
     carries, value = system.critic.unroll(params, start.critic_carry, view, first)
     if final is not None:
-        # One flat batch: each final state is a single step on from the state before it.
+        # One flat batch: each final state is one step after the state before it.
         hidden, view, alive = (merge_axes(leaf) for leaf in (carries, *final))
         first = system.critic_first(jnp.zeros(view.shape[0], bool), alive)
         _, next_value = system.critic.unroll(params, hidden, view[None], first[None])
         return carries, value[..., 0], split_axes(next_value[0], len(value))[..., 0]
-    # Without time limits a step is followed by the next one, or by nothing that counts.
+    # Without bootstrapping, the next value is that of the next step, or it does not count.
     seen = _standardised(system, weights, later.timestep)
     first = system.critic_first(later.first, seen.alive)
     _, last = system.critic.unroll(params, carries[-1], system.critic_view(seen.obs, seen.state)[None], first[None])
@@ -197,9 +197,9 @@ def _episode_statistics(ended: dict[str, Array]) -> Metrics:
 
 
 def mark_missing(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns metrics on the host, with NaN for the means over episodes where no episode has ended.
+    """Returns metrics on the host, with NaN for the means over episodes if no episode has ended.
 
-    Programs say 0 there, so that under JAX_DEBUG_NANS every NaN is a fault.
+    Programs return 0 in this case, so under JAX_DEBUG_NANS every NaN is an error.
     """
     none = np.asarray(metrics["episodes"]) == 0
     means = ("return", "win_rate", "length")
@@ -207,7 +207,7 @@ def mark_missing(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def record_episode(system: System, weights: Weights, key: PRNGKeyArray, greedy: bool = True) -> PyTree:
-    """Returns the environment's states along one episode, start and end included, [steps + 1, ...]."""
+    """Returns the environment's states of one episode, including start and end, [steps + 1, ...]."""
     env = system.env
     reset_key, play_key = jax.random.split(key)
     draw_key = jax.random.fold_in(key, 2)
@@ -231,9 +231,9 @@ def record_episode(system: System, weights: Weights, key: PRNGKeyArray, greedy: 
 def evaluate(
     system: System, weights: Weights, key: PRNGKeyArray, greedy: Bool[Array, ""] | bool
 ) -> dict[str, Float[Array, ""]]:
-    """Returns `return`, `win_rate` and `length`, means over whole episodes from fresh starts (`play_episodes`).
+    """Returns `return`, `win_rate` and `length`, means over whole episodes from new start states (`play_episodes`).
 
-    Beside them stand `faults`: where the environment broke its spec (`lorasa_jax.envs.checks.find_faults`).
+    `faults` lists violations of the environment's spec (`lorasa_jax.envs.checks.find_faults`).
     """
     episodes, faults = _play(system, weights, key, greedy)
     return {**{name: values.mean() for name, values in episodes.items()}, "faults": faults}
@@ -242,14 +242,14 @@ def evaluate(
 def play_episodes(
     system: System, weights: Weights, key: PRNGKeyArray, greedy: Bool[Array, ""] | bool
 ) -> dict[str, Float[Array, " E"]]:
-    """Returns `return`, `win_rate` (0 or 1) and `length` of whole episodes from fresh starts.
+    """Returns `return`, `win_rate` (0 or 1) and `length` of whole episodes from new start states.
 
-    Every environment plays exactly one episode, so that short ones do not count more often.
+    Every environment plays exactly one episode, so short episodes do not count more often.
 
     Args:
         system: the parts; `config.eval_episodes` episodes are played.
-        weights: to play with.
-        key: used for start states, actions and the environment's chance.
+        weights: weights for acting.
+        key: used for start states, actions and environments.
         greedy: take the most probable action; otherwise sample.
     """
     return _play(system, weights, key, greedy)[0]
@@ -275,7 +275,7 @@ def _play(
         action = jnp.where(greedy, system.dist.mode(params), system.dist.sample(act_key, params))
         orders = system.dist.to_env(action)
         env_state, seen = jax.vmap(env.step)(jax.random.split(env_key, episodes), env_state, orders)
-        # Games are stepped until the last one is over, and what they say after their end is not looked at.
+        # All games are stepped until the last one has ended. Values after the end of a game are ignored.
         new = (seen.reward.mean(axis=-1), seen.won, 1.0)
         tally = jax.tree.map(lambda sum_, now: sum_ + jnp.where(over, 0.0, now), tally, new)
         faults = jnp.maximum(faults, find_faults(env.spec, seen, over, t + 1))

@@ -1,4 +1,4 @@
-"""When to freeze the trunk: while it is competent and still improving, but no longer quickly."""
+"""Decides when to switch: when the team is competent and still improves, but more slowly."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from typing import NamedTuple
 import numpy as np
 
 POINTS = 5
-"""Evaluations behind one slope."""
+"""Number of evaluations per slope."""
 EARLIEST, LATEST = 0.1, 0.6
-"""Shares of the budget before which a run never switches, and at which it must."""
+"""Shares of the budget before which a run never switches, and from which on it must switch."""
 COMPETENT = 0.5
-"""Share of the games that a team must win, where there is something to win."""
+"""Share of games that a team must win, if games can be won."""
 
 
 class Evaluation(NamedTuple):
-    """Greedy play at one moment of the first phase.
+    """A greedy evaluation in the first phase.
 
     Attributes:
         step: environment steps so far.
-        returns: of every row (seed), [K]; likewise `win_rates`.
+        returns: mean return of every row (seed), [K].
+        win_rates: win rate of every row, [K].
     """
 
     step: int
@@ -36,7 +37,7 @@ def slope(steps: Sequence[int], curve: Sequence[float]) -> float:
 def first_switch(
     curve: Sequence[Evaluation], k: int, random_play: float, total_steps: int, winnable: bool
 ) -> int | None:
-    """Returns the first of the evaluated steps at which to switch; None: not yet. Arguments as in `should_switch`."""
+    """Returns the first evaluated step at which to switch, or None. Arguments as in `should_switch`."""
     known = range(1, len(curve) + 1)
     return next(
         (curve[n - 1].step for n in known if should_switch(curve[:n], k, random_play, total_steps, winnable)), None
@@ -44,25 +45,25 @@ def first_switch(
 
 
 def should_switch(curve: Sequence[Evaluation], k: int, random_play: float, total_steps: int, winnable: bool) -> bool:
-    """Says whether to switch now, from the evaluations so far.
+    """Returns whether to switch now, from the evaluations so far.
 
-    True once a tenth of the budget is spent, the last return beats random play, at least half of the games are won
-    where they can be, and the slope of the last five returns is positive but under half of the largest so far;
-    and in any case from 60 % of the budget on.
+    The result is True if all of these hold: a tenth of the budget is spent; the last return exceeds random play; at
+    least half of the games are won (if they can be won); the slope of the last five returns is positive, but less than
+    half of the largest slope so far. From 60 % of the budget on it is always True.
 
     Args:
-        curve: evaluations, in order; the last one is now.
-        k: the row that is asked about.
-        random_play: its return of random play, all weights zero.
+        curve: evaluations in order, up to now.
+        k: index of the row.
+        random_play: the row's return with all weights zero.
         total_steps: budget of the whole run.
-        winnable: whether the task has games that are won or lost.
+        winnable: whether games can be won.
     """
     now = curve[-1]
     if now.step >= LATEST * total_steps:
         return True
     if now.step < EARLIEST * total_steps or now.returns[k] <= random_play or len(curve) < POINTS:
         return False
-    if winnable and now.win_rates[k] < COMPETENT:  # a plateau before the first victories is no time to freeze
+    if winnable and now.win_rates[k] < COMPETENT:  # do not freeze on the plateau before the first wins
         return False
     steps, returns = [point.step for point in curve], [point.returns[k] for point in curve]
     slopes = [slope(steps[i - POINTS : i], returns[i - POINTS : i]) for i in range(POINTS, len(curve) + 1)]

@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a learning system: networks, schemes, optimisers, units."""
+"""Makes the parts of a learning system from a configuration: networks, schemes, optimisers, normalisation."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from lorasa_jax.surroundings import require_switches
 
 
 class Parts(TypedDict, total=False):
-    """What may be handed in instead of the library's own; what is left out or None stays as it is.
+    """Functions that replace those of the library; missing ones or None keep the library's.
 
     Attributes:
         policy_loss: a loss that takes the arguments of `lorasa_jax.core.losses.policy_loss` by name, and returns a
             scalar and a dictionary of scalars to report (`PolicyLoss`).
         optimizer: a function of the learning rate that returns an optax transformation, such as `optax.adamw`
-            (`lorasa_jax.core.optim.Rule`). Every trunk, every owner and every critic has a state of its own. It
-            stands in the place of `ppo.max_grad_norm` and `ppo.adam_eps`; the rates stay those of the configuration.
+            (`lorasa_jax.core.optim.Rule`). Every trunk, every owner and every critic has its own state. This function
+            replaces `ppo.max_grad_norm` and `ppo.adam_eps`; the learning rates still come from the configuration.
     """
 
     policy_loss: PolicyLoss | None
@@ -44,7 +44,7 @@ class Parts(TypedDict, total=False):
 
 
 def names_of(parts: Parts) -> dict[str, str]:
-    """Returns the names of the functions that were handed in, by what they stand for."""
+    """Returns the names of the given functions, by part."""
     return {name: _name_of(part) for name, part in parts.items() if part is not None}
 
 
@@ -55,7 +55,7 @@ def _name_of(part: Any) -> str:
 
 
 def require_same_parts(then: dict[str, str], parts: Parts, whose: str) -> None:
-    """Raises `ConfigError` where a run would go on with other functions than it began with, by their names."""
+    """Raises `ConfigError` if a resumed run has functions of other names than before."""
     now = names_of(parts)
     for name in sorted({*then, *now}):
         before, after = (f"{known[name]!r}" if name in known else "the library's own" for known in (then, now))
@@ -68,24 +68,23 @@ class System(NamedTuple):
     Attributes:
         config: the run's configuration.
         env: the environment.
-        actor: the policy that is trained, its adapters applied in factored form.
-        acting: the policy that plays, with weights of each agent's own where agents own something; where owners
-            change, with trunks and adapters, those at rest as zeros.
-        weights: `weights(params) -> PolicyParams` of `acting` from those of `actor`. Both
-            phases of a scheme play with the same `acting`, so the programs that only play
-            serve both.
-        critic: the critic; its outputs are values in its own units.
+        actor: the policy that is trained, with adapters in factored form.
+        acting: the policy that plays. Each agent has its own weights if agents own adapters. If owners
+            change, it has trunks and adapters, with zero adapters in phase 1.
+        weights: `weights(params) -> PolicyParams` maps parameters of `actor` to those of `acting`. Both
+            phases of a scheme have the same `acting`, so they share the programs that only play.
+        critic: the critic; its outputs are values in normalised units.
         critic_view: `critic_view(obs [..., N, D], state [..., S]) -> [..., V, D']`.
-        actor_first: `actor_first(first [...], alive [..., N]) -> [..., N]`: where the actors'
-            recurrent states start from zero.
-        critic_first: the same for the critic's, [..., V].
-        dist: the actors' distribution.
-        value_norm: the critic's units.
-        inputs: how observations and states are standardised before anyone sees them.
-        policy_loss: of the actors.
-        optimizer: of actors and critic.
-        train: the parts of the actor's parameters that are trained, by field name.
-        schedule: `schedule(key, score [N]) -> Schedule`: who moves in which stage of an update.
+        actor_first: `actor_first(first [...], alive [..., N]) -> [..., N]`: steps at which the actors'
+            recurrent states are reset to zero.
+        critic_first: the same for the critic, [..., V].
+        dist: the distribution of actions.
+        value_norm: normalisation of values.
+        inputs: normalisation of observations and states.
+        policy_loss: the actors' loss.
+        optimizer: the optimiser of actors and critic.
+        train: fields of the actor's parameters that are trained.
+        schedule: `schedule(key, score [N]) -> Schedule`: the agents of each stage of an update.
     """
 
     config: Config
@@ -107,7 +106,7 @@ class System(NamedTuple):
 
 
 def is_two_phase(config: Config, env: Env) -> bool:
-    """Says whether the scheme trains its trunks alone first."""
+    """Returns whether the scheme has a first phase that trains only its trunks."""
     return make_sharing(env.spec, config).two_phase
 
 
@@ -119,18 +118,18 @@ def make_system(
     policy_loss: PolicyLoss | None = None,
     optimizer: Rule | None = None,
 ) -> System:
-    """Returns the parts that the configuration asks for.
+    """Returns the parts for a configuration.
 
     Args:
         config: the run's configuration.
         env: its environment.
-        adapting: the second phase of a two-phase scheme, in which what the agents own is trained, alone or
-            together with the trunks. Otherwise the trunks are trained.
-        policy_loss: a loss of one's own (`Parts`).
-        optimizer: an optimiser of one's own (`Parts`).
+        adapting: the second phase of a two-phase scheme, which trains the adapters, alone or together with
+            the trunks. Otherwise the trunks are trained.
+        policy_loss: a user's loss (`Parts`).
+        optimizer: a user's optimiser (`Parts`).
 
     Raises:
-        ConfigError: the configuration does not fit the environment, or one of JAX's switches forbids what is done here.
+        ConfigError: the configuration does not fit the environment, or one of JAX's switches is not supported.
     """
     require_switches()
     spec = env.spec
@@ -178,7 +177,7 @@ def make_system(
 
 
 def _critic_scope(config: Config, spec: EnvSpec) -> str:
-    """Whose values the critic estimates: `team`, `agent` from the global state, or `own` from the observation."""
+    """The critic's scope: `team`, `agent` (from the global state), or `own` (from the observation)."""
     scope: str = config.critic.scope
     if scope == "auto":
         together = spec.team_reward and config.algo == "mappo" and not config.critic.separate
@@ -192,7 +191,7 @@ def _critic_scope(config: Config, spec: EnvSpec) -> str:
 
 
 def _critic(config: Config, spec: EnvSpec, scope: str) -> dict[str, Any]:
-    """The critic, and what it sees."""
+    """The critic and its inputs."""
     n_values = 1 if scope == "team" else spec.n_agents
 
     def critic_view(obs: Array, state: Array) -> Array:
@@ -212,7 +211,7 @@ def _actors(sharing: Sharing, config: Config, spec: EnvSpec, dist: Distribution)
 
 
 def _require_placement(actor: Policy, config: Config) -> None:
-    """Refuses a placement that names no layer of a network of the user's own."""
+    """Refuses a placement that matches no layer of a user's network."""
     names = layer_names(jax.eval_shape(actor.init, jax.random.key(0)).shared)
     for pattern in config.adapted_layers:
         require(
@@ -223,12 +222,12 @@ def _require_placement(actor: Policy, config: Config) -> None:
 
 
 def alone(system: System) -> System:
-    """Returns the system of the same agents, each of whom plays with, and would train, a plain network of its own.
+    """Returns the system in which every agent has its own plain network.
 
-    Agents that see their ids still do.
+    Whether agents see their ids does not change.
 
     Raises:
-        ConfigError: owners change in the course of play, so that no agent has weights of its own.
+        ConfigError: owners change from sample to sample, so no agent has its own weights.
     """
     sharing = system.acting.sharing
     require(not sharing.dynamic_roles, "where the owners of adapters change, no agent has a network of its own")
@@ -239,7 +238,7 @@ def alone(system: System) -> System:
 def own_weights(system: System, params: PolicyParams) -> PolicyParams:
     """Returns every agent's full weights, [N, ...], for the policy of `alone(system)`."""
     full, sharing = system.actor.merge(params), system.actor.sharing
-    if params.agents:  # each has its own already
+    if params.agents:  # each agent has its own weights already
         return full
     trunk_index = jnp.array(sharing.groups)
     return PolicyParams(jax.tree.map(lambda leaf: leaf[trunk_index], full.shared), {})
@@ -252,15 +251,15 @@ def _trained_parts(sharing: Sharing) -> tuple[str, ...]:
 
 
 def trained_stacks(system: System, params: PolicyParams) -> dict[str, PyTree]:
-    """Returns the stacks of slots that are trained, by name: `shared`, and the scopes that agents own something at."""
+    """Returns the stacks of slots that are trained, by name: `shared`, and the scopes of adapters."""
     stacks = split(params)
     return {name: stack for name, stack in stacks.items() if (name if name == "shared" else "agents") in system.train}
 
 
 def init_optimizer(system: System, learner: Learner) -> Learner:
-    """Returns the learner with a fresh optimiser for its actors; what is frozen gets none.
+    """Returns the learner with a fresh optimiser for the trained parameters of its actors.
 
-    That of trunks that go on beside adapters goes on as well, unless `ppo.trunk_optimizer` says that it restarts.
+    Trunks that are trained together with adapters keep their optimiser state, unless `ppo.trunk_optimizer` is restart.
     """
     state = {name: system.optimizer.init(stack) for name, stack in trained_stacks(system, learner.actor).items()}
     goes_on = system.actor.sharing.levels and system.config.ppo.trunk_optimizer != "restart"

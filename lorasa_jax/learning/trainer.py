@@ -1,4 +1,4 @@
-"""One training iteration, and the change from the first phase to the second, as pure functions."""
+"""One training iteration, and the switch from the first phase to the second, as pure functions."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from lorasa_jax.learning.system import Parts, System, init_optimizer, is_two_pha
 from lorasa_jax.learning.update import run_schedule
 from lorasa_jax.sharing.schemes import count, under
 
-# What a run's key is used for; most of them once in every iteration.
+# Purposes of a run's key; most of them occur once per iteration.
 _INIT, _COLLECT, _UPDATE, _ATTACH, _EVALUATE, EPISODE, GROUPING, REPLAY = range(8)
 
 
 class Trainer(NamedTuple):
-    """The functions of one phase of training; all are pure, and may be jitted and vmapped over seeds.
+    """The functions of one phase of training. All are pure, and may be jitted and vmapped over seeds.
 
     Attributes:
-        system: the parts they are made of.
+        system: the parts.
         init: `init(key) -> TrainState`.
-        weights: `weights(state) -> Weights` to play with.
+        weights: `weights(state) -> Weights` for acting.
         collect: `collect(weights, critic, rollout, key, iteration) -> (rollout, trajectory, metrics)`.
         update: `update(state, rollout, trajectory) -> (state, metrics)`.
-        step: `step(state) -> (state, metrics)`, one iteration: the three above, one after the other.
+        step: `step(state) -> (state, metrics)`, one iteration: the three functions above in sequence.
         evaluate: `evaluate(weights, key, iteration, greedy) -> metrics` over whole episodes,
-            on keys that training never uses.
+            with keys that training never uses.
     """
 
     system: System
@@ -45,10 +45,10 @@ class Trainer(NamedTuple):
 
 
 def make_trainer(config: Config, env: Env, *, adapting: bool = False, **parts: Unpack[Parts]) -> Trainer:
-    """Returns the trainer of a phase: of the trunks, or (`adapting`) of what agents own, alone or beside the trunks.
+    """Returns the trainer of a phase, which trains the trunks, or with `adapting` the adapters (and unfrozen trunks).
 
-    What only plays, `collect` and `evaluate`, is the same in both phases of a scheme. `parts` are a `policy_loss` and
-    an `optimizer` of one's own (`lorasa_jax.learning.system.Parts`).
+    `collect` and `evaluate` are the same in both phases of a scheme. `parts` are a user's `policy_loss` and
+    `optimizer` (`lorasa_jax.learning.system.Parts`).
     """
     system = make_system(config, env, adapting=adapting, **parts)
 
@@ -84,7 +84,7 @@ def make_trainer(config: Config, env: Env, *, adapting: bool = False, **parts: U
         rates = Rates(state.lr * scale, config.ppo.critic_lr * scale)
         key = _key(state.key, _UPDATE, state.iteration)
         learner, metrics = run_schedule(system, state.learner, trajectory, rates, key)
-        if "shared" in system.train:  # a frozen trunk keeps the inputs it knows
+        if "shared" in system.train:  # a frozen trunk keeps its input statistics
             learner = learner._replace(inputs=system.inputs.update(learner.inputs, trajectory.inputs))
         state = state._replace(learner=learner, rollout=rollout, iteration=state.iteration + 1)
         return state, {**metrics, "lr": rates.actor}
@@ -109,14 +109,14 @@ def _key(key: PRNGKeyArray, purpose: int, iteration: Array) -> PRNGKeyArray:
 def attach_adapters(trainer: Trainer, state: TrainState) -> TrainState:
     """Returns the first state of the second phase.
 
-    The trunks stay as they are, and so do the critic with its optimiser, the value
-    statistics, the environments and the recurrent states. What the agents own and the actors'
-    optimiser start afresh: every agent's network still equals its trunk. The optimiser of trunks that are
-    not frozen goes on, unless `ppo.trunk_optimizer` says otherwise.
+    The trunks, the critic with its optimiser, the value statistics, the environments and the
+    recurrent states do not change. The adapters and the actors' optimiser are initialised.
+    Every agent's network still equals its trunk. Unfrozen trunks keep their optimiser state,
+    unless `ppo.trunk_optimizer` is restart.
 
     Args:
-        trainer: of the second phase.
-        state: the last of the first phase.
+        trainer: the trainer of the second phase.
+        state: the last state of the first phase.
     """
     actor = trainer.system.actor.init_adapters(jax.random.fold_in(state.key, _ATTACH), state.learner.actor)
     ppo = trainer.system.config.ppo
@@ -127,10 +127,10 @@ def attach_adapters(trainer: Trainer, state: TrainState) -> TrainState:
 def train(config: Config, env: Env, **parts: Unpack[Parts]) -> Callable[[PRNGKeyArray], tuple[TrainState, Metrics]]:
     """Returns a whole run as one pure function of a key: `key -> (state, metrics [iterations])`.
 
-    For sweeps inside one program, without evaluations; `lorasa_jax.running.loop.run` is the same run with
-    evaluations, reports and a switch that may be found on the way. Where no episode ended in an iteration
-    (`episodes` is 0), the metrics `return`, `win_rate` and `length` are 0; `rollout.mark_missing` turns them into NaN.
-    `parts` are a `policy_loss` and an `optimizer` of one's own (`lorasa_jax.learning.system.Parts`).
+    It serves sweeps inside one program, and has no evaluations. `lorasa_jax.running.loop.run` is the same run with
+    evaluations, reports and an automatic switch. If no episode ended in an iteration (`episodes` is 0), the metrics
+    `return`, `win_rate` and `length` are 0; `rollout.mark_missing` turns them into NaN.
+    `parts` are a user's `policy_loss` and `optimizer` (`lorasa_jax.learning.system.Parts`).
 
     Raises:
         ConfigError: `switch_step` is `auto`, which needs evaluations.
@@ -156,13 +156,13 @@ def _iterate(trainer: Trainer, state: TrainState, iterations: int) -> tuple[Trai
 
 
 def count_params(trainer: Trainer) -> dict[str, int]:
-    """Returns how many parameters the scheme holds, and how many separate policies would.
+    """Returns the numbers of parameters of the scheme, and of separate policies.
 
     Returns:
-        `shared`: of the trunks, unless every agent has one to itself. `per_agent`: what each agent uses besides,
-        for itself or with others. `owners`: how many hold it, of all scopes together. `critic`. `actors` = shared
-        and what all owners hold (N per_agent where they are the agents), `total` = actors + critic;
-        `nps_actors` and `nps_total`, the same with one plain network per agent.
+        `shared`: of the trunks, unless every agent has its own. `per_agent`: of the adapters (or the network) that
+        each agent uses in addition. `owners`: the number of owners of all scopes together. `critic`: of the critic.
+        `actors` = shared plus the parameters of all owners (N per_agent if the owners are the agents).
+        `total` = actors + critic. `nps_actors` and `nps_total`: the same with one plain network per agent.
     """
     system, key = trainer.system, jax.random.key(0)
     sharing = system.actor.sharing
@@ -187,7 +187,7 @@ def count_params(trainer: Trainer) -> dict[str, int]:
 
 
 def optimizer_bytes(trainer: Trainer) -> int:
-    """Returns what the actors' optimiser keeps in this phase: moments of what is trained, none of what is frozen."""
+    """Returns the bytes of the actors' optimiser state in this phase; frozen parameters have none."""
     system = trainer.system
     actor = jax.eval_shape(system.actor.init, jax.random.key(0))
     state = [jax.eval_shape(system.optimizer.init, stack) for stack in trained_stacks(system, actor).values()]

@@ -1,7 +1,7 @@
-"""One update: a schedule of stages, in each of which a block of agents passes over the rollout in minibatches.
+"""One update: a schedule of stages. In each stage a block of agents makes passes over the rollout in minibatches.
 
-Parameters that the block does not use are left untouched, their moments included. Agents
-outside the block that have already moved in this update correct what the block learns from.
+Parameters and moments that the block does not use stay unchanged. Agents outside the block that were
+already updated enter the block's advantages and loss through their probability ratio.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from lorasa_jax.sharing.schemes import join
 
 
 class Progress(NamedTuple):
-    """How far an update has come.
+    """The state of an update between two stages.
 
     Attributes:
-        learner: as it is now.
-        log_prob: of the actions taken, under the policies as they are now.
-        moved: agents that use a parameter that has been trained in this update, [N].
+        learner: the current learner.
+        log_prob: log-probabilities of the taken actions under the current policies.
+        moved: agents that use a parameter that this update has trained, [N].
     """
 
     learner: Learner
@@ -39,7 +39,7 @@ class Progress(NamedTuple):
 def run_schedule(
     system: System, learner: Learner, trajectory: Trajectory, rates: Rates, key: PRNGKeyArray
 ) -> tuple[Learner, Metrics]:
-    """Returns the learner after all stages of the schedule, and what the update measured."""
+    """Returns the learner after all stages of the schedule, and the metrics of the update."""
     units, mask = system.value_norm, _counted(system, trajectory)
     value = units.denormalise(learner.value_norm, trajectory.value)
     advantages = partial(_advantages, system, learner, trajectory)
@@ -67,7 +67,7 @@ def run_schedule(
     progress = Progress(learner._replace(value_norm=value_norm), trajectory.log_prob, jnp.zeros(mask.shape[-1], bool))
     keys = jax.random.split(deal_key, schedule.block.shape[0])
     progress, infos = jax.lax.scan(stage, progress, (schedule, keys))
-    # A pass that trained nothing measured nothing.
+    # Average only over passes that performed an update.
     info: Metrics = {}
     for part, trained in zip(infos, (schedule.train_actor, schedule.train_critic), strict=True):
         info |= {name: jnp.sum(x) / jnp.sum(trained) for name, x in part.items()}
@@ -77,16 +77,16 @@ def run_schedule(
 
 
 def _counted(system: System, trajectory: Trajectory) -> Bool[Array, "T E N"]:
-    """The samples that the policy loss is taken over."""
+    """The samples that enter the policy loss."""
     return trajectory.alive if system.config.ppo.mask_dead else jnp.ones_like(trajectory.alive)
 
 
 def _policy_change(system: System, progress: Progress, trajectory: Trajectory, everyone: bool) -> Metrics:
-    """How far the policies are from those that played, at the end of an update.
+    """KL divergence between the policies that collected the rollout and those at the end of the update.
 
-    `kl` is the mean of `approximate_kl` over samples; `kl_max` is the largest mean over the samples of one owner of
-    parameters: of an agent or a role, or of a trunk where nobody owns anything. Where all agents move at once, a
-    quarter of the steps is enough; elsewhere the probabilities of all steps are known already.
+    `kl` is the mean of `approximate_kl` over samples. `kl_max` is the largest mean over the samples of one owner of
+    parameters: an agent, a role, or, without adapters, a trunk. If all agents are updated at once, a quarter of the
+    steps is used. Otherwise the probabilities of all steps are already known.
     """
     log_prob = progress.log_prob
     if everyone:
@@ -110,7 +110,7 @@ def _policy_change(system: System, progress: Progress, trajectory: Trajectory, e
 
 
 def _a_quarter(system: System, trajectory: Trajectory) -> Trajectory:
-    """Every fourth chunk of a rollout, or the first quarter of each chunk where there are fewer than four."""
+    """Every fourth chunk of a rollout, or the first quarter of each chunk if there are fewer than four."""
     length = system.config.chunk_length
     chunks = len(trajectory.first) // length
     stride, kept = (4, length) if chunks >= 4 else (1, -(-length // 4))
@@ -126,24 +126,24 @@ def _a_quarter(system: System, trajectory: Trajectory) -> Trajectory:
 def _advantages(
     system: System, learner: Learner, trajectory: Trajectory, trace: Float[Array, "T E 1"] | None = None
 ) -> Float[Array, "T E V"]:
-    """Advantages in units of the reward."""
+    """Advantages in reward units."""
     ppo, ended = system.config.ppo, (trajectory.terminated, trajectory.truncated)
     values = trajectory.value, trajectory.next_value
     value, next_value = (system.value_norm.denormalise(learner.value_norm, x) for x in values)
-    # A team's reward is every agent's; its one value is compared with that.
+    # All agents of a team have the same reward; the team's value is compared with it.
     reward = trajectory.reward[..., : value.shape[-1]]
     return traced_gae(reward, value, next_value, *ended, ppo.gamma, ppo.gae_lambda, trace)
 
 
 def policy_gradient(system: System, learner: Learner, trajectory: Trajectory) -> dict[str, PyTree]:
-    """Returns the gradient of the policy loss over a whole rollout, by stack, where nobody has moved yet.
+    """Returns the gradient of the policy loss over a whole rollout, by stack, before any update.
 
-    It is that of the first step of an update in which all agents move at once, over all that was collected.
+    It is the gradient of the first step of an update of all agents at once, with the whole rollout as minibatch.
 
     Args:
         system: the parts.
-        learner: whose policy played.
-        trajectory: what it played.
+        learner: the learner whose policy collected the rollout.
+        trajectory: the rollout.
     """
     mask, advantage = _counted(system, trajectory), _advantages(system, learner, trajectory)
     nobody = jnp.ones_like(advantage[..., :1])
@@ -155,10 +155,10 @@ def policy_gradient(system: System, learner: Learner, trajectory: Trajectory) ->
 def _preceding_ratio(
     system: System, progress: Progress, trajectory: Trajectory, mask: Bool[Array, "T E N"], block: Int[Array, " M"]
 ) -> Float[Array, "T E 1"]:
-    """By how much the joint action has become more probable through agents outside the block."""
+    """The probability ratio of the joint action of the updated agents outside the block."""
     parts = system.dist.parts(trajectory.avail)
     change = jnp.where(parts, progress.log_prob - trajectory.log_prob, -jnp.inf)
-    # The mean ratio over an action's parts.
+    # The mean ratio over the parts of an action.
     change = jax.nn.logsumexp(change, axis=-1) - jnp.log(parts.sum(axis=-1))
     others = progress.moved.at[block].set(False)
     return jnp.exp(jnp.sum(jnp.where(mask & others, change, 0.0), axis=2, keepdims=True))
@@ -167,9 +167,9 @@ def _preceding_ratio(
 def _recompute_log_probs(
     system: System, progress: Progress, trajectory: Trajectory, block: Int[Array, " M"]
 ) -> Progress:
-    """Takes note of what a stage has changed.
+    """Recomputes the log-probabilities after a stage, and marks the agents that it updated.
 
-    Where nobody outside the block uses what it trained, only the block's probabilities have changed.
+    If no agent outside the block uses parameters that the stage trained, only the block is recomputed.
     """
     sharing = system.actor.sharing
     users = jnp.zeros(sharing.n_agents, bool).at[block].set(True)
@@ -189,7 +189,7 @@ def _recompute_log_probs(
 def _log_prob_now(
     system: System, params: PolicyParams, trajectory: Trajectory, block: Int[Array, " M"] | None
 ) -> Float[Array, "T E M R"]:
-    """The log-probabilities of what was done, each chunk from the recurrent state it began in."""
+    """The log-probabilities of the taken actions. Each chunk starts from its stored recurrent state."""
 
     def pick(x: Array) -> Array:
         return x if block is None else jnp.take(x, block, axis=2)
@@ -217,16 +217,16 @@ def run_stage(
     rates: Rates,
     key: PRNGKeyArray,
 ) -> tuple[Learner, tuple[Metrics, Metrics]]:
-    """Returns the learner after a block's passes over its batch, and what each pass measured, [P].
+    """Returns the learner after a block's passes over its batch, and the metrics of each pass, [P].
 
     Args:
         system: the parts.
         learner: before the stage.
         batch: from `make_batch`.
-        row: of the schedule.
-        block: the agents that move; None: everyone, so that there is nothing to pick out or to leave untouched.
+        row: the stage's row of the schedule.
+        block: the agents to update; None: all agents, without any selection.
         rates: the learning rates.
-        key: deals the minibatches.
+        key: draws the minibatches.
     """
     config, minibatches = system.config, system.config.ppo.minibatches
 
@@ -256,7 +256,7 @@ def run_stage(
 def _where(
     flag: Bool[Array, ""], update: Callable[[Learner], tuple[Learner, Metrics]], learner: Learner
 ) -> tuple[Learner, Metrics]:
-    """What the update gives where the flag says so, and otherwise the learner as it is, with zeros."""
+    """The result of the update if the flag is true, otherwise the unchanged learner and zeros."""
     _, info = jax.eval_shape(update, learner)
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), info)
     return jax.lax.cond(flag, update, lambda now: (now, nothing), learner)
@@ -265,10 +265,10 @@ def _where(
 def _policy_loss(
     system: System, actor: PolicyParams, batch: Batch, block: Array | None, clip_eps: Float[Array, ""] | float
 ) -> tuple[Callable[[dict[str, PyTree]], tuple[Array, Metrics]], Array, Array]:
-    """The block's loss, as a function of what is trained, and whose samples it takes the mean over.
+    """The block's loss as a function of the trained parameters, and its numbers of samples.
 
     Returns:
-        The loss; the samples of each member, [M]; the samples of all members on its trunk, [M].
+        The loss; the number of samples of each member, [M], and of all members on its trunk, [M].
     """
     sharing, ppo, dist = system.actor.sharing, system.config.ppo, system.dist
     members = jnp.arange(sharing.n_agents) if block is None else block
@@ -317,7 +317,7 @@ def _update_actor(
     states, norms = dict(learner.actor_opt), []
     for name, grad in grads.items():
         undilute, moved = _own_samples(*owners[name], batch, counts, pool, block)
-        # The loss pools the agents of a trunk, or all; what an owner has follows the mean over its own samples.
+        # The loss averages over the pool: the agents of a trunk, or all. An owner averages over its own samples.
         if name != "shared" or sharing.shared_across_trunks:
             grad = jax.vmap(lambda scale, tree: jax.tree.map(lambda g: scale * g, tree))(undilute, grad)
         factor = 1.0 if name == "shared" else sharing.stacks[name].factor
@@ -337,19 +337,19 @@ def _own_samples(
     pool: Float[Array, " M"],
     block: Array | None,
 ) -> tuple[Float[Array, " K"], Bool[Array, " K"] | None]:
-    """The pool's samples over each owner's own, and which owners move; None: all.
+    """The ratio of the pool's samples to each owner's samples, and the owners to update (None: all).
 
     Args:
-        owners: the owner of each agent: of a trunk, or of what is owned at a level; None: it changes.
+        owners: the owner of each agent, a trunk or an owner at a level; None: it changes.
         n_owners: K.
-        batch: of the block.
-        counts: samples of each member of the block.
-        pool: those that the loss takes each member's mean over.
-        block: the members; None: everyone.
+        batch: the block's batch.
+        counts: number of samples of each member of the block.
+        pool: number of samples that the loss averages over for each member.
+        block: the members; None: all agents.
     """
     nobody = jnp.zeros(n_owners)
     if owners is None:
-        # Who has no sample here keeps its moments, as if the batch had never been.
+        # An owner without samples keeps its parameters and moments.
         own = jax.nn.one_hot(batch.owner, n_owners) * batch.mask[..., None]
         own = jnp.sum(own, axis=(0, 1, 2))
         return pool[0] / jnp.maximum(own, 1.0), own > 0
@@ -361,10 +361,10 @@ def _own_samples(
 def _update_critic(
     system: System, learner: Learner, batch: Batch, block: Array | None, rates: Rates
 ) -> tuple[Learner, Metrics]:
-    """One gradient step of the critic, on the block's values where agents have values of their own."""
+    """One gradient step of the critic, on the block's values if there is one value per agent."""
     ppo, sharing = system.config.ppo, system.critic.sharing
     valued = block if sharing.n_agents > 1 else None
-    # Where every agent has a critic of its own, each follows the mean over its own values.
+    # If every agent has its own critic, each follows the mean over its own values.
     apart = batch.value.shape[-1] if sharing.n_trunks > 1 else 1
 
     def loss(shared: PyTree) -> tuple[Array, Metrics]:
@@ -383,5 +383,5 @@ def _update_critic(
 
 
 def _mean_norm(norm: Float[Array, " K"], moved: Bool[Array, " K"] | None) -> Float[Array, ""]:
-    """The mean over those who moved."""
+    """The mean over the updated slots."""
     return jnp.mean(norm) if moved is None else masked_mean(norm, moved)

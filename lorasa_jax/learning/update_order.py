@@ -1,4 +1,4 @@
-"""Algorithms, as data: schedules of who moves together, in what order, with which clip."""
+"""Algorithms as data: schedules of agents that are updated together, in what order, with which clip."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lorasa_jax.core.types import Schedule
 from lorasa_jax.registries import register
 
 Scheduler = Callable[[PRNGKeyArray, Float[Array, " N"]], Schedule]
-"""`(key, score [N]) -> Schedule`, drawn anew in every update; the score is each agent's mean |A|."""
+"""`(key, score [N]) -> Schedule`, called in every update; the score is each agent's mean |A|."""
 
 
 def mappo(n_agents: int, ppo: PPOConfig, team_value: bool) -> Scheduler:
-    """Returns MAPPO: a single stage moves all agents at once.
+    """Returns MAPPO: a single stage updates all agents at once.
 
     Source: Yu et al. 2022.
     """
@@ -29,9 +29,9 @@ def mappo(n_agents: int, ppo: PPOConfig, team_value: bool) -> Scheduler:
 
 
 def a2po(n_agents: int, ppo: PPOConfig, team_value: bool) -> Scheduler:
-    """Returns A2PO: one agent after the other, in semi-greedy order, corrected for those before.
+    """Returns A2PO: one agent after another, in semi-greedy order, corrected for the agents before.
 
-    The k-th agent's clip is eps (1/2 + k / 2n): whoever moves early leaves room for the rest.
+    The k-th agent's clip is eps (1/2 + k / 2n), so early agents change less.
 
     Source: Wang et al. 2023.
     """
@@ -40,10 +40,10 @@ def a2po(n_agents: int, ppo: PPOConfig, team_value: bool) -> Scheduler:
 
 
 def sequential(n_agents: int, ppo: PPOConfig, team_value: bool) -> Scheduler:
-    """Returns PPO for one agent after the other, in random order, without the correction of advantages.
+    """Returns PPO for one agent after another, in random order, without the correction of advantages.
 
-    What the agents before have done enters through the surrogate's preceding factor alone, as in HAPPO
-    (Kuba et al. 2022); but the factor is clipped, as in A2PO.
+    The updates of earlier agents enter only through the surrogate's preceding factor, as in HAPPO
+    (Kuba et al. 2022). The factor is clipped, as in A2PO.
     """
     return _one_by_one(shuffled, jnp.full(n_agents, ppo.clip_eps), False, ppo, team_value)
 
@@ -54,9 +54,9 @@ def shuffled(key: PRNGKeyArray, score: Float[Array, " N"]) -> Int[Array, " N"]:
 
 
 def semi_greedy(key: PRNGKeyArray, score: Float[Array, " N"]) -> Int[Array, " N"]:
-    """Returns an order of the agents: by turns the highest score among the rest, and one of the rest at random.
+    """Returns an order of the agents that alternates between the highest remaining score and a random remaining agent.
 
-    Equal scores come in random order. Source: A2PO (Wang et al. 2023).
+    Equal scores are in random order. Source: A2PO (Wang et al. 2023).
     """
     n_agents = score.shape[0]
     shuffle_key, pick_key = jax.random.split(key)
@@ -74,14 +74,14 @@ def semi_greedy(key: PRNGKeyArray, score: Float[Array, " N"]) -> Int[Array, " N"
 def _one_by_one(
     order: Callable, clip_eps: Float[Array, " N"], trace: bool, ppo: PPOConfig, team_value: bool
 ) -> Scheduler:
-    """One agent per stage, which does all its epochs (loop order `agent`) or one of them in every round (`epoch`)."""
+    """One agent per stage, with all its epochs (loop order `agent`) or one epoch in every round (`epoch`)."""
     n_agents = clip_eps.shape[0]
     rounds, epochs = (1, ppo.epochs) if ppo.loop_order == "agent" else (ppo.epochs, 1)
     stages = rounds * n_agents
     with_actor = jnp.array([False, True] if ppo.two_stage else [True])
     train_actor = jnp.tile(with_actor, (stages, epochs))
-    # A value per agent learns from each agent's own stage. The team's one value learns in the last agent's,
-    # so that it sees the rollout as often as when all agents move at once.
+    # A value per agent is trained in the agent's own stage. A team value is trained in the last agent's stage,
+    # so it sees the rollout as often as under MAPPO.
     last = jnp.tile(jnp.arange(n_agents) == n_agents - 1, rounds)
     train_critic = jnp.broadcast_to(last[:, None] | (not team_value), train_actor.shape)
 
@@ -99,7 +99,7 @@ def _one_by_one(
 
 
 Algorithm = Callable[[int, PPOConfig, bool], Scheduler]
-"""`(n_agents, ppo, team_value) -> Scheduler`; `team_value`: the team has one value, not one per agent."""
+"""`(n_agents, ppo, team_value) -> Scheduler`; `team_value`: one value for the team, not one per agent."""
 
 ALGORITHMS: dict[str, Algorithm] = {
     "mappo": mappo,
@@ -110,21 +110,21 @@ ALGORITHMS: dict[str, Algorithm] = {
 
 
 def register_algorithm(name: str, algorithm: Algorithm) -> None:
-    """Adds an algorithm, which `Config(algo=name)` and `--algo name` then choose.
+    """Registers an algorithm for `Config(algo=name)` and `--algo name`.
 
     Args:
-        name: a word that no algorithm has yet.
-        algorithm: a function of the number of agents, the settings, and whether the team has one value, that returns a
+        name: a word that no other algorithm uses.
+        algorithm: a function of the number of agents, the settings, and whether the team has one value. It returns a
             scheduler, `(key, score [N]) -> Schedule`.
 
     Raises:
-        ConfigError: the name cannot be taken, or a schedule of two agents has other shapes than `Schedule` says.
+        ConfigError: the name is invalid or taken, or a schedule of two agents does not have the shapes of `Schedule`.
     """
 
     def trial() -> None:
         ppo, score = PPOConfig(), jax.ShapeDtypeStruct((2,), jnp.float32)
         for team_value in (False, True):
-            # Traced, not run, so that jax need not have begun to compute.
+            # Traced, not run, so JAX's devices are not initialised.
             found = jax.eval_shape(
                 lambda score, team=team_value: algorithm(2, ppo, team)(jax.random.key(0), score), score
             )

@@ -98,7 +98,7 @@ class Sharing:
 
     @property
     def finest(self) -> tuple[tuple[int, ...] | None, int]:
-        """The owner of each agent, and the number of owners, at the last level, or of trained trunks if these are finer."""
+        """The owner of each agent, and the number of owners: at the last level, or trained trunks if they are finer."""
         trunks = (self.groups, self.n_trunks)
         if not self.levels:
             return trunks
