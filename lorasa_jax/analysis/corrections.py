@@ -1,4 +1,4 @@
-"""What adapters add to their trunks, as plain matrices: how large, of what rank, and how sparse."""
+"""Corrections that adapters add to their trunks, as plain matrices: size, rank and sparsity."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from lorasa_jax.sharing import variants
 
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 SMALL = (1e-3, 1e-2, 1e-1)
-"""Shares of the root mean square of a trunk's entries that a correction's are compared with."""
+"""Thresholds for entries of corrections, relative to the root mean square of the trunk's entries."""
 
 
 class Correction(NamedTuple):
-    """One layer, for K owners.
+    """The correction of one layer, for K owners.
 
     Attributes:
-        kernel: the trunk's, [K, in, out], or [K, n], a vector, or of any shape that the target sees as matrices.
-        delta: what is added to it.
-        target: how a kernel of more than two axes is seen as matrices; None: it is one.
+        kernel: the trunk's kernel, [K, in, out], a vector, [K, n], or another shape that `target` views as matrices.
+        delta: the correction, of the same shape.
+        target: the view of a kernel with more than two axes as matrices; None: the kernel is a matrix or vector.
     """
 
     kernel: np.ndarray
@@ -37,22 +37,22 @@ class Correction(NamedTuple):
 
     @property
     def matrices(self) -> np.ndarray:
-        """What is added, as matrices [K, ..., in, out]; a vector as it is."""
+        """The correction as matrices [K, ..., in, out]; a vector is not changed."""
         return self.delta if self.target is None else np.asarray(jax.vmap(self.target.to_matrix)(self.delta))
 
 
 def corrections(system: System, params: PolicyParams) -> dict[str, Correction]:
-    """Returns by layer what is added to the trunk for every agent: scale L R, or the full-rank D, of all levels.
+    """Returns the correction of every agent by layer: scale L R, or the full-rank D, summed over levels.
 
-    Where owners change, for every owner instead. Empty where there are no low-rank adapters.
+    If owners change, the corrections are per owner. The result is empty without low-rank adapters.
 
     Raises:
-        ConfigError: owners change, and there are several levels of them, or several trunks that they might stand on.
+        ConfigError: owners change, and there are several levels or several trunks.
     """
     sharing = system.actor.sharing
     if not sharing.leveled:
         return {}
-    # What an adapter makes of a trunk of zeros is what it adds.
+    # Applied to a trunk of zeros, an adapter gives its correction.
     nothing = jax.tree.map(jnp.zeros_like, params.shared)
     if sharing.dynamic_roles:
         require(
@@ -79,7 +79,7 @@ def corrections(system: System, params: PolicyParams) -> dict[str, Correction]:
 
 
 def _adapted_layers(system: System, params: PolicyParams) -> list[str]:
-    """The layers with a correction, from input to output where the network is the built-in one."""
+    """The layers with a correction; for the built-in network from input to output."""
     adapted = {path.rpartition("/")[0] for own in params.agents.values() for path in by_path(own)}
     ordered = variants.layer_names(params.shared)
     if not system.config.actor.module:
@@ -88,17 +88,17 @@ def _adapted_layers(system: System, params: PolicyParams) -> list[str]:
 
 
 def relative_norm(layer: Correction) -> np.ndarray:
-    """Returns |delta|_F / |K|_F of every owner, [K]; NaN where the trunk is zero."""
+    """Returns |delta|_F / |K|_F of every owner, [K]; NaN if the trunk is zero."""
     delta, kernel = (np.linalg.norm(x.reshape(len(x), -1), axis=1) for x in (layer.delta, layer.kernel))
     return np.where(kernel > 0, delta / np.where(kernel > 0, kernel, 1.0), np.nan)
 
 
 def effective_rank(delta: np.ndarray) -> np.ndarray:
-    """Returns the effective rank of every owner's correction, [K]; 0 for one of zeros.
+    """Returns the effective rank of every owner's correction, [K]; 0 for a zero correction.
 
         exp(-sum_i p_i log p_i),   p_i = s_i / sum_j s_j
 
-    with the singular values s. It is r where r of them are equal and the others 0.
+    with the singular values s. It is r if r of them are equal and the others 0.
 
     Source: Roy & Vetterli 2007, "The effective rank: a measure of effective dimensionality".
     """
@@ -111,12 +111,11 @@ def effective_rank(delta: np.ndarray) -> np.ndarray:
 
 
 def entry_sizes(layer: Correction) -> dict[str, dict[str, float]]:
-    """Returns how the sizes of a layer's entries are distributed, over all owners.
+    """Returns the distribution of the absolute entries of a layer, over all owners.
 
     Returns:
-        Quantiles of |delta|, of |K|, and of |delta| / |K| entry by entry, by their probability; and, as
-        `below`, the shares of entries of delta that are smaller than 1e-3, 1e-2 and 1e-1 times the root mean square
-        of the owner's K.
+        Quantiles of |delta|, of |K|, and of |delta| / |K| entry by entry, by their probability. `below` has the shares
+        of entries of delta that are smaller than 1e-3, 1e-2 and 1e-1 times the root mean square of the owner's K.
     """
     delta, kernel = np.abs(layer.delta), np.abs(layer.kernel)
     ratio = delta / np.maximum(kernel, np.finfo(np.float32).tiny)
@@ -131,7 +130,7 @@ def entry_sizes(layer: Correction) -> dict[str, dict[str, float]]:
 
 
 def drop_smallest(delta: np.ndarray, share: float) -> np.ndarray:
-    """Returns every owner's correction [K, ...] without the given share of its entries, the smallest in size."""
+    """Returns every owner's correction [K, ...] with the given share of its smallest entries set to zero."""
     flat = delta.reshape(len(delta), -1)
     place = np.argsort(np.argsort(np.abs(flat), axis=1, kind="stable"), axis=1)
     dropped = np.round(share * flat.shape[1])
@@ -139,9 +138,9 @@ def drop_smallest(delta: np.ndarray, share: float) -> np.ndarray:
 
 
 def thinned(actors: PolicyParams, layers: dict[str, Correction], share: float) -> PolicyParams:
-    """Returns every agent's full weights [N, ...] with its corrections thinned out, layer by layer.
+    """Returns every agent's full weights [N, ...] with the smallest entries of its corrections dropped, layer by layer.
 
-    A share of 0 leaves all there is, one of 1 the trunk alone.
+    A share of 0 keeps all entries, a share of 1 only the trunk.
     """
     changed = {
         f"{name}/kernel": jnp.asarray(layer.kernel + drop_smallest(layer.delta, share))

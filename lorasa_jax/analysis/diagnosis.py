@@ -1,4 +1,4 @@
-"""What the adapters of a trained team did: how its agents act, what they exchange, what can be left out."""
+"""Measures the effect of a trained team's adapters: behaviour of agents, swaps, and dropped entries."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from lorasa_jax.learning.rollout import collect, initial_state, play_episodes
 from lorasa_jax.learning.system import System, alone, is_two_phase, own_weights
 
 DROPPED = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
-"""Shares of the entries of every correction that are left out, the smallest first."""
+"""Shares of the smallest entries of every correction that are dropped."""
 PLAYED = ("return", "win_rate")
 
 Episodes = dict[str, np.ndarray]
 
 
 class Change(NamedTuple):
-    """By how much the mean over episodes changed, with its 95 % interval; one number each, or arrays of one shape."""
+    """Change of the mean over episodes, with its 95 % interval; numbers, or arrays of one shape."""
 
     mean: Any
     low: Any
@@ -37,7 +37,7 @@ class Change(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """What is added to one layer: of every owner [K] |delta|_F / |K|_F and the effective rank; sizes of entries."""
+    """Corrections of one layer: |delta|_F / |K|_F and effective rank of every owner, [K]; sizes of entries."""
 
     norm: np.ndarray
     rank: np.ndarray
@@ -45,25 +45,25 @@ class Layer(NamedTuple):
 
 
 class Diagnosis(NamedTuple):
-    """What the adapters of a team did; what could not be measured is None, and `left_out` says why.
+    """Diagnosis of a team's adapters. Parts that could not be measured are None; `left_out` gives the reason.
 
     Attributes:
-        agents: what to call them, [N].
-        roles: the role of each, where agents have roles that stay.
-        kinds: what to call the roles.
-        owners: whom corrections belong to: the agents, or roles where those change.
-        measure: how distributions of actions are compared: total variation, or 2-Wasserstein.
-        samples: alive steps of each agent in the play that was watched, [N].
-        distance: between the agents' networks, each in the place (and with the id) of the agent that saw it, [N, N].
-        distance_with_ids: the same where every network sees its own agent's id; None where no ids are seen.
+        agents: names of the agents, [N].
+        roles: the role of each agent, if roles are fixed.
+        kinds: names of the roles.
+        owners: names of the owners of corrections: the agents, or changing roles.
+        measure: the distance between action distributions: total variation, or 2-Wasserstein.
+        samples: number of alive steps of each agent in the recorded play, [N].
+        distance: distance between the agents' networks on the observations (and with the id) of each agent, [N, N].
+        distance_with_ids: the same, but every network sees its own agent's id; None without ids.
         gradient: cosine between the agents' policy gradients, [N, N].
-        gradient_again: cosine between each agent's gradients on two halves of the play, [N]: what noise leaves of 1.
-        noise: signal and noise of the gradient that one rollout gives: of all agents' samples together, of those of
-            each role, where roles stay, and of one agent's, in the mean over agents.
-        played: means of whole episodes as trained, by `return` and, where games can be won, `win_rate`.
-        swap: by the same names, the change where agent i plays with agent j's weights, [N, N].
-        layers: what is added to the trunk, by layer.
-        dropped: by the same names, the change where only the largest entries stay, for each share in `DROPPED`.
+        gradient_again: cosine between each agent's gradients on two halves of the rollouts, [N]; 1 without noise.
+        noise: signal and noise of the gradient of one rollout: over the samples of all agents, of each fixed role, and
+            of one agent (mean over agents).
+        played: mean `return`, and `win_rate` if games can be won, of whole episodes of the trained team.
+        swap: by the same names, the change if agent i plays with agent j's weights, [N, N].
+        layers: corrections of the trunk, by layer.
+        dropped: by the same names, the change if the smallest entries are dropped, for each share in `DROPPED`.
         left_out: one line for each part that is None.
     """
 
@@ -86,13 +86,13 @@ class Diagnosis(NamedTuple):
 
 
 def kinds_of(spec: EnvSpec) -> list[str]:
-    """Returns what to call the roles; empty where agents have none."""
+    """Returns names of the roles; empty if agents have none."""
     n_roles = spec.n_roles if spec.roles is None else max(spec.roles) + 1
     return list(spec.role_names) or [f"role {k}" for k in range(n_roles)]
 
 
 def names_of(spec: EnvSpec) -> list[str]:
-    """Returns what to call the agents: by their numbers, and by their roles where these stay."""
+    """Returns names of the agents, with their numbers and fixed roles."""
     if spec.roles is None:
         return [f"agent {i}" for i in range(spec.n_agents)]
     if spec.role_names:
@@ -110,17 +110,17 @@ def diagnose(
     greedy: bool = True,
     status: Callable[[str], None] = lambda text: None,
 ) -> Diagnosis:
-    """Returns what the adapters of one team did.
+    """Returns the diagnosis of one team.
 
     Args:
-        system: of the phase that the team is in.
-        learner: its actor, critic, value units and input statistics; optimisers are not looked at.
+        system: the system of the team's phase.
+        learner: the team's actor, critic, value statistics and input statistics; optimisers are ignored.
         key: used for all play.
-        episodes: played in every evaluation, all from the same start states with the same chance.
-        rollouts: of the size of the run's own, over which gradients are taken; not given: 32, or four times as many as
-            an episode may take.
-        greedy: evaluations take the most probable actions; what is watched is always sampled, as in training.
-        status: is told what happens.
+        episodes: episodes per evaluation, with the same start states and random numbers in each.
+        rollouts: number of rollouts, of the run's size, for gradients. None: the larger of 32 and four times the number
+            of rollouts of the longest episode.
+        greedy: evaluations take the most probable actions. Recorded play is always sampled, as in training.
+        status: receives progress messages.
     """
     span = _span(system.config, system.env.spec)
     rollouts, least = max(32, 4 * span) if rollouts is None else rollouts, max(8, 2 * span + 2)
@@ -177,7 +177,7 @@ def _why_none(system: System) -> str:
 
 
 def _watching(config: Config, spec: EnvSpec, episodes: int) -> Config:
-    """The settings of a rollout in which every environment can play an episode to its end."""
+    """The settings of a rollout that is long enough for a whole episode."""
     length = config.rollout_length * _span(config, spec)
     return replace(
         config,
@@ -190,7 +190,7 @@ def _watching(config: Config, spec: EnvSpec, episodes: int) -> Config:
 
 
 def watch(team: System, learner: Learner, key: PRNGKeyArray) -> Trajectory:
-    """Returns one rollout of sampled play from fresh starts, with the values that the critic gives it."""
+    """Returns one rollout of sampled play from new start states, with the critic's values."""
     start_key, play_key = jax.random.split(key)
 
     @jax.jit
@@ -209,7 +209,7 @@ def _how_they_act(
     same: np.ndarray,
     status: Callable[[str], None],
 ) -> Diagnosis:
-    """Adds distances."""
+    """Adds distances between agents."""
     samples = np.asarray(trajectory.alive.sum(axis=(0, 1)))
 
     def distance(own_ids: bool) -> np.ndarray:
@@ -223,21 +223,21 @@ def _how_they_act(
 
 
 def _span(config: Config, spec: EnvSpec) -> int:
-    """How many rollouts the longest episode takes."""
+    """The number of rollouts of the longest episode."""
     return -(-spec.episode_limit // config.rollout_length)
 
 
 def draw_gradients(
     team: System, learner: Learner, key: PRNGKeyArray, rollouts: int, status: Callable[[str], None] = lambda text: None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the agents' policy gradients, [K, N, P], and their samples, [K, N], of rollouts that follow each other.
+    """Returns the agents' policy gradients, [K, N, P], and numbers of samples, [K, N], of consecutive rollouts.
 
     Args:
-        team: of `alone`, with the rollouts of the run.
-        learner: of that system.
+        team: from `alone`, with rollouts of the run's size.
+        learner: the learner of that system.
         key: used for all play.
-        rollouts: how many, after those in which the first episodes are played.
-        status: is told how far this is.
+        rollouts: K; the rollouts of the first episodes are not counted.
+        status: receives progress messages.
     """
     start_key, play_key = jax.random.split(key)
 
@@ -261,12 +261,12 @@ def draw_gradients(
 def _how_they_learn(
     found: Diagnosis, gradients: np.ndarray, samples: np.ndarray, same: np.ndarray, span: int
 ) -> Diagnosis:
-    """Adds what gradients have in common, and how much of them is chance."""
+    """Adds cosines and noise of gradients."""
     one, other = (half.mean(axis=0) for half in np.array_split(gradients, 2))
     mean = gradients.mean(axis=0)
 
     def together(chosen: np.ndarray) -> Noise:
-        """Of the mean over all samples of some agents, which is what a network that they share would follow."""
+        """The noise of the mean gradient over all samples of some agents, which a shared network would follow."""
         share = samples * chosen
         share = share / np.maximum(share.sum(axis=1, keepdims=True), 1)
         return diversity.gradient_noise(np.einsum("kn,knp->kp", share, gradients), span)
@@ -282,11 +282,11 @@ def _how_they_learn(
     )
 
 
-# Playing on
+# Changed teams
 
 
 def make_player(team: System, learner: Learner, key: PRNGKeyArray, greedy: bool) -> Callable[[PolicyParams], Episodes]:
-    """Returns a compiled function from full weights to the outcomes of episodes that start and go on alike."""
+    """Returns a compiled function from full weights to episodes with fixed start states and random numbers."""
 
     @jax.jit
     def play(actors: PolicyParams) -> dict[str, Float[Array, " E"]]:
@@ -302,16 +302,16 @@ def swap_changes(
     before: Episodes,
     status: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Change]:
-    """Returns the change, [N, N], where agent i plays with agent j's weights, and everyone else with their own.
+    """Returns the change, [N, N], if agent i plays with agent j's weights, and all others with their own.
 
-    Ids stay where they are. NaN where the two cannot be compared.
+    Ids are not swapped. The change is NaN if the two agents cannot be compared.
 
     Args:
         play: from `make_player`.
         actors: every agent's full weights.
-        same: whose weights can be exchanged, [N, N].
-        before: what `play` gives for the weights as they are.
-        status: is told how far this is.
+        same: pairs whose weights can be swapped, [N, N].
+        before: result of `play` for the unchanged weights.
+        status: receives progress messages.
     """
     n = len(same)
     gather = jax.jit(lambda order: jax.tree.map(lambda leaf: leaf[order], actors))
@@ -334,7 +334,7 @@ def drop_changes(
     before: Episodes,
     status: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Change]:
-    """Returns the change for every share in `DROPPED` of the entries of all corrections, the smallest first.
+    """Returns the change if the smallest entries of all corrections are dropped, for every share in `DROPPED`.
 
     The arguments are those of `swap_changes`, and `layers` from `corrections`.
     """
@@ -352,5 +352,5 @@ def _change(episodes: np.ndarray) -> Change:
 
 
 def describe(layer: Correction) -> Layer:
-    """Returns how large a layer's corrections are, of what rank, and how their entries are distributed."""
+    """Returns norms, effective ranks and the distribution of entries of a layer's corrections."""
     return Layer(relative_norm(layer), effective_rank(layer.matrices), entry_sizes(layer))

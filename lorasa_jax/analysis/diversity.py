@@ -1,7 +1,7 @@
-"""How differently the agents of a team act, and are asked to change, and how much of that is chance.
+"""Differences between the agents of a team: in their actions and gradients, and the noise of gradients.
 
-Everything here is about teams in which every agent has a plain network of its own (`system.alone`), whatever
-scheme they come from: full weights have a leading axis of agents, so that exchanging agents is an index.
+All functions take teams in which every agent has its own plain network (`system.alone`), from any
+scheme. Full weights have a leading axis of agents, so a swap of agents is an index.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from lorasa_jax.learning.update import policy_gradient
 def stream_distances(
     system: System, actors: PolicyParams, trajectory: Trajectory, own_ids: bool
 ) -> Float[Array, "N N N"]:
-    """Returns how far networks i and j act apart on what agent k met: the mean over its alive steps, at [k, i, j].
+    """Returns the distance of networks i and j on agent k's observations, the mean over its alive steps, at [k, i, j].
 
-    Every network goes through the whole of agent k's observations, episode by episode, with a recurrent state of its
-    own that starts from zero; agent k's mask of available actions holds for all. Equal networks are exactly 0 apart.
+    Every network processes all observations of agent k, episode by episode, with its own recurrent state, starting from
+    zero, and with agent k's mask of available actions. The distance of equal networks is exactly 0.
 
     Args:
-        system: of `alone`.
+        system: from `alone`.
         actors: every agent's full weights.
-        trajectory: play that began with fresh episodes.
-        own_ids: where agents see their ids, network i sees its own, so that ids tell agents apart too; otherwise
-            all see agent k's, whose place they take, and only weights do.
+        trajectory: a rollout that began with new episodes.
+        own_ids: in schemes with ids, network i sees its own id. Otherwise all networks see agent k's id, and only their
+            weights differ.
     """
     policy, everyone = system.acting, jnp.arange(system.acting.sharing.n_agents)
     opens = system.actor_first(trajectory.first, trajectory.alive)
@@ -60,7 +60,7 @@ def stream_distances(
 
 
 def comparable(spec: EnvSpec, avail: Bool[Array, "T E N A"]) -> np.ndarray:
-    """Returns which agents see and do things of the same shape, [N, N]: as much, and with as many dimensions."""
+    """Returns which pairs of agents have equal observation widths and action dimensions, [N, N]."""
     width = np.array(spec.obs_widths or (spec.obs_dim,) * spec.n_agents)
     same = width[:, None] == width
     if spec.continuous:
@@ -70,11 +70,11 @@ def comparable(spec: EnvSpec, avail: Bool[Array, "T E N A"]) -> np.ndarray:
 
 
 def behavioural_distance(streams: np.ndarray, samples: np.ndarray, same: np.ndarray) -> np.ndarray:
-    """Returns the mean distance of agents i and j over all samples, [N, N]; NaN where they cannot be compared.
+    """Returns the mean distance of agents i and j over all samples, [N, N]; NaN if they cannot be compared.
 
         d(i, j) = sum_k samples_k streams[k, i, j] / sum_k samples_k
 
-    over the agents k that can be compared with both.
+    The sums are over the agents k that can be compared with both.
 
     Args:
         streams: from `stream_distances`.
@@ -89,16 +89,16 @@ def behavioural_distance(streams: np.ndarray, samples: np.ndarray, same: np.ndar
 
 
 def mean_over_pairs(matrix: np.ndarray) -> float:
-    """Returns the mean of a matrix of agents over all pairs of two that are known; NaN if there are none.
+    """Returns the mean of a matrix over all finite pairs of different agents; NaN if there are none.
 
-    Of behavioural distances it is System Neural Diversity (Bettini et al. 2023).
+    For behavioural distances it is System Neural Diversity (Bettini et al. 2023).
     """
     pairs = matrix[~np.eye(len(matrix), dtype=bool)]
     return float(np.nanmean(pairs)) if np.isfinite(pairs).any() else float("nan")
 
 
 def within_and_between(matrix: np.ndarray, roles: tuple[int, ...]) -> tuple[float, float]:
-    """Returns the mean of a matrix over pairs of different agents of one role, and over pairs of two roles."""
+    """Returns the mean of a matrix over pairs of agents of the same role, and over pairs of different roles."""
     one_role = np.equal.outer(roles, roles)
     others, known = ~np.eye(len(roles), dtype=bool), np.isfinite(matrix)
     chosen = [matrix[pairs & known] for pairs in (one_role & others, ~one_role)]
@@ -109,22 +109,22 @@ def within_and_between(matrix: np.ndarray, roles: tuple[int, ...]) -> tuple[floa
 def gradients(system: System, learner: Learner, trajectory: Trajectory) -> Float[Array, "N P"]:
     """Returns every agent's policy gradient with respect to all weights of its network.
 
-    The gradient is that of the loss of the first step of an update, the mean over the agent's own samples.
+    It is the gradient of the loss at the first step of an update, the mean over the agent's own samples.
 
     Args:
-        system: of `alone`.
-        learner: of that system.
-        trajectory: what the team played.
+        system: from `alone`.
+        learner: the learner of that system.
+        trajectory: a rollout of the team.
     """
     found = policy_gradient(system, learner, trajectory._replace(inputs=()))["shared"]
     return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(found)], axis=-1)
 
 
 class Noise(NamedTuple):
-    """How much of the gradient that one rollout gives is chance.
+    """Signal and noise of the gradient of one rollout.
 
     Attributes:
-        signal: S = |E g|^2, estimated without bias, so that it may fall below zero.
+        signal: an unbiased estimate of S = |E g|^2, which may be negative.
         error: the standard error of the signal.
         variance: V = E |g - E g|^2, the trace of the covariance.
     """
@@ -135,25 +135,25 @@ class Noise(NamedTuple):
 
     @property
     def scale(self) -> float:
-        """V / S: over how many rollouts the mean has as much noise as signal; inf where S is not above zero."""
+        """V / S: the number of rollouts whose mean has as much noise as signal; inf if S is not positive."""
         return self.variance / self.signal if self.signal > 0 else float("inf")
 
     @property
     def at_least(self) -> float:
-        """The same if the signal is two standard errors larger than it was measured."""
+        """The scale with a signal two standard errors larger than the estimate."""
         return self._replace(signal=self.signal + 2 * self.error).scale
 
 
 def gradient_noise(gradients: np.ndarray, span: int = 0) -> Noise:
-    """Returns the signal and the noise in the gradients of K rollouts, [K, P]; of M agents, [K, M, P], in their mean.
+    """Returns signal and noise of the gradients of K rollouts, [K, P]; for M agents, [K, M, P], their mean over agents.
 
         S = mean over |a - b| > span of g_a . g_b        V = mean over a of |g_a|^2  -  S
 
     V / S is the gradient noise scale, in rollouts. The error of S is a jackknife over rollouts.
 
     Args:
-        gradients: of rollouts in the order of play.
-        span: over how many of the next rollouts what one of them began may go on.
+        gradients: gradients of rollouts in the order of play.
+        span: number of following rollouts in which an episode of one rollout may continue.
 
     Source: McCandlish et al. 2018, "An Empirical Model of Large-Batch Training".
     """

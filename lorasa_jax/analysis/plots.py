@@ -1,4 +1,4 @@
-"""Pictures of a diagnosis, as matplotlib figures: nothing is shown or written here."""
+"""Figures of a diagnosis with matplotlib. This module does not show or write them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 COLOURS = ("#1f5fa8", "#c2410c", "#3f7d3a", "#7c4d9f", "#b08a1e", "#5f6b76")
 DELTA, KERNEL = COLOURS[1], "#9aa5b1"
 WRITTEN_UP_TO = 12
-"""Agents up to which matrices show their numbers."""
+"""Maximum number of agents for which matrices show numbers."""
 
 
 def pictures(found: Diagnosis) -> dict[str, Figure]:
-    """Returns all figures that there is something to show in, by name."""
+    """Returns all figures with data, by name."""
     drawn = {}
     if found.distance is not None:
         drawn["distance"] = draw_distance(found)
@@ -42,12 +42,12 @@ def _axes(width: float, height: float, columns: int) -> tuple[Figure, list[Axes]
 
 
 def _order(found: Diagnosis) -> np.ndarray:
-    """Agents of one role side by side."""
+    """The agents sorted by role."""
     return np.argsort(found.roles or (0,) * len(found.agents), kind="stable")
 
 
 def _matrix(axis: Axes, found: Diagnosis, values: np.ndarray, *, quiet: np.ndarray | None = None, **image: Any) -> None:
-    """One matrix of agents as a heat map; lines part the roles, and what is `quiet` is written faintly."""
+    """One matrix of agents as a heat map. Lines separate roles, and `quiet` entries are faint."""
     order = _order(found)
     shown = values[np.ix_(order, order)]
     drawn = axis.imshow(shown, **image)
@@ -71,7 +71,7 @@ def _matrix(axis: Axes, found: Diagnosis, values: np.ndarray, *, quiet: np.ndarr
 
 
 def draw_distance(found: Diagnosis) -> Figure:
-    """Returns how far agents act apart: by their weights alone and, where ids are seen, by weights and ids."""
+    """Returns the figure of distances between agents: by weights alone and, in schemes with ids, by weights and ids."""
     assert found.distance is not None
     both = {"networks in the same place": found.distance}
     if found.distance_with_ids is not None:
@@ -86,7 +86,7 @@ def draw_distance(found: Diagnosis) -> Figure:
 
 
 def draw_gradient(found: Diagnosis) -> Figure:
-    """Returns the cosines between agents' policy gradients, and beside their names what noise leaves of 1."""
+    """Returns the figure of cosines between agents' policy gradients, with each agent's cosine on two halves."""
     assert found.gradient is not None
     assert found.gradient_again is not None
     figure, (axis,) = _axes(5.4, 4.4, 1)
@@ -97,7 +97,7 @@ def draw_gradient(found: Diagnosis) -> Figure:
 
 
 def draw_swap(found: Diagnosis) -> Figure:
-    """Returns the change of return and win rate where one agent plays with another's weights."""
+    """Returns the figure of changes of return and win rate if one agent plays with another's weights."""
     assert found.swap is not None
     figure, axes = _axes(4.6, 4.4, len(found.swap))
     for axis, (name, change) in zip(axes, found.swap.items(), strict=True):
@@ -111,11 +111,11 @@ def draw_swap(found: Diagnosis) -> Figure:
 
 
 def draw_layers(found: Diagnosis) -> Figure:
-    """Returns the norm of every owner's correction against its trunk's, and its effective rank, layer by layer."""
+    """Returns the figure of relative norms and effective ranks of every owner's correction, by layer."""
     assert found.layers is not None
     figure, axes = _axes(4.8, 3.6, 2)
     n_owners = len(found.owners)
-    # Agents have the colour of their role; where roles change, what is shown are roles.
+    # Agents have the colour of their role. If roles change, the owners are roles.
     kinds = found.roles if found.roles is not None and n_owners == len(found.roles) else tuple(range(n_owners))
     names = found.kinds if kinds is found.roles else found.owners
     for axis, part in zip(axes, ("norm", "rank"), strict=True):
@@ -136,7 +136,7 @@ def draw_layers(found: Diagnosis) -> Figure:
 
 
 def draw_sparsity(found: Diagnosis) -> Figure:
-    """Returns how large entries of corrections are beside the trunk's, and what is lost without the small ones."""
+    """Returns the figure of entry sizes of corrections and trunk, and of changes without small entries."""
     assert found.layers is not None
     figure, axes = _axes(4.6, 3.6, 1 + len(found.dropped or {}))
     for layer in found.layers.values():

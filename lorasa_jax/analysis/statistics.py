@@ -1,8 +1,8 @@
-"""What a handful of seeds, or of episodes, says, and how surely.
+"""Statistics over few seeds or episodes, with intervals.
 
-Scores are [runs, tasks], as in Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice"
-(NeurIPS 2021), whose definitions these are; axes before these two are resamples. Nothing is assumed of the number of
-runs. Few of them are still few: an interval of three seeds is an honest description of three numbers, and too narrow.
+Scores are [runs, tasks], with axes of resamples before these two. The definitions follow Agarwal et al., "Deep
+Reinforcement Learning at the Edge of the Statistical Precipice" (NeurIPS 2021). Any number of runs is allowed, but
+intervals of few runs, such as three seeds, are too narrow.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Values = Float[np.ndarray, "*resamples"] | np.floating
 RESAMPLES = 10_000
 AT_ONCE = 4_000_000
 EXACT = 16
-"""Pairs up to which every flip of signs is tried."""
+"""Maximum number of pairs for which all sign flips are tried."""
 
 
 def mean(scores: Scores) -> Values:
@@ -30,10 +30,10 @@ def mean(scores: Scores) -> Values:
 
 
 def iqm(scores: Scores) -> Values:
-    """Returns the interquartile mean: that of the middle half of all runs of all tasks together.
+    """Returns the interquartile mean: the mean of the middle half of all runs of all tasks together.
 
-    A quarter of them, rounded down, is left out at either end. Hence up to three scores are simply averaged,
-    of four the middle two count, of five the middle three.
+    A quarter of the scores, rounded down, is dropped at each end. So up to three scores are simply averaged; of four
+    the middle two count, of five the middle three.
     """
     ordered = np.sort(scores.reshape(*scores.shape[:-2], -1), axis=-1)
     cut = ordered.shape[-1] // 4
@@ -46,16 +46,16 @@ def median(scores: Scores) -> Values:
 
 
 def optimality_gap(scores: Scores, target: float = 1.0) -> Values:
-    """Returns by how much scores fall short of a target on average; what exceeds it makes up for nothing."""
+    """Returns the mean distance of scores below a target; scores above the target count as the target."""
     return target - np.minimum(scores, target).mean(axis=(-2, -1))
 
 
 def probability_of_improvement(
     x: Float[np.ndarray, "*resamples runs_x tasks"], y: Float[np.ndarray, "*resamples runs_y tasks"]
 ) -> Values:
-    """Returns how probably a run of x scores above one of y, P(X > Y) + P(X = Y) / 2, averaged over tasks.
+    """Returns the probability that a run of x scores above a run of y, P(X > Y) + P(X = Y) / 2, averaged over tasks.
 
-    Per task this is Mann and Whitney's U over the number of pairs.
+    Per task this is Mann and Whitney's U divided by the number of pairs.
     """
     above = x[..., :, None, :] > y[..., None, :, :]
     equal = x[..., :, None, :] == y[..., None, :, :]
@@ -65,7 +65,7 @@ def probability_of_improvement(
 def performance_profile(
     scores: Scores, thresholds: Float[np.ndarray, " thresholds"]
 ) -> Float[np.ndarray, "*resamples thresholds"]:
-    """Returns the share of all runs of all tasks that score above each threshold."""
+    """Returns the share of runs of all tasks with scores above each threshold."""
     return (scores[..., None] > thresholds).mean(axis=(-3, -2))
 
 
@@ -77,18 +77,18 @@ def interval(
 ) -> tuple[float, float]:
     """Returns the percentile interval of a statistic under the stratified bootstrap (Efron 1979; Agarwal et al. 2021).
 
-    The runs of every task are drawn anew with replacement, task by task, and of several score arrays each by itself.
-    With a fixed key: the same scores always give the same interval. Runs that are all equal, or a single
-    one, give an interval of no width, which says nothing.
+    Runs are resampled with replacement, independently for each task and each score array. The random seed is fixed, so
+    the same scores always give the same interval. Equal runs, or a single run, give an interval of zero width, which
+    has no meaning.
 
     Args:
-        statistic: of as many score arrays, which takes resamples as an axis before.
-        scores: as many as the statistic takes; runs may differ in number.
-        confidence: that of the interval.
-        resamples: how many are drawn.
+        statistic: a function of score arrays with a leading axis of resamples.
+        scores: its score arrays; the numbers of runs may differ.
+        confidence: confidence level of the interval.
+        resamples: number of resamples.
     """
     rng, found = np.random.default_rng(0), []
-    rows = max(1, AT_ONCE // sum(each.size for each in scores))  # resamples that memory is taken for
+    rows = max(1, AT_ONCE // sum(each.size for each in scores))  # resamples per batch, to limit memory
     for size in (min(rows, resamples - done) for done in range(0, resamples, rows)):
         drawn = [rng.integers(0, len(each), (size, *each.shape)) for each in scores]
         found.append(statistic(*(each[i, np.arange(each.shape[1])] for each, i in zip(scores, drawn, strict=True))))
@@ -102,13 +102,13 @@ def bootstrap_interval(values: Sequence[float] | np.ndarray, confidence: float =
 
 
 class Paired(NamedTuple):
-    """What pairs say about a difference.
+    """Statistics of the differences of pairs.
 
     Attributes:
-        mean: of the differences.
-        interval: its 95 % bootstrap interval, over pairs.
-        p: two-sided, of `sign_flip_p`.
-        pairs: how many there are.
+        mean: mean difference.
+        interval: its 95 % bootstrap interval over pairs.
+        p: two-sided p-value of `sign_flip_p`.
+        pairs: number of pairs.
     """
 
     mean: float
@@ -118,7 +118,7 @@ class Paired(NamedTuple):
 
 
 def paired(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> Paired:
-    """Returns what the differences x - y of pairs say, such as two continuations of one shared policy."""
+    """Returns statistics of the differences x - y of pairs, such as two continuations of one shared policy."""
     differences = np.asarray(x, float) - np.asarray(y, float)
     return Paired(
         float(differences.mean()), bootstrap_interval(differences), sign_flip_p(differences), differences.size
@@ -126,11 +126,11 @@ def paired(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> 
 
 
 def sign_flip_p(differences: Sequence[float] | np.ndarray) -> float:
-    """Returns how probable a mean as far from zero would be if each difference were as likely of the other sign.
+    """Returns the probability of a mean at least as far from zero if the signs of the differences are random.
 
-    Fisher's permutation test for pairs, two-sided. Exact up to 16 pairs, where all 2^n flips are
-    tried; beyond, 65,535 are drawn and the one seen counts as another. n pairs cannot give less than 2 / 2^n: five
-    never say p < 0.05.
+    This is Fisher's two-sided permutation test for pairs. Up to 16 pairs it is exact, with all 2^n sign flips. For more
+    pairs 65,535 flips are drawn, and the observed signs are added. n pairs cannot give p below 2 / 2^n, so five
+    pairs never give p < 0.05.
     """
     values = np.asarray(differences, float)
     if values.size <= EXACT:
@@ -143,16 +143,17 @@ def sign_flip_p(differences: Sequence[float] | np.ndarray) -> float:
 
 
 def runs_needed(variance: float, difference: float, power: float = 0.8, level: float = 0.05) -> int:
-    """Returns how many runs show a difference of means, by the normal approximation (Cohen 1988).
+    """Returns the number of runs needed to show a difference of means, by the normal approximation (Cohen 1988).
 
-    n = (z_{1 - level / 2} + z_power)^2 variance / difference^2, rounded up, and as many pairs as `sign_flip_p` needs
-    for that level. A variance that a few runs gave is itself uncertain by a factor of several, and so is this.
+    n = (z_{1 - level / 2} + z_power)^2 variance / difference^2, rounded up, and at least the number of pairs that
+    `sign_flip_p` needs for this level. A variance estimated from few runs is uncertain by a factor of several, as
+    is n.
 
     Args:
-        variance: of the differences of pairs; of unpaired runs, the sum of both sides' variances, and n runs each.
-        difference: that should be seen, in the unit of the variance's root.
-        power: how probably it is.
-        level: of the two-sided test.
+        variance: variance of the differences of pairs. For n unpaired runs per side, the sum of both variances.
+        difference: the difference to detect, in units of the scores.
+        power: probability of detecting it.
+        level: level of the two-sided test.
     """
     z = NormalDist().inv_cdf(1 - level / 2) + NormalDist().inv_cdf(power)
     return max(math.ceil(1 - math.log2(level)), math.ceil(z**2 * variance / difference**2))

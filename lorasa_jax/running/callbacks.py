@@ -1,4 +1,4 @@
-"""Callbacks: what looks on while a run goes on, keeps what it wants of it, and may stop it."""
+"""Callbacks observe a run, may keep its states, and may stop it."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from lorasa_jax.running.state import ADAPTERS, SHARED, Report, RunState
 class Callback:
     """The protocol of callbacks: `callback(report, state) -> stop?`, called after every iteration.
 
-    A plain function is one. An object may have the other methods as well; it need not be a subclass, which only
-    saves writing those that do nothing.
+    A plain function is a callback. An object may have the other methods, too. It need not be a subclass; a subclass
+    inherits empty methods.
 
-    Returning True stops the run before its next iteration. All other callbacks are still called. A run that was
-    stopped is evaluated and returns its `Result` as at its end; an exception instead ends it at once.
+    Returning True stops the run before its next iteration. All other callbacks are still called. A stopped run is
+    evaluated and returns its `Result` as at its end. An exception ends the run at once.
     """
 
     def begin(self, state: RunState) -> bool | None:
-        """Takes the state that the run begins with, or goes on from; returning True stops it there."""
+        """Receives the first state of a new or resumed run; returning True stops the run there."""
 
     def __call__(self, report: Report, state: RunState) -> bool | None:
-        """Takes what an iteration measured, and the run after it; returning True stops the run."""
+        """Receives the report of an iteration, and the state after it; returning True stops the run."""
 
     def status(self, text: str) -> None:
-        """Takes what happens now, in a few words."""
+        """Receives a short progress message."""
 
     def end(self, state: RunState) -> None:
-        """Takes the last state, before its evaluation: the budget is spent, or a callback stopped the run."""
+        """Receives the last state before the final evaluation: the budget is spent, or a callback stopped the run."""
 
 
 AnyCallback = Callback | Callable[[Report, RunState], bool | None]
@@ -40,10 +40,10 @@ AnyCallback = Callback | Callable[[Report, RunState], bool | None]
 
 
 class Callbacks(Callback):
-    """Several callbacks as one, called in their order.
+    """Several callbacks as one, called in order.
 
     Raises:
-        ConfigError: they are not a sequence of what can be called.
+        ConfigError: the argument is not a sequence of callables.
     """
 
     def __init__(self, callbacks: Any):
@@ -59,24 +59,24 @@ class Callbacks(Callback):
         return [_is_true(method(*args)) for method in methods if method is not None]
 
     def begin(self, state: RunState) -> bool:
-        """Hands the state on; says whether a callback wants to stop."""
+        """Passes the state on; returns whether a callback stops the run."""
         return any(self._tell("begin", state))
 
     def __call__(self, report: Report, state: RunState) -> bool:
-        """Hands report and state on; says whether a callback wants to stop."""
+        """Passes report and state on; returns whether a callback stops the run."""
         return any([_is_true(callback(report, state)) for callback in self._callbacks])
 
     def status(self, text: str) -> None:
-        """Hands the text on."""
+        """Passes the text on."""
         self._tell("status", text)
 
     def end(self, state: RunState) -> None:
-        """Hands the state on."""
+        """Passes the state on."""
         self._tell("end", state)
 
 
 def _is_true(answer: object) -> bool:
-    """Only True stops: a function that happens to return something else was not asked to."""
+    """Only True stops a run. Other return values have no effect."""
     return isinstance(answer, bool | np.bool_) and bool(answer)
 
 
@@ -87,20 +87,20 @@ def early_stopping(
     measure: str = "return",
     phase: str | None = None,
 ) -> Callable[[Report, RunState], bool]:
-    """Returns a callback that stops a run once it is good enough, or no longer gets better.
+    """Returns a callback that stops a run once it is good enough, or no longer improves.
 
-    It looks at the greedy evaluations of the rows that still train, and stops when each of them has a reason to. It
-    remembers nothing but what is in the state, so a run that goes on from a checkpoint stops at the same step.
+    It uses the greedy evaluations of the active rows, and stops when each of them meets a condition. It has no state of
+    its own, so a resumed run stops at the same step.
 
     Args:
-        value: stops when `measure` has reached it.
-        patience: stops when the greedy return has not been better than before for so many evaluations of the phase.
-        measure: what `value` is compared with, `return` or `win_rate`.
-        phase: looks at this phase alone, `shared` or `adapters`; None: at both. A scheme with two phases may pause
-            before its switch, so `patience` is usually meant for `adapters`.
+        value: stops when `measure` reaches this value.
+        patience: stops when the greedy return has not improved for this number of evaluations of the phase.
+        measure: the measure compared with `value`, `return` or `win_rate`.
+        phase: applies to this phase only, `shared` or `adapters`; None: to both. The return of a two-phase scheme may
+            pause before its switch, so `patience` is usually for `adapters`.
 
     Raises:
-        ConfigError: neither is given, or one of them makes no sense.
+        ConfigError: neither value nor patience is given, or an argument is invalid.
     """
     require(value is not None or patience is not None, "early_stopping needs a value, or patience")
     require(patience is None or patience > 0, f"patience must be positive, got {patience}")
@@ -113,7 +113,7 @@ def early_stopping(
         done = np.zeros_like(report.active)
         if value is not None:
             done |= report.evaluation[measure] >= value
-        if patience is not None and report.phase == state.phase:  # at the switch a new phase begins
+        if patience is not None and report.phase == state.phase:  # not at the switch, where a new phase begins
             since = state.iterations - fetch(state.best.iteration)
             done |= since >= patience * state.evaluation_interval
         return bool(done[report.active].all())

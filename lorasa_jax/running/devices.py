@@ -1,14 +1,14 @@
-"""Where a run's arrays live: on one device, or spread over those of one process or of several.
+"""Layouts: a run's arrays on one device, or spread over the devices of one or several processes.
 
-Two layouts, each a mesh of one axis:
+There are two layouts, each a mesh of one axis:
 
-`rows`  every device has rows (seeds, points of a grid) of its own, and works on them alone: `shard_map` around the
-        mapped function, no communication, and no loop of one device waits for another's.
-`envs`  every device has environments of all rows. Parameters are on all devices, and the compiler adds the sums over
-        devices where a gradient or a statistic needs them.
+`rows`  every device has its own rows (seeds, points of a grid). `shard_map` is around the mapped function. Devices do
+        not communicate, and no loop of one device waits for another device.
+`envs`  every device has environments of all rows. Parameters are on all devices. The compiler adds sums over devices
+        for gradients and statistics.
 
-What the compiler cannot see for itself is in what order to merge the axis of environments with another one so that each
-device keeps its own: `join` and `part` know, and are plain reshapes wherever environments are not spread.
+The compiler cannot find the order in which to merge the axis of environments with another axis so that each device
+keeps its own environments. `core/axes.py` has functions for this.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from lorasa_jax.core.axes import ENVS
 from lorasa_jax.core.types import PyTree, RolloutState, Trajectory
 
 ROWS = "rows"
-"""Name of the other layout, and of its mesh's axis."""
+"""Name of the layout of rows, and of its mesh axis."""
 
 Shard = Literal["auto", "rows", "envs", "off"]
 
 WORTHWHILE = 32
-"""Environments that a device must be left with before they are spread without being asked to."""
+"""Minimum number of environments per device for spreading them under `auto`."""
 
 
 class Layout(NamedTuple):
-    """How the arrays of a run are spread.
+    """The layout of a run's arrays.
 
     Attributes:
         mesh: the devices, along one axis named `rows` or `envs`; None: one device.
@@ -46,18 +46,18 @@ class Layout(NamedTuple):
 
     @property
     def by(self) -> str | None:
-        """What is spread: `rows`, `envs`, or nothing."""
+        """The spread axis: `rows`, `envs`, or None."""
         return self.mesh.axis_names[0] if self.mesh else None
 
     def rows_each(self, n_rows: int) -> int:
-        """Returns how many of the rows one device works on."""
+        """Returns the number of rows per device."""
         return n_rows // self.mesh.size if self.mesh and self.by == ROWS else n_rows
 
     def trace(self, function: Callable, shapes: tuple[PyTree, ...]) -> Any:
         """Returns the traced program of a function of `rows_each` rows, for all rows and devices.
 
         Args:
-            function: mapped over its leading axis, of rows.
+            function: a function mapped over a leading axis of rows.
             shapes: its arguments for all rows, or their shapes.
         """
         if self.mesh is None:
@@ -67,7 +67,7 @@ class Layout(NamedTuple):
             own = jax.shard_map(function, mesh=self.mesh, in_specs=rows, out_specs=rows, check_vma=False)
             place = NamedSharding(self.mesh, rows)
             return jax.jit(own, in_shardings=place, out_shardings=place).trace(*shapes)
-        with jax.set_mesh(self.mesh):  # which tells `shards` that environments are spread
+        with jax.set_mesh(self.mesh):  # read by `shards`
             inner = jax.jit(function)
             places = self.places(shapes), self.places(inner.trace(*shapes).out_info)
             return jax.jit(inner, in_shardings=places[0], out_shardings=places[1]).trace(*shapes)
@@ -92,7 +92,7 @@ class Layout(NamedTuple):
         return jax.tree.map(place, tree, is_leaf=lambda part: isinstance(part, RolloutState | Trajectory))
 
     def place(self, tree: PyTree) -> PyTree:
-        """Returns a tree of all rows, the same on every process, spread over the devices."""
+        """Spreads a tree of all rows, equal on every process, over the devices."""
         return jax.tree.map(_put, tree, self.places(tree)) if self.mesh else tree
 
 
@@ -101,7 +101,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> Array:
-    """The leaf on the devices of all processes; `device_put` takes no keys to those of others."""
+    """Puts a leaf on the devices of all processes; `device_put` does not support keys on devices of other processes."""
     if sharding.is_fully_addressable or not getattr(leaf, "is_fully_addressable", True):
         return jax.device_put(leaf, sharding)
     if _is_key(leaf):
@@ -113,17 +113,17 @@ def _put(leaf: Any, sharding: NamedSharding) -> Array:
 def choose_layout(
     shard: Shard, n_rows: int, config: Config, status: Callable[[str], None] = lambda text: None
 ) -> Layout:
-    """Returns the layout of a run on the devices there are, as many of them as can have equal shares.
+    """Returns the layout of a run on as many of the available devices as can have equal shares.
 
     Args:
-        shard: `rows`, `envs` or `off` (one device); `auto`: what keeps more devices busy, rows if it is all the same;
-            environments only where at least `WORTHWHILE` of them are left to every device.
+        shard: `rows`, `envs` or `off` (one device); `auto`: the axis that keeps more devices busy, rows if both are
+            equal. Environments only if every device has at least `WORTHWHILE` of them.
         n_rows: seeds and points of a grid, K.
-        config: of the run.
-        status: is told where devices are left without work.
+        config: the run's configuration.
+        status: receives a message about the used devices.
 
     Raises:
-        ConfigError: there are several processes, and not something to do for each.
+        ConfigError: the work cannot be divided among several processes.
     """
     n_blocks = config.n_envs // config.ppo.minibatches
     shares = {ROWS: n_rows, ENVS: n_blocks, "off": 1}
@@ -131,7 +131,7 @@ def choose_layout(
     owned = [[d for d in jax.devices() if d.process_index == p] for p in range(processes)]
 
     def most(by: str) -> int:
-        """How many devices of each process can have equal shares; 0: not even one."""
+        """The number of devices per process that can have equal shares; 0: none."""
         fits = [each for each in range(1, min(map(len, owned)) + 1) if shares[by] % (each * processes) == 0]
         if (shard, by, processes) == ("auto", ENVS, 1):
             fits = [each for each in fits if each == 1 or config.n_envs >= WORTHWHILE * each]
@@ -154,7 +154,7 @@ def _mesh(by: str, used: Sequence[jax.Device]) -> Mesh:
 
 
 def _shares(by: str, n_rows: int, config: Config, used: int) -> str:
-    """What is shared by how many of the devices, and what would occupy the others."""
+    """The message about used devices, and about how to use the others."""
     runs, count = by == ROWS, jax.device_count()
     who = f"{count}" if used == count else f"{used} of {count}"
     text = f"{n_rows} runs side by side" if runs else f"{config.n_envs} environments"
@@ -181,9 +181,9 @@ def _too_few(by: str, n_rows: int, n_blocks: int, processes: int) -> str:
 
 
 def local(tree: PyTree) -> PyTree:
-    """Returns a tree with all its leaves where this process can read them: whole, where processes share them.
+    """Returns a tree whose leaves this process can read completely, even if processes share them.
 
-    All processes must ask for it at the same time.
+    All processes must call it at the same time.
     """
     meshes = [leaf.sharding.mesh for leaf in jax.tree.leaves(tree) if not getattr(leaf, "is_fully_addressable", True)]
     if not meshes:
@@ -193,12 +193,12 @@ def local(tree: PyTree) -> PyTree:
 
 
 def fetch(tree: PyTree) -> PyTree:
-    """Returns copies of arrays on the host, of every process."""
+    """Returns copies of arrays on the host, complete on every process."""
     return jax.tree.map(np.array, local(tree))
 
 
 def row(tree: PyTree, k: int) -> PyTree:
-    """Returns one row of a tree of all rows, on the default device; keys too."""
+    """Returns one row of a tree of all rows, including keys, on the default device."""
 
     def one(leaf: Any) -> Any:
         if _is_key(leaf):
@@ -212,12 +212,12 @@ def row(tree: PyTree, k: int) -> PyTree:
 
 
 def is_leader() -> bool:
-    """Says whether this process is the one that writes and prints."""
+    """Returns whether this process is the one that writes and prints."""
     return jax.process_index() == 0
 
 
 def anywhere(flag: bool) -> bool:
-    """Says whether the flag holds in any process; all must ask at the same time."""
+    """Returns whether the flag is true in any process; all processes must call it at the same time."""
     if jax.process_count() == 1:
         return flag
     from jax.experimental.multihost_utils import process_allgather

@@ -1,14 +1,14 @@
-"""Forks: many second phases from few first ones, side by side in as few programs as their shapes allow.
+"""Forks: several second phases from few first phases, in parallel in as few programs as their shapes allow.
 
-A fork takes a backbone, the state of a first phase at some step, and goes on from it under a
-configuration of its own. Forks stand on the axis on which seeds stand, so that they run as
-seeds do: `fork` returns the `start` of `lorasa_jax.run`.
+A fork starts from a backbone, the state of a first phase at some step, and continues under its
+own configuration. Forks use the axis of seeds, so they run like seeds: `fork` returns the
+`start` of `lorasa_jax.run`.
 
-Forks that differ in rank or placement, but have full-rank corrections on the same layers, share
-a program: each owns adapters of the largest rank on all layers of the group, of which the
-columns of L and the rows of R that its own rank lacks start at zero. With L_j = 0 and R_j = 0
-both gradients of a column, x^T (g R_j^T) and (x L_j)^T g, are zero, and Adam moves nothing whose
-gradients have always been zero: what is masked so stays zero, to the bit.
+Forks may differ in rank and placement and still share a program, if the same layers have full rank.
+Each fork then owns adapters of the largest rank on all layers of the group. The columns of L and
+the rows of R beyond its own rank start at zero. With L_j = 0 and R_j = 0 both gradients of a
+column, x^T (g R_j^T) and (x L_j)^T g, are zero. Adam does not move parameters whose gradients have
+always been zero, so these columns stay zero to the bit.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _Leaves = dict[str, Any]
 
 
 OWN = ("levels", "rank", "alpha", "placement", "switch_step")
-"""Settings in which forks that share a program may differ, beside the seed and `ppo.adapter_lr`."""
+"""Settings that may differ between forks that share a program, besides the seed and `ppo.adapter_lr`."""
 
 
 def backbone_config(config: C, env: Env) -> C:
-    """Returns the configuration of the run whose states a fork goes on from; that of seed 0 alone.
+    """Returns the configuration, for seed 0 alone, of the run whose states a fork continues from.
 
-    It is that of the first phase, with everything that concerns only the second at its default. Of
-    schemes with one phase it is that phase.
+    It is the configuration of the first phase, with defaults for all settings that concern only the second phase. For
+    one-phase schemes it is the configuration of their only phase.
     """
     name: Any = config.sharing
     sharing = make_sharing(env.spec, config)
@@ -54,14 +54,14 @@ def backbone_config(config: C, env: Env) -> C:
     if sharing.leveled and not sharing.two_phase:
         return replace(backbone, **{name: getattr(config, name) for name in OWN if name != "switch_step"})
     if sharing.levels and not sharing.two_phase and _parameters(config, env) != _parameters(backbone, env):
-        return replace(backbone, rank=config.rank, placement=config.placement)  # they shape what the one phase trains
+        return replace(backbone, rank=config.rank, placement=config.placement)  # they set the shapes of its parameters
     return backbone
 
 
 def _first_phase(trunks: Sharing, config: Config) -> str:
-    """The name of the scheme that is a first phase by itself."""
+    """The name of the one-phase scheme that equals a first phase."""
     for name, scheme in SCHEMES.items():
-        with suppress(ConfigError):  # one that needs groups, and has none here, is not it
+        with suppress(ConfigError):  # not a scheme that needs groups if there are none
             if scheme(trunks.n_agents, config) == trunks:
                 return name
     raise ConfigError(f"no scheme is the first phase of sharing {config.sharing} alone; register one")
@@ -73,14 +73,14 @@ def _parameters(config: Config, env: Env) -> PyTree:
 
 
 def _neutral(config: C) -> C:
-    """The configuration without what may differ between forks that share a program."""
+    """The configuration with defaults for settings that may differ between forks that share a program."""
     default = Config()
     changes = {name: getattr(default, name) for name in (*OWN, "seed", "seeds")}
     return replace(config, ppo=replace(config.ppo, adapter_lr=None), **changes)
 
 
 def share_programs(configs: Sequence[Config], env: Env) -> list[tuple[int, ...]]:
-    """Returns the forks that run as one program each, by their places in `configs`."""
+    """Returns the groups of forks that share a program, as indices into `configs`."""
     groups: list[list[int]] = []
     for i in sorted(range(len(configs)), key=lambda i: (configs[i].rank, i)):
         for group in groups:
@@ -93,12 +93,12 @@ def share_programs(configs: Sequence[Config], env: Env) -> list[tuple[int, ...]]
 
 
 def common_config(configs: Sequence[C]) -> C:
-    """Returns the configuration of the program that several forks share, a row for each of them."""
+    """Returns the configuration of the program that several forks share, with one row per fork."""
     first = configs[0]
     switches = {config.switch_step for config in configs}
     levels = (_widest(first, same) for same in zip(*(config.adapter_levels for config in configs), strict=True))
     unscaled = all(level.scale == 1 for config in configs for level in config.adapter_levels)
-    # At one alpha / rank on every level, whoever has the largest alpha has the largest ranks.
+    # With the same alpha / rank at every level, the fork with the largest alpha has the largest ranks.
     alpha = None if unscaled else max(config.alpha for config in configs if config.alpha)
     return replace(
         first,
@@ -113,19 +113,19 @@ def common_config(configs: Sequence[C]) -> C:
 
 
 def _widest(config: Config, levels: Sequence[AdapterLevel]) -> str:
-    """The level that holds those of several forks."""
+    """The level that contains the levels of several forks."""
     layers = _in_order(config, [level.layers for level in levels])
     return str(LevelSettings(levels[0].scope, max(level.rank for level in levels), levels[0].factor, layers))
 
 
 def _in_order(config: Config, placements: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
-    """All layers that are named, from input to output."""
+    """All named layers, from input to output."""
     layers = {layer for placement in placements for layer in placement}
     return tuple(sorted(layers) if config.actor.module else filter(layers.__contains__, config.actor.layer_names))
 
 
 def _fit(configs: Sequence[Config], env: Env) -> bool:
-    """Says whether forks can be rows of one program."""
+    """Returns whether forks can be rows of one program."""
     alike = {
         (_neutral(config), tuple((level.scope, level.scale, level.factor) for level in config.adapter_levels))
         for config in configs
@@ -137,13 +137,13 @@ def _fit(configs: Sequence[Config], env: Env) -> bool:
 
 
 def _is_masked(own: _Leaves, whole: _Leaves) -> bool:
-    """Says whether `own` is `whole` with ranks left out: full-rank corrections cannot be masked by zeros."""
+    """Returns whether `own` is `whole` without some ranks. Full-rank corrections cannot be left out."""
     return own.keys() <= whole.keys() and all("full" not in name for name in whole.keys() - own.keys())
 
 
 @cache
 def _owned(config: Config, env: Env) -> PyTree:
-    """The shapes of what the agents own."""
+    """The shapes of the adapters."""
     actor = make_system(config, env, adapting=True).actor
     return jax.eval_shape(actor.init, jax.random.key(0)).agents
 
@@ -155,17 +155,18 @@ def _leaves(tree: PyTree) -> _Leaves:
 def fork(
     configs: Sequence[Config], env: Env, origins: Sequence[tuple[RunState, int]], **parts: Unpack[Parts]
 ) -> RunState:
-    """Returns the beginning of the second phase of several forks, one a row.
+    """Returns the first state of the second phase of several forks, one per row.
 
     It is the `start` of `lorasa_jax.run` under `common_config(configs)`.
 
     Args:
-        configs: of each fork, which may differ in `rank` and `placement`, also those of their levels, in `alpha` (at
-            one alpha / rank), `ppo.adapter_lr`, `seed` and `switch_step`. They must share a program (`share_programs`).
+        configs: the configuration of each fork. They may differ in `rank` and `placement`, also of levels, in `alpha`
+            (with the same alpha / rank), `ppo.adapter_lr`, `seed` and `switch_step`. They must share a program
+            (`share_programs`).
         env: their environment.
-        origins: where each fork begins: a run in its first phase, and the row that it goes on from.
-        parts: `policy_loss` and `optimizer` of the forks (`lorasa_jax.learning.system.Parts`), as they are handed to
-            `run`; the backbones may have had others. An optimiser must leave alone what has zero gradients.
+        origins: the origin of each fork: a run in its first phase, and a row of it.
+        parts: `policy_loss` and `optimizer` of the forks (`lorasa_jax.learning.system.Parts`), the same as for `run`.
+            The backbones may have others. An optimiser must not change parameters with zero gradients.
 
     Raises:
         ConfigError: the forks do not share a program, or an origin is not in its first phase.
@@ -196,7 +197,7 @@ def fork(
 
 
 def _graft_into(common: Config, config: Config, env: Env, parts: Parts, state: TrainState) -> TrainState:
-    """The first state of a fork's second phase, with adapters as wide as those of the program it runs in."""
+    """The first state of a fork's second phase, with adapters of its program's rank."""
     state = attach_adapters(make_trainer(config, env, adapting=True, **parts), state)
     actor, own = state.learner.actor, _leaves(state.learner.actor.agents)
 
@@ -215,9 +216,9 @@ def own_adapters(config: Config, env: Env, agents: PyTree) -> PyTree:
     """Returns a fork's adapters at its own rank and on its own layers.
 
     Args:
-        config: of the fork.
+        config: configuration of the fork.
         env: its environment.
-        agents: as they stand in the program it shares, `train.learner.actor.agents` of its row.
+        agents: the fork's row of `train.learner.actor.agents` in the shared program.
     """
     wide = _leaves(agents)
     return jax.tree_util.tree_map_with_path(

@@ -1,6 +1,6 @@
-"""Running a training run: seeds side by side, evaluations, the switch, and reports on the way.
+"""The loop of a training run: parallel seeds, evaluations, the switch, and reports.
 
-What passes between the loop and its callers is in `running/state.py`.
+`running/state.py` defines the records that the loop exchanges with its callers.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ MUST_BE_FINITE = ("policy_loss", "value_loss", "entropy", "kl", "actor_grad_norm
 
 
 class _Clock:
-    """Seconds of training: those of earlier parts of the run, and since the start, without waiting for compilations."""
+    """Seconds of training, including earlier parts of the run, without waiting for compilation."""
 
     def __init__(self, programs: Programs, earlier: float):
         self._programs, self._earlier = programs, earlier
         self.start()
 
     def start(self) -> None:
-        """Counts from now on."""
+        """Starts counting."""
         self._began, self._waited = time.perf_counter(), self._programs.waited
 
     def seconds(self) -> float:
@@ -59,7 +59,7 @@ class _Clock:
 
 
 class _Runner:
-    """The programs of a run, and the steps from one `RunState` to the next."""
+    """The programs of a run, and its steps from one `RunState` to the next."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class _Runner:
         self._compile(start)
 
     def _compile(self, start: RunState | None) -> None:
-        """Starts compiling what the next iteration needs; what is needed after it is left for later."""
+        """Starts compiling the programs of the next iteration; the others are compiled later."""
         config, programs = self.config, self.programs
         phase = start.phase if start else SHARED
         trainer = self.trainers[phase]
@@ -138,7 +138,7 @@ class _Runner:
         return update
 
     def begin(self) -> RunState:
-        """Returns the run before its first iteration."""
+        """Returns the state before the first iteration."""
         train = self.programs["init"](self.keys)
         self.clock.start()
         state = RunState(
@@ -156,7 +156,7 @@ class _Runner:
         return self._switch(state)
 
     def advance(self, state: RunState) -> tuple[RunState, Report]:
-        """Returns the run after one more iteration, and its report."""
+        """Returns the state after one more iteration, and its report."""
         config, programs, phase, train = self.config, self.programs, state.phase, state.train
         active = self._active(state)
         after = state.iterations + active
@@ -186,13 +186,13 @@ class _Runner:
         return state, report
 
     def _active(self, state: RunState) -> np.ndarray:
-        """Seeds that the next iteration counts for: those still to switch, and after that those with budget left."""
+        """Seeds of the next iteration: in phase 1 those that have not switched, in phase 2 those with budget left."""
         if state.phase == SHARED:
             return np.array([step is None for step in state.switch_steps])
         return state.iterations < self.config.iterations
 
     def _switch(self, state: RunState) -> RunState:
-        """Returns the run with the switches that are due, and in its second phase when every seed has switched."""
+        """Returns the state with the switches that are due; in phase 2 once every seed has switched."""
         if not self.two_phase or state.phase == ADAPTERS:
             return state
         now = int(state.iterations.max())
@@ -208,14 +208,14 @@ class _Runner:
         return state._replace(phase=ADAPTERS, train=train, best=self._no_best(train))
 
     def _ready(self, state: RunState, k: int, now: int) -> bool:
-        """Says whether seed k switches after `now` iterations."""
+        """Returns whether seed k switches after `now` iterations."""
         config = self.config
         if config.switch_iteration is not None:
             return now >= config.switch_iteration
         if now >= config.iterations - 1:
-            return True  # the last iteration is left to the adapters, however short the run
+            return True  # the last iteration always belongs to the adapters
         if not state.curve or state.curve[-1].step != now * config.steps_per_iteration:
-            return False  # nothing new is known
+            return False  # no new evaluation
         return should_switch(state.curve, k, state.random_return[k], config.total_steps, self.spec.winnable)
 
     def _check_finite(
@@ -248,7 +248,7 @@ class _Runner:
         return self.programs[f"{phase} best"](best, train.learner, train.iteration, returns)
 
     def _with_chance(self, state: RunState) -> RunState:
-        """Returns the run with the return of random play, measured where it is not known yet."""
+        """Returns the state with the return of random play, which is measured once."""
         if state.random_return:
             return state
         # With every weight zero all logits are equal, and all means zero.
@@ -265,15 +265,15 @@ class _Runner:
         return played
 
     def finish(self, state: RunState) -> Result:
-        """Evaluates a run that has spent its budget, or was stopped."""
+        """Evaluates a run whose budget is spent, or which was stopped."""
         self.callback.status("final evaluation")
         state = self._with_chance(state)
-        # On the same start states, so that the two differ by the choice of actions.
+        # With the same start states, so the two differ only in the choice of actions.
         final = {
             name: self.evaluate(state.phase, state.train, greedy=name == "greedy") for name in ("greedy", "sampled")
         }
         best = self._better(state.phase, state.best, state.train, final["greedy"])
-        # By its evaluations it was chosen, so it plays other episodes: those of an iteration that never comes.
+        # Its evaluations selected it, so it plays other episodes, those of an iteration that never comes.
         learner = state.train.learner._replace(actor=best.actor, inputs=best.inputs)
         later = state.train._replace(learner=learner, iteration=state.train.iteration + 1)
         final["best"] = self.evaluate(state.phase, later)
@@ -306,27 +306,27 @@ def run(
 ) -> Result:
     """Trains all seeds of a configuration and evaluates them.
 
-    A two-phase scheme first trains its trunks. Each seed switches at `switch_step`, or by
-    `auto` at a step of its own, where it waits until all seeds have switched; then they go
-    on in one program. Groups that the scheme needs and that are not given are found first, for all seeds.
+    A two-phase scheme first trains its trunks. Each seed switches at `switch_step`, or with `auto` at its own
+    step. It then waits until all seeds have switched, and they continue in one program. If the scheme needs groups
+    and they are not given, they are found first, for all seeds.
 
     Args:
         config: the configuration.
         env: its environment.
-        callbacks: are called after every iteration, in this order, and may stop the run: functions of
-            (report, state), or objects with more methods (`Callback`).
-        start: a state of the same run, to go on from, or several forks (`lorasa_jax.fork`).
-        names: what the rows are called where they are not `seed 0`, `seed 1`, and so on.
-        shard: what is spread over several devices, `rows` (seeds) or `envs`; `off`: nothing; `auto`: whichever keeps
-            more of them busy.
+        callbacks: functions of (report, state), or objects with more methods (`Callback`). They are called in this
+            order after every iteration, and may stop the run.
+        start: a state of the same run to continue from, or several forks (`lorasa_jax.fork`).
+        names: names of the rows, by default `seed 0`, `seed 1`, and so on.
+        shard: the axis to spread over devices, `rows` (seeds) or `envs`; `off`: none; `auto`: the one that keeps more
+            devices busy.
         actor: a Flax module for the agents' networks (`lorasa_jax.core.own_network`), or a function
-            (n_in, n_out, config) that returns one; None: as the configuration says.
-        critic: likewise.
-        parts: a `policy_loss` and an `optimizer` of one's own (`lorasa_jax.learning.system.Parts`).
+            (n_in, n_out, config) that returns one; None: the network of the configuration.
+        critic: the same for the critic.
+        parts: a user's `policy_loss` and `optimizer` (`lorasa_jax.learning.system.Parts`).
 
     Raises:
-        ConfigError: the configuration does not fit the environment, or the environment its spec. Values that it
-            shows are checked in evaluations.
+        ConfigError: the configuration does not fit the environment, or the environment violates its spec. Values are
+            checked in evaluations.
         Diverged: a loss or gradient is no longer finite.
     """
     callback = Callbacks(callbacks)
@@ -349,7 +349,7 @@ def _run(runner: _Runner, start: RunState | None) -> Result:
         state = start._replace(train=runner.layout.place(start.train), best=runner.layout.place(start.best))
         runner.clock.start()
     stop = runner.callback.begin(state)
-    # A callback may go by its own process's clock; all processes stop together.
+    # A callback may depend on its process, for example on its clock, but all processes must stop together.
     while not (is_finished(state, runner.config) or anywhere(bool(stop))):
         state, report = runner.advance(state)
         stop = runner.callback(report, state)

@@ -1,4 +1,4 @@
-"""The programs of a run: mapped over its seeds, and compiled in the background."""
+"""The programs of a run, mapped over its seeds and compiled in the background."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from lorasa_jax.running.devices import Layout
 from lorasa_jax.surroundings import COMPILED, cores, require_switches
 
 OPTIONS: dict[str, str | bool] = {
-    # Not to hand products and sums to a library which, for sizes like these, takes longer within an update than the
-    # compiler's own loops (a third longer, with jax 0.10: benchmarks/update.py --untold).
+    # Do not pass products and sums to a library. For these sizes, updates take a third longer with it than with the
+    # compiler's own loops (jax 0.10: benchmarks/update.py --untold).
     "xla_cpu_experimental_ynn_fusion_type": "",
-    # To try less hard, which spares up to two fifths of a compilation and costs no speed (docs/performance.md).
+    # Optimise less. This saves up to two fifths of the compilation time and costs no speed (docs/performance.md).
     "xla_backend_optimization_level": "1",
 }
-"""What the compiler is told besides the program, on a CPU."""
+"""Compiler options on a CPU."""
 
 ONCE: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
-"""What it is told of a program that runs once."""
+"""Compiler options of a program that runs once."""
 
 
 @cache
 def compiler_options(once: bool = False) -> dict[str, str | bool]:
-    """Returns those of `OPTIONS` that the compiler knows; a compiler that does not know one needs none.
+    """Returns the entries of `OPTIONS` that the compiler knows.
 
     Args:
-        once: the program runs once; it is compiled quickly, and not optimised at all.
+        once: the program runs once, so it is compiled quickly, without optimisation.
     """
     if once:
         return {name: ONCE.get(name, value) for name, value in compiler_options().items()}
@@ -51,7 +51,7 @@ def compiler_options(once: bool = False) -> dict[str, str | bool]:
 
 
 def over_seeds(function: Callable, n_seeds: int) -> Callable:
-    """Returns the function mapped over a leading seed axis; a single seed pays nothing for it."""
+    """Returns the function mapped over a leading seed axis; without overhead for a single seed."""
     if n_seeds > 1:
         return jax.vmap(function)
 
@@ -62,10 +62,10 @@ def over_seeds(function: Callable, n_seeds: int) -> Callable:
 
 
 class Programs:
-    """The compiled programs of a run. What is not needed yet is compiled while the run goes on.
+    """The compiled programs of a run. Programs that are not needed yet are compiled during the run.
 
     Attributes:
-        waited: seconds the run stood still for tracing and compilation, those of earlier parts included.
+        waited: seconds that the run waited for tracing and compilation, including earlier parts of the run.
 
     Raises:
         ConfigError: jit is disabled.
@@ -80,33 +80,33 @@ class Programs:
         self._jobs: dict[str, Future] = {}
         self._later: Callable[[], None] | None = None
         self._submitting: Future | None = None
-        self._named = ""  # what the status is about
+        self._named = ""  # the program in the last status
 
     def submit(self, name: str, function: Callable, *shapes: PyTree, once: bool = False) -> PyTree:
-        """Starts compiling a function of one seed for all seeds; returns the shapes of what it gives.
+        """Starts compiling a function of one seed for all seeds; returns the shapes of its results.
 
         Args:
-            name: of the program.
-            function: of one seed.
+            name: name of the program.
+            function: a function of one seed.
             shapes: its arguments for all seeds, or their shapes.
-            once: it will run once, so it need not be fast.
+            once: the program runs once, so it need not be fast.
         """
         mapped = over_seeds(function, self._layout.rows_each(self._n_seeds))
-        mapped.__name__ = name.replace(" ", "_")  # as profiles and dumps call it
+        mapped.__name__ = name.replace(" ", "_")  # its name in profiles and dumps
         began = time.perf_counter()
         traced = self._layout.trace(mapped, shapes)
-        if self._submitting is None:  # otherwise it is a worker that traces
+        if self._submitting is None:  # otherwise a worker traces
             self.waited += time.perf_counter() - began
         options = compiler_options(once)
         self._jobs[name] = self._pool.submit(lambda: traced.lower().compile(compiler_options=options))
         return traced.out_info
 
     def later(self, rest: Callable[[], None]) -> None:
-        """Puts off what submits the programs that are not needed at first."""
+        """Stores a function that submits the programs that are not needed at first."""
         self._later = rest
 
     def idle(self) -> None:
-        """Says that all is there that is needed now: what was put off begins, unless it would take the only core."""
+        """Starts the deferred compilations, unless there is only one core. Call it when no program is awaited."""
         if self._workers > 1:
             self._begin_rest()
 
@@ -115,7 +115,7 @@ class Programs:
             self._submitting, self._later = self._pool.submit(self._later), None
 
     def __getitem__(self, name: str) -> Callable:
-        """Returns a compiled program, when it is ready."""
+        """Waits for a compiled program and returns it."""
         if name not in self._jobs:
             self._begin_rest()
             if self._submitting is not None:
@@ -133,5 +133,5 @@ class Programs:
         return job.result()
 
     def close(self) -> None:
-        """Gives up what has not begun to compile."""
+        """Cancels compilations that have not started."""
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""A run between two iterations, what it tells on its way, and what it leaves."""
+"""Records of a run: its state between two iterations, its reports, and its result."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Best(NamedTuple):
 
     Attributes:
         actor: its parameters.
-        inputs: the statistics by which what it sees is standardised.
-        returns: what its evaluation returned; the least number: there was none.
-        iteration: when that was.
+        inputs: the statistics that standardise its inputs.
+        returns: mean return of its evaluation; the smallest float32 before any evaluation.
+        iteration: iteration of this evaluation.
     """
 
     actor: PolicyParams
@@ -36,9 +36,9 @@ class Best(NamedTuple):
 
     @classmethod
     def none(cls, train: TrainState) -> Best:
-        """Returns the beginning: the team of now, before any evaluation."""
+        """Returns the initial record: the current team, without an evaluation."""
         iteration = train.iteration
-        returns = jnp.full(iteration.shape, jnp.finfo(jnp.float32).min)  # and no infinity, for JAX_DEBUG_INFS
+        returns = jnp.full(iteration.shape, jnp.finfo(jnp.float32).min)  # not -inf, because of JAX_DEBUG_INFS
         return cls(train.learner.actor, train.learner.inputs, returns, iteration)
 
 
@@ -49,22 +49,22 @@ def keep_best(best: Best, learner: Learner, iteration: Int[Array, ""], returns: 
 
 
 class RunState(NamedTuple):
-    """A whole run between two iterations: all that going on with it takes. Its rows are seeds, or forks.
+    """The complete state of a run between two iterations. Its rows are seeds, or forks.
 
     Attributes:
-        phase: of the next iteration, `shared` or `adapters`.
-        train: the states of all seeds, [K, ...]. Seeds stand at iterations of their own where
-            each finds its own switch: one that has switched waits, unchanged, for the others.
+        phase: phase of the next iteration, `shared` or `adapters`.
+        train: the states of all seeds, [K, ...]. If each seed finds its own switch, seeds may be at different
+            iterations. A seed that has switched waits, unchanged, for the others.
         best: the best teams so far in this phase.
         switch_steps: environment step at which each seed froze its trunk; None: not yet, or never.
         curve: evaluations of the first phase.
         random_return: return of random play of each seed; empty before the first evaluation.
-        evaluation_interval: iterations between two evaluations. It follows from the budget a run
-            began with; one that is given more goes on in the same intervals.
-        compile_seconds: spent tracing and waiting for compilations so far.
-        train_seconds: spent on iterations so far, waiting for compilations not.
-        inherited: iterations of all rows together that a fork's backbones did, and not this run.
-        parts: names of the functions that were handed in instead of the library's own, by what they stand for.
+        evaluation_interval: iterations between two evaluations. It follows from the initial budget,
+            and stays the same if the budget is increased.
+        compile_seconds: seconds of tracing and waiting for compilation so far.
+        train_seconds: seconds of iterations so far, without waiting for compilation.
+        inherited: iterations of all rows together that the forks' backbones did, not this run.
+        parts: names of the user's functions that replace the library's, by part.
     """
 
     phase: str
@@ -82,29 +82,29 @@ class RunState(NamedTuple):
     @property
     def iterations(self) -> np.ndarray:
         """Iterations that each seed has done, [K]."""
-        return fetch(self.train.iteration).astype(np.int64)  # times steps, they leave 32 bits behind
+        return fetch(self.train.iteration).astype(np.int64)  # the product with steps may exceed 32 bits
 
     @property
     def rows(self) -> int:
-        """Iterations of all seeds together: one row each in a record of the run."""
+        """Iterations of all seeds together. Each is one row in the record of the run."""
         return int(self.iterations.sum()) - self.inherited
 
 
 def is_finished(state: RunState, config: Config) -> bool:
-    """Says whether every seed has spent its budget."""
+    """Returns whether every seed has spent its budget."""
     return bool(state.iterations.min() >= config.iterations)
 
 
 class Report(NamedTuple):
-    """One iteration of all rows: seeds, or forks; every array is [K].
+    """Report of one iteration of all rows (seeds, or forks). Every array is [K].
 
     Attributes:
         phase: `shared` or `adapters`.
-        env_steps: environment steps each row has done.
-        active: rows for which this iteration counts; the others wait for the rest.
-        metrics: what the iteration measured.
-        evaluation: greedy `return`, `win_rate` and `length`, where one was due: of all rows, when the first one
-            that goes on has done a multiple of the interval.
+        env_steps: environment steps of each row so far.
+        active: rows for which this iteration counts; the other rows wait.
+        metrics: metrics of the iteration.
+        evaluation: greedy `return`, `win_rate` and `length` of all rows, if an evaluation was due: when the first
+            active row has done a multiple of the interval.
     """
 
     phase: str
@@ -115,18 +115,18 @@ class Report(NamedTuple):
 
 
 class Diverged(RuntimeError):
-    """A quantity is no longer finite; the message says which, where it began, and in which row.
+    """A quantity is no longer finite. The message names the quantity, the iteration and the row.
 
-    Where the environment showed what is not finite, the message names that instead.
+    If the environment returned a value that is not finite, the message names that value instead.
 
     Attributes:
-        quantity: its name among the metrics.
-        value: what it became.
-        row: the first row (seed, or fork) in which it did.
-        iteration: of that row, counted from 1.
+        quantity: name of the metric.
+        value: its value.
+        row: the first row (seed, or fork) with this value.
+        iteration: iteration of that row, counted from 1.
         phase: `shared` or `adapters`.
-        before: the run before that iteration.
-        culprit: which entry of what the environment showed is not finite; None: all are.
+        before: the state before that iteration.
+        culprit: the value of the environment that is not finite; None: all are finite.
     """
 
     def __init__(
@@ -149,18 +149,19 @@ class Diverged(RuntimeError):
 
 
 class Result(NamedTuple):
-    """What a run leaves.
+    """The result of a run.
 
     Attributes:
-        trainer: of the last phase.
-        states: of all seeds at the end, [K, ...].
+        trainer: trainer of the last phase.
+        states: states of all seeds at the end, [K, ...].
         switch_steps: environment step at which each seed froze its trunk; None for
             schemes with one phase.
         random_return: return of random play of each seed, [K].
-        final: evaluations at the end: `greedy` and `sampled`, of the last team on the same start states, and `best`,
-            greedy play of the best team of the last phase on others (the absolute metric of Colas et al., 2018).
-        compile_seconds: spent tracing and waiting for compilations.
-        train_seconds: from the first iteration on, evaluations included, waiting for compilations not.
+        final: evaluations at the end. `greedy` and `sampled` evaluate the last team on the same start states. `best` is
+            greedy play of the best team of the last phase on other start states (the absolute metric of Colas et al.,
+            2018).
+        compile_seconds: seconds of tracing and waiting for compilation.
+        train_seconds: seconds since the first iteration, with evaluations, without waiting for compilation.
         stop_steps: environment step at which a callback stopped each seed; None: the budget was spent.
     """
 
