@@ -1,6 +1,6 @@
 """LoRASA in JAX: one shared policy, and a small low-rank adapter for every agent.
 
-Importing the package loads nothing heavy: each public name is imported when it is first used.
+The import of the package loads nothing heavy. Each public name is imported when it is first used.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Checks of what a user hands in: one error, and values against the annotations of a dataclass.
+"""Checks of user input: the error class, and checks of values against the annotations of a dataclass.
 
-Nothing here imports jax.
+This module does not import jax.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 LARGEST_INT = 2**31 - 1
-"""Counts live in 32 bits on the device."""
+"""Counts have 32 bits on the device."""
 LARGEST_FLOAT, SMALLEST_FLOAT = 3.4028234e38, 1.1754944e-38
-"""The largest and the smallest normal number of float32."""
+"""The largest and the smallest positive normal number of float32."""
 
 
 class ConfigError(Exception):
-    """A setting that cannot work; the message is one line for the user."""
+    """An invalid setting; the message is one line for the user."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Returns `` (did you mean 'x'?)`` for the closest known words, or nothing."""
     hits = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
-    if not hits:  # capitals alone make words unlike
+    if not hits:  # compare without capitals, too
         hits = [name for name in known if name.lower() == word.lower()]
     return f" (did you mean {' or '.join(repr(hit) for hit in hits)}?)" if hits else ""
 
@@ -44,13 +44,13 @@ def require(condition: bool, message: str) -> None:
 def conform(record: Any, prefix: str = "", *, as_flags: bool = True) -> None:
     """Checks every field of a dataclass against its annotation.
 
-    A value of a type that means the same is converted in place: a NumPy integer to `int`, a whole `float` to `int`,
+    Values of equivalent types are converted in place: a NumPy integer to `int`, a whole `float` to `int`,
     a list to a tuple, a string to a `Path`.
 
     Args:
         record: an instance; it may be frozen.
-        prefix: what the fields' names begin with in messages.
-        as_flags: spell the names as on the command line, with dashes.
+        prefix: prefix of the fields' names in messages.
+        as_flags: write the names as on the command line, with dashes.
 
     Raises:
         ConfigError: a value does not fit; the message names the field, what was expected, and the nearest choice.
@@ -71,7 +71,7 @@ def conform(record: Any, prefix: str = "", *, as_flags: bool = True) -> None:
 
 
 def forget_annotations() -> None:
-    """Lets `conform` look at annotations anew, after one of them has changed."""
+    """Makes `conform` read annotations again after one of them has changed."""
     _hints.cache_clear()
 
 
@@ -82,7 +82,7 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def _fit(value: Any, hint: Any) -> Any:
-    """The value as the annotation has it; raises `TypeError` or `ValueError` where it does not fit."""
+    """The value converted to the annotation; raises `TypeError` or `ValueError` if it does not fit."""
     if hint is Any:
         return value
     if get_origin(hint) is Literal:
@@ -189,7 +189,7 @@ def _describe(hint: Any) -> str:
 
 
 def _choices(hint: Any) -> tuple:
-    """The words that an annotation allows, also within a union or a tuple."""
+    """The words that an annotation allows, including those in a union or a tuple."""
     if get_origin(hint) is Literal:
         return get_args(hint)
     return tuple(choice for part in get_args(hint) for choice in _choices(part))
@@ -203,11 +203,11 @@ def require_positive(section: object, prefix: str, *names: str) -> None:
 
 
 def require_in_range(section: object, prefix: str, unbounded: tuple[str, ...] = ()) -> None:
-    """Raises `ConfigError` where a number does not fit the 32 bits that it has on the device.
+    """Raises `ConfigError` if a number does not fit into 32 bits on the device.
 
     Args:
-        section: a dataclass; its integers must lie within int32, its floats within the normal numbers of float32.
-        prefix: what the fields' names begin with on the command line.
+        section: a dataclass. Its integers must fit int32, its floats must be normal numbers of float32.
+        prefix: prefix of the fields' names on the command line.
         unbounded: fields that are checked elsewhere, and floats that may be infinite.
     """
     for field in dataclasses.fields(section):  # type: ignore[arg-type]

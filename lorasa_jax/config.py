@@ -1,7 +1,7 @@
-"""Configuration: frozen records, checked when they are made.
+"""Configuration: frozen records that are checked when they are made.
 
-Nothing here imports jax, so that a command line can show its help at once. Every
-error is a `ConfigError` whose one line says what was expected.
+This module does not import jax, so a command line can show its help at once. Every
+error is a `ConfigError` with one line that says what was expected.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from lorasa_jax.sections import SmaxConfig as SmaxConfig
 T = TypeVar("T")
 
 LARGEST_SEED = 2**32 - 1
-"""Keys are made of 32 bits; a larger seed would be a smaller one."""
+"""Keys are made from 32 bits; a larger seed would wrap around."""
 LARGEST_BUDGET = 2**53
-"""Steps that can be counted exactly in JSON."""
+"""Largest number of steps that JSON represents exactly."""
 
 
 def changed_settings(
     then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Yields the settings that differ between two configurations, as dictionaries: flag, value then, value now."""
+    """Yields the settings that differ between two configurations given as dictionaries: flag, old value, new value."""
     for name in {**then, **now}:
         before, after = then.get(name), now.get(name)
         flag = prefix + name.replace("_", "-")
@@ -56,7 +56,7 @@ def changed_settings(
 
 AdapterKey = Literal["agent", "unit_type", "unit_type,agent"]
 
-# Names that can be added to (`register`). A type checker takes any word; what is known is known when a Config is made.
+# Names that can be extended (`register`). A type checker accepts any word; a Config checks it when it is made.
 if TYPE_CHECKING:
     EnvName: TypeAlias = str
     AlgorithmName: TypeAlias = str
@@ -78,10 +78,10 @@ TASKS = {
     "toy": "specialisation",
     "own": "own",
 }
-"""The task of an environment where none is named."""
+"""The default task of each environment."""
 
 PLACEMENTS = {"all": "*", "early": "fc*", "recurrent": "gru_*", "late": "after*"}
-"""Names for groups of layers, beside the layers' own names."""
+"""Names of groups of layers."""
 
 
 @dataclass(frozen=True)
@@ -89,68 +89,67 @@ class Config:
     """One training run."""
 
     env: EnvName = "smax"
-    """Family of environments; own: one that was made in Python, and is given to `lorasa_jax.run`."""
+    """Family of environments; own: an environment made in Python and passed to `lorasa_jax.run`."""
     task: str = ""
     """Map, robot and split, or game; empty: 2s3z for smax, ant_4x2 for mabrax and mujoco, MPE_simple_spread_v3 for
     jaxmarl, spread_10x5 for particles (N agents of C colours; also roles_NxC, dynamics_NxC, dispersion_N),
     specialisation for toy."""
     algo: AlgorithmName = "mappo"
-    """Algorithm: all agents move at once (mappo); one after the other, each corrected for those before it (a2po);
-    the same without the correction of advantages (sequential)."""
+    """Algorithm. mappo: all agents are updated at once. a2po: one after another, each corrected for the agents before
+    it. sequential: as a2po, without the correction of advantages."""
     sharing: SchemeName = "lorasa"
-    """Who shares parameters with whom."""
+    """Sharing scheme: which agents share which parameters."""
     groups: tuple[int, ...] | None = None
-    """The cluster of each agent, numbered from 0 (seps, seps_lora); not given: found before training."""
+    """The cluster of each agent, numbered from 0 (seps, seps_lora); by default found before training."""
     grouping: Literal["separate", "joint"] = "separate"
-    """How clusters are found: separate: one code predicts observations and another one rewards, and agents of a cluster
-    agree in both; joint: one code predicts both, as SePS was published."""
+    """How clusters are found. separate: one code predicts observations and another one rewards, and agents of a cluster
+    agree in both. joint: one code predicts both, as in the SePS paper."""
     seed: int = 0
     """First seed."""
     seeds: int = 1
-    """Number of seeds, trained side by side in one program."""
+    """Number of seeds, trained in parallel in one program."""
     total_steps: int = 1_000_000
-    """Environment steps of the whole run, both phases together; as many whole iterations as fit in are run."""
+    """Environment steps of the whole run, both phases together, rounded down to whole iterations."""
     switch_step: int | Literal["auto"] = "auto"
     """Environment step at which the second phase begins: the trunk freezes and adapters start (lorasa, seps_lora), or
-    only the optimiser starts again (ps_restart); auto: when learning slows, and after 60 % of the budget at the
-    latest."""
+    only the optimiser is reset (ps_restart). auto: when learning slows, at the latest after 60 % of the budget."""
     freeze_trunk: bool | None = None
-    """Freeze the trunk at the switch; False: from there on trunk and adapters are trained together. Not given: what the
-    scheme says (lorasa and seps_lora freeze it, lorasa_joint never does)."""
+    """Freeze the trunk at the switch. False: from the switch on, trunk and adapters are trained together. The default
+    depends on the scheme (lorasa and seps_lora freeze it, lorasa_joint never does)."""
     levels: tuple[str, ...] = DEFAULT
-    """Who owns adapters, which add up: `SCOPE[:RANK][@FACTOR][/LAYERS]` for each level, such as team:8 agent:4@0.1 or
-    agent:4/head+early. Scopes: team: one for all agents; unit_type: one for all units of a type, also where types are
-    drawn anew each episode (smax); agent: one for every agent. FACTOR multiplies the learning rate; auto: 1 / sqrt(K)
-    for K owners where all agents are paid the same, and otherwise 1."""
+    """Owners of adapters: `SCOPE[:RANK][@FACTOR][/LAYERS]` for each level, such as team:8 agent:4@0.1 or
+    agent:4/head+early. Adapters of all levels add up. Scopes: team: one for all agents; unit_type: one for all units of
+    a type, also if types are redrawn in every episode (smax); agent: one for every agent. FACTOR multiplies the
+    learning rate; auto: 1 / sqrt(K) for K owners if all agents receive the same reward, otherwise 1."""
     rank: int = 8
-    """Rank of the adapters at levels that name none; layers no wider than this get a full-rank one. Under hyper the
+    """Rank of the adapters at levels without a rank. Layers no wider than this get a full-rank adapter. Under hyper:
     width of an embedding."""
     adapter_key: AdapterKey | None = None
     """Old name of levels, for one more release."""
     ranks: tuple[int, ...] | None = None
     """Old name of the ranks in levels, for one more release."""
     alpha: float | None = None
-    """Adapters are scaled by alpha / rank; not given: alpha = rank."""
+    """Adapters are scaled by alpha / rank; by default alpha = rank."""
     placement: tuple[str, ...] = ("all",)
-    """Layers that get an adapter, at levels that name none (under hyper a generator, under mask thresholds), by name or
-    pattern, or all, early, recurrent, late, head."""
+    """Layers with an adapter (under hyper a generator, under mask thresholds), at levels without layers: names,
+    patterns, or all, early, recurrent, late, head."""
     n_envs: int = 32
-    """Environments stepped side by side."""
+    """Number of environments stepped in parallel."""
     rollout_length: int = 160
     """Steps of each environment between two updates."""
     evaluations: int = 20
-    """Greedy evaluations spread over the run, at most."""
+    """Maximum number of greedy evaluations during the run, evenly spaced."""
     eval_episodes: int = 128
     """Episodes of each evaluation."""
     time_limit: Literal["bootstrap", "terminal"] = "bootstrap"
-    """What the clock means: bootstrap: play would have gone on; terminal: it is an end like any other."""
+    """How time limits are treated. bootstrap: the value of the last state is used; terminal: as an ordinary end."""
     reset_on_death: bool = False
-    """Keep no memory for dead agents: their recurrent states are zero until the next episode."""
+    """Set the recurrent states of dead agents to zero until the next episode."""
     standardise: bool = False
-    """Standardise observations and states by their running mean and deviation, column by column; both stay as they
-    are once the trunk is frozen."""
+    """Standardise every column of observations and states by its running mean and standard deviation. The statistics do
+    not change once the trunk is frozen."""
     n_agents: int | None = None
-    """Number of agents, in the toy games that leave it open."""
+    """Number of agents, in toy games with a variable number."""
     actor: NetworkConfig = field(default_factory=NetworkConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
@@ -185,7 +184,7 @@ class Config:
         self._set_levels()
 
     def _set_levels(self) -> None:
-        """Writes the levels in one way, so that equal ones compare equal."""
+        """Writes the levels in a standard form, so that equal levels compare equal."""
         levels = from_old_names(parse_levels(self.levels), self.adapter_key, self.ranks)
         for name, value in (("levels", tuple(map(str, levels))), ("adapter_key", None), ("ranks", None)):
             object.__setattr__(self, name, value)
@@ -243,9 +242,9 @@ class Config:
 
     @property
     def switch_iteration(self) -> int | None:
-        """The first iteration of phase 2, or None where it is found on the way.
+        """The first iteration of phase 2, or None if it is found during the run.
 
-        A step inside a rollout counts from the rollout that follows.
+        A step within a rollout takes effect at the next rollout.
         """
         if self.switch_step == "auto":
             return None
@@ -258,10 +257,9 @@ class Config:
 
     @property
     def chunk_length(self) -> int:
-        """Length of the stretches that gradients flow back through.
+        """Number of steps of truncated backpropagation through time.
 
-        Without recurrence nothing flows through time: every step is a chunk of its own,
-        which lets the layers see one flat batch.
+        Without recurrence every step is its own chunk, so the layers see one flat batch.
         """
         if not (self.actor.recurrent or self.critic.recurrent):
             return 1
@@ -269,7 +267,7 @@ class Config:
 
     @property
     def adapter_levels(self) -> tuple[AdapterLevel, ...]:
-        """The levels of adapters, which add up, from the coarsest scope to the finest, with nothing left open."""
+        """The levels of adapters from the coarsest scope to the finest, with all defaults filled in."""
 
         def complete(level: LevelSettings) -> AdapterLevel:
             rank = level.rank or self.rank
@@ -281,13 +279,13 @@ class Config:
 
     @property
     def adapted_layers(self) -> tuple[str, ...]:
-        """The layers of the actor that carry an adapter at levels that name none, from input to output."""
+        """The layers of the actor with an adapter, at levels without layers, from input to output."""
         known = "" if self.actor.module else f"some of {', '.join(self.actor.layer_names)}, or "
         require(bool(self.placement), f"placement is empty; name {known}all")
         return self._layers_of(self.placement, "placement")
 
     def _layers_of(self, words: tuple[str, ...], setting: str) -> tuple[str, ...]:
-        if self.actor.module:  # whose layers are not known here
+        if self.actor.module:  # its layers are not known here
             return tuple("*" if word == "all" else word for word in words)
         names = self.actor.layer_names
         chosen: set[str] = set()
@@ -303,7 +301,7 @@ class Config:
         return tuple(name for name in names if name in chosen)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the settings in JSON's own types; `from_dict` is the inverse."""
+        """Returns the settings as JSON types; `from_dict` is the inverse."""
 
         def plain(value: Any) -> Any:
             if isinstance(value, dict):
@@ -321,7 +319,7 @@ class Config:
 
         Args:
             env: the family of environments.
-            task: the task; empty: the family's default one.
+            task: the task; empty: the family's default task.
             preset: its name, or the path of a YAML file.
             algo: the algorithm.
             settings: changes to the preset, by name; those of a section as a dictionary, `ppo={"lr": 1e-3}`.
@@ -342,11 +340,11 @@ class Config:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any], ignore: Collection[str] = ()) -> Self:
-        """Returns the configuration with these settings, and defaults for what they leave out.
+        """Returns the configuration with these settings, and defaults for the others.
 
         Args:
             settings: by name, as in a run's `config.json`.
-            ignore: names of settings that are passed over.
+            ignore: names of settings to ignore.
 
         Raises:
             ConfigError: a name is unknown, or a value does not fit.

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and what a file system says where it cannot take them."""
+"""Writes files atomically, and turns errors of the file system into messages."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ REMEDIES = {
     errno.EROFS: "name a place that can be written to",
     errno.EIO: "see that its disk is in order",
 }
-"""What to do about an error, where that is known."""
+"""Advice for known errors."""
 
 
 def reason(error: OSError) -> str:
-    """Returns an error in words: the file, what the system said, and what to do about it where that is known."""
+    """Returns an error as a message: the file, the system's message, and advice if there is any."""
     where = [os.fsdecode(error.filename)] if isinstance(error.filename, str | bytes) else []
     said = error.strerror or str(error) or type(error).__name__
     remedy = [REMEDIES[error.errno]] if error.errno in REMEDIES else []
@@ -28,12 +28,12 @@ def reason(error: OSError) -> str:
 
 @contextmanager
 def naming(path: Path, *aliases: Path) -> Iterator[None]:
-    """Puts `path` into an error of the block that names no file, or one at or below an alias.
+    """Adds `path` to errors of the block that name no file, or a file at or below an alias.
 
-    An error from writing to an open file, such as a full disk's, names none.
+    Errors of writing to an open file, such as a full disk, name no file.
 
     Args:
-        path: the name that the user knows.
+        path: the user's name of the file.
         aliases: other names of it.
     """
     try:
@@ -47,12 +47,12 @@ def naming(path: Path, *aliases: Path) -> Iterator[None]:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Gives a name under which the block writes a file or a folder, which then takes the place of `path`.
+    """Yields a temporary name under which the block writes a file or a folder, which then replaces `path`.
 
-    If the block fails, nothing of it stays and what was at `path` is as before.
+    If the block fails, the temporary file is removed and `path` does not change.
 
     Raises:
-        OSError: it could not be written; the error names `path`.
+        OSError: the file could not be written; the error names `path`.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
@@ -65,10 +65,10 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text, whole or not at all, in UTF-8 whatever the locale.
+    """Writes a text atomically in UTF-8, for any locale.
 
     Raises:
-        OSError: it could not be written; the error names `path`.
+        OSError: the file could not be written; the error names `path`.
     """
     with whole(path) as file:
         file.write_text(text, encoding="utf-8")

@@ -1,7 +1,7 @@
-"""Levels: who owns low-rank corrections, as one word for each level.
+"""Levels: the owners of low-rank corrections, as one word per level.
 
-A level is written `SCOPE[:RANK][@FACTOR][/LAYERS]`, such as `agent:4@0.1/head+early`; the factor may be `auto`. Layers
-are joined by `+`, which needs no quotes in a shell or in a YAML list. Nothing here imports jax.
+A level is written `SCOPE[:RANK][@FACTOR][/LAYERS]`, such as `agent:4@0.1/head+early`. The factor may be `auto`. Layers
+are joined by `+`, which needs no quotes in a shell or in a YAML list. This module does not import jax.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from typing import Literal, NamedTuple, TypeAlias
 from lorasa_jax.checks import LARGEST_FLOAT, LARGEST_INT, SMALLEST_FLOAT, nearest, require
 
 SCOPES = ("team", "unit_type", "agent")
-"""Who can be an owner, from the coarsest scope to the finest: all agents together, a role, an agent."""
+"""Kinds of owners from the coarsest scope to the finest: all agents together, a role, an agent."""
 _WORD = re.compile(r"([^:@/]*)(?::([^@/]*))?(?:@([^/]*))?(?:/(.*))?", re.DOTALL)
 _FORM = "a level is SCOPE[:RANK][@FACTOR][/LAYERS], such as agent:4@0.1/head+early"
 Factor: TypeAlias = float | Literal["auto"]
 
 
 class Renamed(FutureWarning):
-    """A setting has a new name, and the old one works for one more release."""
+    """A setting has a new name; the old name works for one more release."""
 
 
 class LevelSettings(NamedTuple):
-    """One level, as it is written; `str` writes it again.
+    """One level as it is written; `str` is the inverse.
 
     Attributes:
         scope: one of `SCOPES`.
-        rank: of the corrections; None: the rank of all levels that name none.
-        factor: the learning rate of this level over that of the phase; auto: it follows from the environment.
-        layers: names, patterns or groups of layers; empty: those of all levels that name none.
+        rank: rank of the corrections; None: the default rank.
+        factor: learning rate of this level relative to the phase; auto: derived from the environment.
+        layers: names, patterns or groups of layers; empty: the default layers.
     """
 
     scope: str
@@ -47,14 +47,14 @@ class LevelSettings(NamedTuple):
 
 
 class AdapterLevel(NamedTuple):
-    """One level with everything that its owner's corrections need.
+    """One level with all values that its corrections need.
 
     Attributes:
         scope: one of `SCOPES`.
         rank: r.
-        scale: alpha / r, the factor on its products.
-        factor: its learning rate over that of the phase; auto: it follows from the environment.
-        layers: the layers that are corrected, from input to output.
+        scale: alpha / r, the factor of its products.
+        factor: its learning rate relative to the phase; auto: derived from the environment.
+        layers: the corrected layers, from input to output.
     """
 
     scope: str
@@ -65,7 +65,7 @@ class AdapterLevel(NamedTuple):
 
 
 def parse_level(word: str) -> LevelSettings:
-    """Returns the level that a word describes; raises `ConfigError` where it describes none."""
+    """Returns the level that a word describes; raises `ConfigError` if the word is invalid."""
     found = _WORD.fullmatch(word)
     scope, rank, factor, layers = found.groups() if found else ("", None, None, None)
     require(
@@ -99,7 +99,7 @@ def parse_levels(words: Sequence[str]) -> tuple[LevelSettings, ...]:
     A word may hold several levels, separated by spaces, so that a sweep can list them.
 
     Raises:
-        ConfigError: a word describes no level, a scope occurs twice, or there is none.
+        ConfigError: a word is invalid, a scope occurs twice, or there is no level.
     """
     found = [parse_level(word) for entry in words for word in entry.split()]
     require(bool(found), f"levels must name an owner, one or more of {', '.join(SCOPES)}")
@@ -112,16 +112,16 @@ def parse_levels(words: Sequence[str]) -> tuple[LevelSettings, ...]:
 
 
 DEFAULT = ("agent",)
-"""Every agent owns corrections, of the rank and on the layers that are set for all levels."""
+"""Every agent owns corrections, with the default rank and layers."""
 
 
 def from_old_names(
     levels: tuple[LevelSettings, ...], adapter_key: str | None, ranks: tuple[int, ...] | None
 ) -> tuple[LevelSettings, ...]:
-    """Returns the levels that `adapter_key` and `ranks`, the settings before `levels`, describe.
+    """Returns the levels that the old settings `adapter_key` and `ranks` describe.
 
     Warns:
-        Renamed: one of the two is given.
+        Renamed: an old setting is given.
 
     Raises:
         ConfigError: they contradict the levels, or each other.

@@ -1,4 +1,4 @@
-"""Plugins: files and modules of a user's own that register schemes, algorithms and environments."""
+"""Plugins: the user's files and modules that register schemes, algorithms and environments."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _loaded: dict[str, ModuleType] = {}
 
 
 def resolve(plugin: str) -> str:
-    """Returns a plugin as it is found from any directory: a file by its whole path, a module by its name."""
+    """Returns a name of the plugin for any working directory: the absolute path of a file, the name of a module."""
     return str(Path(plugin).resolve()) if plugin.endswith(".py") else plugin
 
 
 def load_plugins(plugins: Iterable[str]) -> None:
-    """Runs plugins that have not been run yet.
+    """Runs plugins that were not run before.
 
     Args:
-        plugins: paths of .py files, or names of modules, which may also lie in this directory.
+        plugins: paths of .py files, or names of modules, which may be in the working directory.
 
     Raises:
-        ConfigError: one is missing or fails.
+        ConfigError: a plugin is missing or fails.
     """
     for plugin in map(resolve, plugins):
         if plugin in _loaded:
@@ -42,15 +42,15 @@ def load_plugins(plugins: Iterable[str]) -> None:
 
 
 def require_loaded(plugins: Iterable[str], path: Path, advice: Callable[[list[str]], str]) -> None:
-    """Refuses plugins that only a file names: what is read may come from anybody, and is never run unasked.
+    """Refuses plugins that a file names and the user did not load: files may come from anybody.
 
     Args:
-        plugins: that the file names. One that has moved is known by the name of its file.
+        plugins: the plugins that the file names. Only the last part of a path is compared.
         path: the file.
-        advice: returns what to do, given the names of those that have not been loaded.
+        advice: returns the advice, given the names of plugins that are not loaded.
 
     Raises:
-        ConfigError: one of them has not been loaded.
+        ConfigError: a plugin is not loaded.
     """
     known = {Path(plugin).name for plugin in _loaded}
     missing = [plugin for plugin in plugins if Path(plugin).name not in known]

@@ -1,4 +1,4 @@
-"""Registries that users extend: schemes, algorithms and environments by name."""
+"""Registries of schemes, algorithms and environments, which users can extend."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _ALIASES = {"env": "EnvName", "algo": "AlgorithmName", "sharing": "SchemeName"}
 def register(
     setting: str, name: str, function: Callable, registry: MutableMapping[str, Any], trial: Callable[[], None]
 ) -> None:
-    """Adds a function to a registry, and its name to those that a setting takes: in checks, messages and help.
+    """Adds a function to a registry, and its name to the values of a setting: in checks, messages and help.
 
-    The same function of the same module may come again, as when a cell of a notebook is run twice.
+    The same function of the same module may be registered again, for example by running a notebook cell twice.
 
     Args:
         setting: the field of `Config`.
-        name: a word in small letters.
-        function: what it stands for.
-        registry: where it goes.
-        trial: raises `ConfigError` where the function does not do what it should.
+        name: a word in lower case.
+        function: the function to register.
+        registry: the registry.
+        trial: raises `ConfigError` if the function is invalid.
 
     Raises:
-        ConfigError: the name is no such word or is taken, or the function cannot be called or fails its trial.
+        ConfigError: the name is invalid or taken, or the function cannot be called or fails its trial.
     """
     fits = isinstance(name, str) and re.fullmatch("[a-z][a-z0-9_]*", name) is not None
     require(fits, f"a name of {setting} is a word of small letters, digits and _, got {name!r}")

@@ -1,4 +1,4 @@
-"""The sections of a configuration: networks, the update, and families of environments."""
+"""Sections of a configuration: networks, the update, and families of environments."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class NetworkConfig:
     hidden: int = 64
     """Width of every hidden layer and of the recurrent state."""
     layers: int = 3
-    """Dense layers before the recurrent one."""
+    """Dense layers before the recurrent layer."""
     layers_after: int = 1
-    """Dense layers between the recurrent one and the head."""
+    """Dense layers between the recurrent layer and the head."""
     recurrent: bool = True
-    """Keep a GRU between the two; without it the network is feed-forward."""
+    """Use a GRU between the two groups of dense layers; otherwise the network is feed-forward."""
     activation: Literal["relu", "tanh"] = "relu"
     """Nonlinearity of the dense layers."""
     layer_norm: bool = True
@@ -31,12 +31,12 @@ class NetworkConfig:
     gain: float = math.sqrt(2)
     """Orthogonal gain of the dense layers before the GRU."""
     gru_init: Literal["stacked", "gates"] = "stacked"
-    """Start each of the GRU's stacked matrices orthogonal as a whole, or gate by gate (entries 1.7 times as large)."""
+    """Orthogonal initialisation of each stacked GRU matrix as a whole, or per gate (entries 1.7 times as large)."""
     gain_after: float = math.sqrt(2)
     """Orthogonal gain of the dense layers after the GRU."""
     module: str = ""
     """A network of your own: package.module:factory, or a registered name. `factory(n_in, n_out, config)` returns a
-    Flax module. Of the settings here only recurrent matters then, and whatever the factory reads. Empty: the built-in
+    Flax module. Then only the setting recurrent matters here, and those that the factory reads. Empty: the built-in
     network."""
 
     prefix: ClassVar[str] = "actor."
@@ -54,7 +54,7 @@ class NetworkConfig:
 
     @property
     def layer_names(self) -> tuple[str, ...]:
-        """Names of the layers that can carry an adapter, from input to output."""
+        """Names of the layers that can have an adapter, from input to output."""
         return (
             *(f"fc{i + 1}" for i in range(self.layers)),
             *(("gru_in", "gru_hidden") if self.recurrent else ()),
@@ -65,14 +65,14 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class CriticConfig(NetworkConfig):
-    """Shape of the critic's network, and whose value it estimates."""
+    """Shape of the critic's network, and scope of its values."""
 
     scope: Literal["auto", "team", "agent", "own"] = "auto"
     """`team`: one value per environment from the global state. `agent`: one per agent, from the global state and the
-    agent's id. `own`: one per agent from what it observes itself (IPPO). `auto`: team where all agents move at once
-    and are paid the same, else agent."""
+    agent's id. `own`: one per agent from its own observation (IPPO). `auto`: team if all agents are updated at once
+    and receive the same reward, otherwise agent."""
     separate: bool = False
-    """A critic's network for every agent, instead of one for all; not with scope team."""
+    """A critic network per agent, instead of one for all; not with scope team."""
 
     prefix: ClassVar[str] = "critic."
 
@@ -91,32 +91,32 @@ class PPOConfig:
     epochs: int = 5
     """Passes over each rollout."""
     minibatches: int = 1
-    """Updates per pass; the environments are dealt out among them."""
+    """Minibatches (updates) per pass; each environment of an agent is in one of them."""
     chunk_length: int = 10
-    """Steps that gradients flow back through time; 0: the whole rollout."""
+    """Steps of truncated backpropagation through time; 0: the whole rollout."""
     lr: float = 5e-4
     """Learning rate of the actors."""
     critic_lr: float = 5e-4
     """Learning rate of the critic."""
     adapter_lr: float | None = None
-    """Learning rate of the actors from the switch on, in schemes with two phases; not given: lr."""
+    """Learning rate of the actors from the switch on, in two-phase schemes; by default lr."""
     trunk_optimizer: Literal["carry", "restart"] | None = None
-    """Adam's moments of a trunk that is not frozen at the switch: carry: they go on; restart: they start from zero, as
-    those of adapters do; not given: carry."""
+    """Adam's moments of a trunk that is not frozen at the switch. carry (default): keep them. restart: reset them to
+    zero, as for adapters."""
     anneal_lr: bool = False
-    """Let both fall linearly to zero over the run, by environment steps."""
+    """Anneal both learning rates linearly to zero over the environment steps of the run."""
     adam_eps: float = 1e-5
     """Epsilon of Adam."""
     max_grad_norm: float = 10.0
-    """Gradient norm at which each trunk, each agent's own parameters and the critic are clipped."""
+    """Maximum gradient norm of each trunk, of each owner's adapters, and of the critic."""
     clip_eps: float = 0.2
     """Clip of the probability ratio."""
     ratio: Literal["joint", "per_dim"] = "joint"
-    """Continuous actions: one probability ratio for the whole action, or one for each of its dimensions."""
+    """Continuous actions: one probability ratio for the whole action, or one per dimension."""
     value_clip: float = 0.2
-    """Clip of the change in value, in the critic's own units."""
+    """Clip of the change in value, in normalised units."""
     huber_delta: float = 10.0
-    """Where the value loss turns from quadratic to linear; inf: squared error."""
+    """Error at which the value loss changes from quadratic to linear; inf: squared error."""
     value_coef: float = 1.0
     """Weight of the value loss."""
     entropy_coef: float = 0.01
@@ -126,16 +126,16 @@ class PPOConfig:
     gae_lambda: float = 0.95
     """Decay of the advantage trace."""
     loop_order: Literal["agent", "epoch"] = "epoch"
-    """Where agents move one by one. `agent`: each does all its epochs, then the next. `epoch`: each does one, in
-    an order drawn anew, then the next round."""
+    """For algorithms that update agents one by one. `agent`: each agent makes all its epochs, then the next agent.
+    `epoch`: each agent makes one epoch, in a new order in every round."""
     two_stage: bool = False
-    """Where agents move one by one: a pass of the critic alone before each pass of actor and critic."""
+    """For algorithms that update agents one by one: a critic-only pass before each pass of actor and critic."""
     advantage_norm: Literal["rollout", "minibatch"] = "rollout"
-    """Normalise advantages once over the rollout, or anew in every minibatch."""
+    """Normalise advantages once over the rollout, or in every minibatch."""
     mask_dead: bool = True
-    """Leave what dead agents did out of the policy loss, entropy and advantage statistics."""
+    """Leave actions of dead agents out of the policy loss, entropy and advantage statistics."""
     value_norm: bool = True
-    """Let the critic work in units of the running mean and deviation of the returns."""
+    """Normalise values by the running mean and standard deviation of the returns."""
 
     def __post_init__(self) -> None:
         conform(self, "ppo.")
@@ -151,7 +151,7 @@ class PPOConfig:
         for name in ("chunk_length", "entropy_coef", "value_coef"):
             value = getattr(self, name)
             require(value >= 0, f"ppo.{name.replace('_', '-')} must be 0 or more, got {value}")
-        # Infinite bounds mean that there is no bound.
+        # An infinite bound means no bound.
         require_in_range(self, "ppo.", ("max_grad_norm", "clip_eps", "value_clip", "huber_delta"))
 
 
@@ -160,9 +160,9 @@ class SmaxConfig:
     """Settings of the SMAX battles."""
 
     attack_mode: Literal["closest", "random"] = "closest"
-    """How the scripted enemy picks its target."""
+    """How the scripted enemy chooses its target."""
     see_enemy_actions: bool = True
-    """Show what visible enemies did last."""
+    """Show the last actions of visible enemies."""
     walls_cause_death: bool = True
     """Units that touch the border die."""
     normalise_state: bool = True
@@ -178,7 +178,7 @@ class JaxmarlConfig:
 
     options: tuple[str, ...] = ()
     """Arguments of the game's constructor, as NAME=VALUE, such as layout=cramped_room or num_agents=5. On the command
-    line, --jaxmarl.NAME VALUE says the same."""
+    line, write --jaxmarl.NAME VALUE."""
 
     def __post_init__(self) -> None:
         conform(self, "jaxmarl.")
@@ -189,7 +189,7 @@ class JaxmarlConfig:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The arguments by name; words that read as Python numbers, booleans, None or lists are those."""
+        """The arguments by name; Python literals such as numbers, booleans, None and lists are converted."""
         return {name: _value(value) for name, _, value in (option.partition("=") for option in self.options)}
 
 
@@ -202,14 +202,14 @@ def _value(text: str) -> Any:
 
 @dataclass(frozen=True)
 class MabraxConfig:
-    """Settings of the robots that several agents move together (multi-agent MuJoCo on brax)."""
+    """Settings of robots controlled by several agents (multi-agent MuJoCo on brax)."""
 
     backend: Literal["positional", "generalized", "spring", "mjx"] = "positional"
-    """Physics of brax; returns under one do not compare with those under another."""
+    """Physics backend of brax; returns of different backends cannot be compared."""
     obsk: int | None = None
-    """How many joints away from its own an agent sees; not given: everything for humanoid, 1 for the others."""
+    """Distance, in joints, up to which an agent sees; by default everything for humanoid, 1 for the others."""
     maps: Literal["kinematic", "upstream"] = "kinematic"
-    """Who sees what: kinematic: by the robot's tree of joints; upstream: JaxMARL's tables, for its five tasks."""
+    """Observations. kinematic: from the robot's tree of joints; upstream: JaxMARL's tables, for its five tasks."""
 
     def __post_init__(self) -> None:
         conform(self, "mabrax.")
@@ -223,13 +223,13 @@ class MabraxConfig:
 
 @dataclass(frozen=True)
 class MujocoConfig:
-    """Settings of the robots that several agents move together in MuJoCo (multi-agent MuJoCo)."""
+    """Settings of MuJoCo robots controlled by several agents (multi-agent MuJoCo)."""
 
     obsk: int | Literal["all"] | None = None
-    """How many joints away from its own an agent sees; all: the whole observation; not given: all for humanoid, 1 for
+    """Distance, in joints, up to which an agent sees; all: the whole observation. By default all for humanoid, 1 for
     the others."""
     threads: int | None = None
-    """Threads of the physics, of every device; not given: all cores, shared by the devices."""
+    """Threads of the simulation on every device; by default all cores, shared by the devices."""
 
     def __post_init__(self) -> None:
         conform(self, "mujoco.")
@@ -246,7 +246,7 @@ class ParticlesConfig:
     """Settings of the particle games."""
 
     reward: Literal["agent", "team"] = "agent"
-    """Who is paid: agent: each agent by itself; team: all agents the mean of these rewards."""
+    """agent: each agent receives its own reward; team: all agents receive the mean of these rewards."""
 
     def __post_init__(self) -> None:
         conform(self, "particles.")

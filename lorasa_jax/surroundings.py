@@ -1,7 +1,7 @@
-"""The world outside: environment variables, and JAX's switches (`JAX_ENABLE_X64` and others).
+"""Environment variables, and JAX's switches (`JAX_ENABLE_X64` and others).
 
-What the library takes from the surroundings of its process, or changes there, is in this module; nothing else reads
-environment variables or JAX's configuration. Importing it loads nothing heavy.
+Only this module reads or changes environment variables, JAX's configuration and other global state outside the
+library. Its import loads nothing heavy.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ NEEDED: dict[str, tuple[tuple[Any, ...], str]] = {
     "jax_no_tracing": ((False,), "programs are traced"),
     "jax_no_execution": ((False,), "programs are run"),
 }
-"""Switches that must stand at one of some values, and why; the first one is JAX's own."""
+"""Switches that must have one of several values, and the reason. The first value is JAX's default."""
 COMPILED = {"jax_disable_jit": ((False,), "the programs of a run are compiled ahead of time")}
-"""The same, of switches that only whole runs depend on."""
+"""The same for switches that affect only whole runs."""
 TOLD = {
     "jax_threefry_partitionable": "random numbers",
     "jax_default_prng_impl": "random numbers",
@@ -32,21 +32,21 @@ TOLD = {
     "jax_default_matmul_precision": "last bits",
     "jax_disable_most_optimizations": "last bits",
 }
-"""Switches that change what a run computes, and what of it. A run keeps them in its record."""
+"""Switches that change the results of a run, and the part that they change. A run records them."""
 
 
 def switches() -> dict[str, Any]:
-    """Returns the values of `TOLD`, as JSON holds them."""
+    """Returns the values of the switches in `TOLD`, as JSON types."""
     import jax
 
     return {name: _plain(getattr(jax.config, name, None)) for name in TOLD}
 
 
 def require_switches(needed: dict[str, tuple[tuple[Any, ...], str]] = NEEDED) -> None:
-    """Checks that JAX's switches stand so that the library works.
+    """Checks that JAX's switches have values that the library supports.
 
     Raises:
-        ConfigError: one does not.
+        ConfigError: a switch has another value.
     """
     import jax
 
@@ -56,7 +56,7 @@ def require_switches(needed: dict[str, tuple[tuple[Any, ...], str]] = NEEDED) ->
 
 
 def _plain(value: Any) -> Any:
-    """The value of a switch; newer versions of JAX wrap some in enumerations."""
+    """The value of a switch. Newer versions of JAX wrap some values in enumerations."""
     return getattr(value, "value", value)
 
 
@@ -64,7 +64,7 @@ def load_jax() -> None:
     """Loads JAX for a command.
 
     Raises:
-        ConfigError: an environment variable has a value that JAX does not know, or that the library does not work with.
+        ConfigError: an environment variable has a value that JAX or the library does not support.
     """
     try:
         import jax  # noqa: F401
@@ -74,19 +74,19 @@ def load_jax() -> None:
 
 
 def require_device() -> None:
-    """Checks that there is a device to compute on; loads JAX's backend.
+    """Checks that JAX has a device; loads JAX's backend.
 
     Raises:
-        ConfigError: there is none of the kind that was asked for.
+        ConfigError: there is no device of the requested kind.
     """
     import jax
 
     try:
         jax.devices()
-    except Exception as error:  # also assertions, from within its plugins
+    except Exception as error:  # its plugins raise assertions, too
         asked = [name for name in ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES") if name in os.environ]
         where = "".join(f" with {name}={os.environ[name]}" for name in asked)
-        said = " ".join(str(error).split()).partition(" (set ")[0]  # its own advice goes on
+        said = " ".join(str(error).split()).partition(" (set ")[0]  # without JAX's own advice
         remedy = f"unset {' and '.join(asked)}, or " if asked else ""
         raise ConfigError(
             f"jax finds no device to compute on{where}{said and f' ({said})'}; {remedy}install JAX for that device: "
@@ -95,14 +95,14 @@ def require_device() -> None:
 
 
 def prepare(*, many: bool = False, keep: bool = False) -> None:
-    """Readies JAX for a command, before anything is computed or written.
+    """Prepares JAX for a command, before anything is computed or written.
 
     Args:
-        many: every core of the processor becomes a device (`use_cores`).
-        keep: compiled programs are kept for the next command (`keep_programs`).
+        many: make every core of the processor a device (`use_cores`).
+        keep: keep compiled programs for later commands (`keep_programs`).
 
     Raises:
-        ConfigError: JAX, or the library, cannot work in these surroundings.
+        ConfigError: JAX or the library cannot work in this environment.
     """
     load_jax()
     if many:
@@ -116,9 +116,9 @@ def prepare(*, many: bool = False, keep: bool = False) -> None:
 
 
 def keep_programs() -> None:
-    """Keeps compiled programs from one command to the next: where JAX was told to, or else in the user's cache.
+    """Caches compiled programs across commands, in the folder set for JAX, or otherwise in the user's cache.
 
-    Nothing is kept where that cannot be written.
+    If that folder is not writable, nothing is cached.
     """
     import jax
 
@@ -132,9 +132,9 @@ def keep_programs() -> None:
 
 
 def cache_folder() -> Path | None:
-    """Returns the library's folder in the user's cache: below XDG_CACHE_HOME, or ~/.cache; None: there is no home."""
+    """Returns the library's folder in the user's cache: below XDG_CACHE_HOME, or ~/.cache; None: no home directory."""
     home = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not home.is_absolute():  # to be ignored, as the XDG specification has it; so is an empty one
+    if not home.is_absolute():  # the XDG specification ignores relative and empty paths
         try:
             home = Path.home() / ".cache"
         except RuntimeError:
@@ -143,7 +143,7 @@ def cache_folder() -> Path | None:
 
 
 def can_move_cursor() -> bool:
-    """Says whether the terminal, by its name in TERM, can draw a line anew; one without a name cannot."""
+    """Returns whether the terminal named by TERM can redraw a line; without a name it cannot."""
     return os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
 
@@ -151,7 +151,7 @@ def can_move_cursor() -> bool:
 
 
 def cores() -> int:
-    """Returns how many cores of the processor this process may use."""
+    """Returns the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -159,28 +159,28 @@ PATIENCE = " ".join(
     f"--xla_cpu_collective_call_{what}_timeout_seconds={seconds}"
     for what, seconds in (("warn_stuck", 600), ("terminate", 1_000_000))
 )
-"""How long one core may keep the others waiting before XLA says so, and before it ends the process.
+"""Timeouts after which XLA warns that one core keeps the others waiting, and after which it ends the process.
 
-Cores have other work too, and a run may be stopped for a while (Ctrl-Z): that is no error.
+They are long, because cores have other work, and a run may be paused (Ctrl-Z).
 """
 
 
 def use_cores() -> None:
-    """Makes a device of every core of the processor, for runs that compute there.
+    """Makes every core of the processor a device, for runs on the processor.
 
-    Left to itself XLA keeps one core busy and the others in part, since a network's products are small. Changes nothing
-    where the number of devices is given already (JAX_NUM_CPU_DEVICES, or
-    `--xla_force_host_platform_device_count` in XLA_FLAGS), or once jax has begun to compute.
+    By default XLA keeps only one core fully busy, because the matrix products are small. This function has no effect if
+    the number of devices is set already (JAX_NUM_CPU_DEVICES, or `--xla_force_host_platform_device_count` in
+    XLA_FLAGS), or if JAX has already initialised its devices.
     """
     import jax
 
     flags = os.environ.get("XLA_FLAGS", "")
-    # An XLA that does not know a flag ends the process: only those that are known to know them are told.
+    # XLA ends the process at an unknown flag, so only versions that know the flags get them.
     if "collective_call" not in flags and jax.__version_info__ < (0, 11):
         os.environ["XLA_FLAGS"] = f"{flags} {PATIENCE}".strip()
     given = "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in flags
     if cores() > 1 and not given:
-        with suppress(RuntimeError):  # too late: there are devices
+        with suppress(RuntimeError):  # too late: devices exist
             jax.config.update("jax_num_cpu_devices", cores())
 
 
@@ -188,13 +188,13 @@ def use_cores() -> None:
 
 
 def join_processes() -> None:
-    """Makes this process one of several, as its launcher's environment says.
+    """Connects this process with the other processes of a run, using the launcher's environment.
 
-    SLURM, Open MPI, Kubernetes and others are found by jax. Otherwise JAX_COORDINATOR_ADDRESS
-    (host:port of the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID say it. Must come before any computation.
+    JAX recognises SLURM, Open MPI, Kubernetes and others. Otherwise set JAX_COORDINATOR_ADDRESS
+    (host:port of the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID. Call it before any computation.
 
     Raises:
-        ConfigError: nothing says who the others are, or they were not met.
+        ConfigError: the other processes are not specified, or cannot be reached.
     """
     load_jax()
     import jax

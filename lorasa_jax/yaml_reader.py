@@ -1,7 +1,7 @@
-"""The one reader of YAML files: presets, sweeps and notes.
+"""Reads YAML files: presets, sweeps and notes.
 
 It reads the core schema of YAML 1.2, and merge keys: only `true` and `false` are booleans, `off` and `no` are words,
-and `1e-3` is a number. A key that stands twice is an error. What is wrong is said in one line, with its place.
+and `1e-3` is a number. A duplicate key is an error. Errors are one line with their position.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ _WORDS = {
     "null": ("~|null|", ["~", "n", "N", ""]),
     "merge": ("<<", "<"),
 }
-"""What words without quotes are read as, and how those begin; upper and lower case are alike."""
+"""Types of words without quotes, and their first characters, in upper or lower case."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads plain data, and refuses a mapping with two keys of one name."""
+    """Reads plain data, and refuses a mapping with duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Returns what a mapping holds."""
+        """Returns the content of a mapping."""
         lines: dict[Hashable, int] = {}
         for word, _ in node.value:
             merges = word.tag == f"{_TAG}merge"
             key = word.value if merges else self.construct_object(word, deep=True)
             if not isinstance(key, Hashable):
-                continue  # SafeLoader says so
+                continue  # SafeLoader reports it
             if key in lines:
                 what = f"the key {key!r} stands in line {lines[key]} already"
                 raise yaml.MarkedYAMLError(problem=what, problem_mark=word.start_mark)
@@ -46,7 +46,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    bases = {"0x": 16, "0o": 8}  # and no base of 8 for zeros in front, as older YAML has it
+    bases = {"0x": 16, "0o": 8}  # a leading zero is not octal, unlike in older YAML
     return int(node.value, bases.get(node.value.lstrip("-+")[:2].lower(), 10))
 
 
@@ -57,7 +57,7 @@ _Loader.add_constructor(f"{_TAG}int", _int)
 
 
 def read_yaml(path: Path) -> Any:
-    """Returns what a YAML file holds: numbers, words, lists and mappings; None if it is empty.
+    """Returns the content of a YAML file: numbers, words, lists and mappings; None if it is empty.
 
     Raises:
         ConfigError: there is no such file, it is not UTF-8, or it is not valid YAML.
@@ -71,14 +71,14 @@ def read_yaml(path: Path) -> Any:
         raise ConfigError(f"{path} is not UTF-8 (line {line}); save it in that encoding") from None
     try:
         found = _Loader(text).get_single_data()
-        json.dumps(found)  # refuses what holds itself, or is of a type that no setting has
+        json.dumps(found)  # refuses recursive data, and types that no setting has
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid YAML: {_said(error)}") from None
     return found
 
 
 def _said(error: Exception) -> str:
-    """What is wrong, and where."""
+    """The error and its position."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"line {error.problem_mark.line + 1}: {error.problem}"
     return " ".join(str(error).split())

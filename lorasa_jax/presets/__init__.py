@@ -1,4 +1,4 @@
-"""Presets: files of settings, one folder for each family of environments. Nothing here imports jax."""
+"""Presets: files of settings, in one folder per family of environments. This module does not import jax."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from lorasa_jax.checks import nearest, require
 from lorasa_jax.yaml_reader import read_yaml
 
 PRESETS = Path(__file__).parent
-"""Where they are."""
+"""The folder of presets."""
 
 
 def read_preset(env: str, path: Path, case: dict[str, str], above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Returns a preset's settings for a task and an algorithm.
 
-    A preset holds settings, and may say from which other one it starts (`base`: a name, or a file, which is sought
-    beside this one), what to `set` in some `cases`, and whether it is for these alone (`only_cases`).
+    A preset contains settings. It may name another preset that it starts from (`base`: a name, or a file relative to
+    this one). It may `set` other values in some `cases`, and be valid only for these cases (`only_cases`).
 
     Args:
         env: the family of environments.
-        path: its file.
+        path: the preset's file.
         case: the task and the algorithm.
-        above: files of presets that start from it.
+        above: files of presets that start from this one.
     """
     settings = read_yaml(path) or {}
     require(isinstance(settings, dict), f"{path} must hold settings, one `name: value` a line")
@@ -42,7 +42,7 @@ def read_preset(env: str, path: Path, case: dict[str, str], above: tuple[Path, .
 
 
 def _fits(rule: Any, case: dict[str, str], path: Path) -> bool:
-    """Says whether what one of a preset's cases sets is for this task and algorithm."""
+    """Returns whether a case of a preset applies to this task and algorithm."""
     require(
         isinstance(rule, dict) and {"set"} <= set(rule) <= {"set", *case} and isinstance(rule["set"], dict),
         f"{path}: each of its cases says for which task or algo (or lists of them) to `set` what",
@@ -63,12 +63,12 @@ def merged(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_file_name(preset: str) -> bool:
-    """Says whether a preset is meant by its file, and not by its name."""
+    """Returns whether a preset is given as a file, not as a name."""
     return preset.endswith((".yaml", ".yml"))
 
 
 def find_preset(env: str, preset: str, beside: Path = Path()) -> Path:
-    """Returns the file of a preset, by its name, or by a path that begins in some directory."""
+    """Returns the file of a preset, from its name, or from a path relative to a directory."""
     if is_file_name(preset):
         path = beside / preset
         require(path.is_file(), f"there is no preset file {path}")
