@@ -1,4 +1,4 @@
-"""The command line: `lorasa train`, `lorasa sweep`, and so on. Nothing heavy is imported before it is needed."""
+"""The command line: `lorasa train`, `lorasa sweep`, and so on. Heavy modules are imported only when needed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ COMMANDS = {
     "export": "write a saved run's merged policy, or its adapters",
     "sizes": "count the parameters of all schemes",
 }
-"""What the command can do, in one line each."""
+"""One line of help for each command."""
 
 
 def main(command: str | None = None) -> None:
-    """Runs a command, with the words behind it as its flags.
+    """Runs a command with the following words as its flags.
 
     Args:
         command: one of `COMMANDS`; None: the first word of the command line.

@@ -1,4 +1,4 @@
-"""A command as a process: how it ends, and what it was called."""
+"""A command as a process: its exit, and its name on the command line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lorasa_jax.files import reason
 
 @contextmanager
 def polite() -> Iterator[None]:
-    """Ends the program in one line where a setting or a file cannot work."""
+    """Turns errors of settings and files into one line, and ends the program."""
     try:
         yield
     except ConfigError as error:
@@ -31,7 +31,7 @@ def polite() -> Iterator[None]:
 
 @contextmanager
 def optional() -> Iterator[None]:
-    """Goes on where the block cannot write its file, and says so: a picture, which a run can do without."""
+    """Reports, but tolerates, errors of writing an optional file such as a picture."""
     try:
         yield
     except OSError as error:
@@ -39,9 +39,9 @@ def optional() -> Iterator[None]:
 
 
 def leave(main: Callable[[], None]) -> None:
-    """Runs a command, which no output can fail.
+    """Runs a command, with streams whose output never fails.
 
-    Where it was stopped the process ends at once, and does not wait for what still compiles.
+    If it was stopped, the process ends at once and does not wait for compilations.
     """
     open_streams()
     try:
@@ -56,12 +56,12 @@ def leave(main: Callable[[], None]) -> None:
 
 
 def python() -> str:
-    """Returns what to call this Python in a command: `python` alone only where that would start this one."""
+    """Returns a name for this Python in a command: `python` only if that starts this interpreter."""
     ran, called = Path(sys.executable), shutil.which("python")
-    with suppress(OSError, ValueError):  # it lies elsewhere, or there is no working directory any more
+    with suppress(OSError, ValueError):  # it is elsewhere, or the working directory is gone
         inside = ran.relative_to(Path.cwd())
         return str(inside) if len(inside.parts) > 1 else f"./{inside}"
-    # A virtual environment's Python is a link to one elsewhere, which without its folder is another.
+    # A virtual environment's Python is a link, and its target without the folder is another environment.
     same = called is not None and Path(called).parent.resolve() == ran.parent.resolve() and ran.samefile(called)
     return "python" if same else str(ran)
 

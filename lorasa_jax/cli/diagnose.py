@@ -1,4 +1,4 @@
-"""Say what the adapters of a saved run did: python experiments/diagnose.py RUN."""
+"""Diagnose the adapters of a saved run: python experiments/diagnose.py RUN."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ if TYPE_CHECKING:
 
 
 SAID_IN = "diagnosis.json"
-"""Numbers of a diagnosis, and the lines that were printed."""
+"""The file with numbers of a diagnosis, and the printed lines."""
 ROUNDING = 1e-6
-"""A change of play that may be none."""
+"""Changes up to this size may be rounding errors."""
 SECONDS_BETWEEN = 15.0
-"""Between two lines of progress where there is no terminal."""
+"""Seconds between two lines of progress without a terminal."""
 
 
 @dataclass(frozen=True)
 class DiagnoseConfig:
-    """Say what the adapters of a saved run did: how differently agents act, what is lost when two exchange their
-    adapters or small entries are dropped, how large corrections are, whether gradients agree, how noisy they are."""
+    """Diagnose the adapters of a saved run: distances between agents' behaviour, changes if agents swap adapters or
+    small entries are dropped, sizes of corrections, and agreement and noise of gradients."""
 
     run: tyro.conf.Positional[Path]
-    """Run directory, or one of its checkpoints, RUN/checkpoints/N; of a sweep's job also JOB/backbones/N."""
+    """Run directory, or one of its checkpoints, RUN/checkpoints/N; for a sweep's job also JOB/backbones/N."""
     out: Path | None = None
-    """Folder for numbers and figures, which are replaced; not given: RUN/diagnosis, followed by the checkpoint's number
-    and the row's where these were asked for."""
+    """Folder for numbers and figures; existing ones are replaced. By default RUN/diagnosis, with the numbers of the
+    checkpoint and the row, if these are given."""
     episodes: int = 128
-    """Episodes of each evaluation, all from the same start states. There is one for every pair of agents."""
+    """Episodes of each evaluation, with the same start states in all. Every pair of agents has an evaluation."""
     rollouts: int | None = None
-    """Rollouts over which gradients are taken, as large as the run's own; not given: 32, or four times as many as an
-    episode may take."""
+    """Rollouts, of the run's size, for gradients. By default the larger of 32 and four times the rollouts of the
+    longest episode."""
     sampled: bool = False
-    """Draw actions in evaluations as in training, instead of taking the most probable ones."""
+    """Sample actions in evaluations, as in training, instead of taking the most probable ones."""
     draw: int = 0
-    """Which draw of start states and chance; another number plays other episodes."""
+    """Number of the draw of start states and random numbers; another number plays other episodes."""
     seed: int | None = None
-    """Which of the run's seeds; not given: its first."""
+    """One of the run's seeds; by default its first."""
     row: int | None = None
-    """In a job of a sweep, which row, counted from 0 in its rows.json."""
+    """In a job of a sweep, the row, counted from 0 in its rows.json."""
 
     def __post_init__(self) -> None:
         require_place(self.out)
@@ -64,13 +64,13 @@ class DiagnoseConfig:
 
 
 class Progress:
-    """What happens now, on a line of stderr that does not stay; without a terminal, a line now and then."""
+    """Shows progress on a temporary line of stderr; without a terminal, on occasional lines."""
 
     def __init__(self) -> None:
         self._began = self._said = time.monotonic()
 
     def show(self, text: str) -> None:
-        """Shows it; an empty text clears the line."""
+        """Shows a text; an empty text clears the line."""
         now = time.monotonic()
         if can_redraw(sys.stderr):
             print(f"\r\033[K{f'{now - self._began:4.0f} s  {text}' * bool(text)}", end="", file=sys.stderr, flush=True)
@@ -80,14 +80,14 @@ class Progress:
 
 
 def as_dict(record: Any) -> Any:
-    """Returns a record and those in it as dictionaries."""
+    """Converts a record and nested records to dictionaries."""
     if isinstance(record, tuple) and hasattr(record, "_asdict"):
         record = record._asdict()
     return {name: as_dict(part) for name, part in record.items()} if isinstance(record, dict) else record
 
 
 def report(found: Diagnosis, steps: int) -> Iterator[str]:
-    """Yields what was found, as a short table; a rollout has so many environment steps."""
+    """Yields the lines of a short table of results; `steps` are environment steps per rollout."""
     import numpy as np
 
     from lorasa_jax.analysis.diagnosis import DROPPED
@@ -151,7 +151,7 @@ def _by_role(found: Diagnosis, matrix: Any, form: str = ".3f") -> str:
 
 
 def folder_of(config: DiagnoseConfig, row: int) -> str:
-    """Returns the name of the folder of a diagnosis: one for each checkpoint and row that is asked for."""
+    """Returns the folder name of a diagnosis, with the checkpoint and the row if they are given."""
     checkpoint = locate(config.run)[1]
     number = "" if checkpoint is None else f"-{checkpoint.name}"
     return f"diagnosis{number}" + (f"-row{row}" if (config.seed, config.row) != (None, None) else "")

@@ -1,4 +1,4 @@
-"""The live line of a run, and what it sends to a tracker."""
+"""The live line of a run, and its trackers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lorasa_jax.running.state import Report
 
 BAR = 16
 WINDOW = 20
-"""Iterations behind the speed that is shown."""
+"""Iterations over which the shown speed is averaged."""
 
 
 def duration(seconds: float) -> str:
@@ -32,7 +32,7 @@ def duration(seconds: float) -> str:
 
 
 def bar(share: float, encoding: str) -> str:
-    """Returns a bar of which a share is filled, in characters that an encoding has."""
+    """Returns a bar with the given share filled, in characters of the encoding."""
     filled = round(BAR * share)
     for full, empty in ("█░", "#-"):
         text = full * filled + empty * (BAR - filled)
@@ -42,11 +42,11 @@ def bar(share: float, encoding: str) -> str:
 
 
 class Display:
-    """One line that says where a run stands; one line per evaluation where a line cannot be drawn anew.
+    """A line with the progress of a run; one line per evaluation if lines cannot be redrawn.
 
     Args:
-        config: of the run.
-        file: where to; None: stdout.
+        config: the run's configuration.
+        file: output; None: stdout.
         wins: whether games can be won.
     """
 
@@ -67,7 +67,7 @@ class Display:
             console=console,
             refresh_per_second=4,
             transient=True,
-            redirect_stderr=sys.stderr.isatty(),  # where both meet, what is said there stands above the line
+            redirect_stderr=sys.stderr.isatty(),  # on the same terminal, stderr is printed above the line
         )
 
     def __enter__(self) -> Display:
@@ -80,12 +80,12 @@ class Display:
             self._live.stop()
 
     def status(self, text: str) -> None:
-        """Shows what happens now, and on a terminal for how long it has."""
+        """Shows a progress message, and on a terminal its duration."""
         self._ticks.clear()
         self._show(text, always=True, waits=True)
 
     def report(self, report: Report) -> float | None:
-        """Shows one iteration; returns the speed, in environment steps per second of all seeds, once it is known."""
+        """Shows one iteration; returns the speed in environment steps per second of all seeds, or None if unknown."""
         active = report.active
         if report.phase != self._phase:
             self._phase = report.phase
@@ -134,11 +134,11 @@ class Display:
 
 
 class Tracker:
-    """Sends rows to a tracker for as long as it takes them; it has copies, so no run ends because it does not.
+    """Sends rows to a tracker until it fails. Trackers have only copies, so their errors do not end a run.
 
     Args:
         send: sends one row.
-        close: ends.
+        close: closes the tracker.
     """
 
     def __init__(self, send: Callable[[dict[str, Any]], None], close: Callable[[], None]):
@@ -150,27 +150,27 @@ class Tracker:
             self._try(self._send, row)
 
     def close(self) -> None:
-        """Ends."""
+        """Closes the tracker."""
         self._try(self._close)
 
     def _try(self, do: Callable[..., None], *row: dict[str, Any]) -> None:
         try:
             do(*row)
-        except Exception as error:  # whatever its package raises
+        except Exception as error:  # the tracker's package may raise anything
             if self._open:
                 complain(f"note: the tracker takes nothing more ({' '.join(str(error).split())}); the run goes on")
             self._open = False
 
 
 def to_tensorboard(directory: Path) -> Tracker:
-    """Returns what writes events for TensorBoard, at once: a writer with a thread of its own hangs where that ends."""
+    """Returns a tracker that writes TensorBoard events directly; a writer with its own thread may hang when it ends."""
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event, SessionLog
     from tensorboardX.summary import scalar
 
     directory.mkdir(parents=True, exist_ok=True)
     writer = EventsWriter(str(directory / "events"))
-    # A session that begins at step 0 takes back what earlier ones have written.
+    # A session that begins at step 0 overrides the events of earlier sessions.
     writer.write_event(Event(wall_time=time.time(), step=0, session_log=SessionLog(status=SessionLog.START)))
 
     def send(row: dict[str, Any]) -> None:
@@ -184,7 +184,7 @@ def to_tensorboard(directory: Path) -> Tracker:
 
 
 def to_wandb(directory: Path, config: dict[str, Any]) -> Tracker:
-    """Returns what sends to Weights & Biases.
+    """Returns a tracker that sends rows to Weights & Biases.
 
     Raises:
         ConfigError: its package is not installed.
@@ -202,9 +202,9 @@ def to_wandb(directory: Path, config: dict[str, Any]) -> Tracker:
 
 @contextmanager
 def tracker(kind: str, directory: Path, config: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Holds a tracker open; gives what sends one row to it, or does nothing.
+    """Opens a tracker; yields a function that sends one row to it, or does nothing.
 
-    What an earlier command has sent from this directory no longer counts: a run that goes on sends its rows again.
+    A resumed run sends all its rows again, which override those of earlier commands.
     """
     if kind == "none":
         yield lambda row: None

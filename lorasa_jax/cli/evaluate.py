@@ -1,4 +1,4 @@
-"""Play a saved run, and say how sure the result is: python experiments/evaluate.py RUN."""
+"""Evaluate a saved run, with intervals: python experiments/evaluate.py RUN."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Play the teams of a saved run: whole episodes from start states that training never met."""
+    """Evaluate the teams of a saved run: whole episodes from start states that training did not use."""
 
     run: tyro.conf.Positional[Path]
     """Run directory, or one of its checkpoints, RUN/checkpoints/N."""
     episodes: int = 256
     """Episodes of each seed."""
     sampled: bool = False
-    """Draw actions as in training, instead of taking the most probable ones."""
+    """Sample actions, as in training, instead of taking the most probable ones."""
     best: bool = False
-    """Play the teams whose evaluations were the best of the last phase, instead of the last ones."""
+    """Evaluate the teams with the best evaluations of the last phase, instead of the last teams."""
     task: str = ""
-    """Another task of the same shapes; empty: the one it was trained in."""
+    """Another task of the same shapes; empty: the task of the run."""
     draw: int = 0
-    """Which draw of start states and chance; another number plays other episodes."""
+    """Number of the draw of start states and random numbers; another number plays other episodes."""
     gif: Path | None = None
     """Draw one episode of the first seed (or fork) into this file, a GIF."""
 
@@ -49,7 +49,7 @@ class EvaluateConfig:
 
 
 def keys(labels: list[Label], draw: int) -> jax.Array:
-    """Returns a key for every row, of which training used none; the same for the same seed."""
+    """Returns a key for every row that training did not use; the same for the same seed."""
     import jax
     import jax.numpy as jnp
 
@@ -72,7 +72,7 @@ def play(team: SavedTeam, keys: jax.Array, greedy: bool) -> dict[str, np.ndarray
 
 
 def report(played: dict[str, np.ndarray], wins: bool) -> list[str]:
-    """Returns the means with their 95 % intervals: over seeds, or over the episodes of a single one."""
+    """Returns the means with their 95 % intervals: over seeds, or over the episodes of a single seed."""
     from lorasa_jax.analysis.statistics import bootstrap_interval
 
     n_seeds, n_episodes = played["return"].shape

@@ -27,7 +27,7 @@ PLATFORMS = ("cpu", "cuda")
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write the policy of a saved run for use elsewhere: as a program, or its adapters as files."""
+    """Export the policy of a saved run as a program, or its adapters as files."""
 
     run: tyro.conf.Positional[Path]
     """Run directory, or one of its checkpoints, RUN/checkpoints/N."""
@@ -36,9 +36,9 @@ class ExportConfig:
     adapters: Path | None = None
     """Folder for the agents' adapters (safetensors), which lorasa_jax.adapters.load reads."""
     seed: int | None = None
-    """Which of the run's seeds; not given: its first."""
+    """One of the run's seeds; by default its first."""
     row: int | None = None
-    """In a job of a sweep, which row, counted from 0 in its rows.json."""
+    """In a job of a sweep, the row, counted from 0 in its rows.json."""
 
     def __post_init__(self) -> None:
         require(bool(self.out or self.adapters), "name a file with --out, a folder with --adapters, or both")
@@ -48,13 +48,13 @@ class ExportConfig:
 
 
 def export_policy(team: SavedTeam, row: int) -> Exported:
-    """Returns the greedy play of the merged networks of one seed, for any number B of environments.
+    """Returns the greedy policy of one seed with merged networks, for any number B of environments.
 
         (carry [B, N, H], obs [B, N, D], avail [B, N, A])  ->  (action [B, N], or [B, N, A], params, carry)
 
-    The caller gives zeros for `carry` where an episode begins (and under `reset_on_death` to the dead; H is 0
-    without recurrence). `avail` says which actions, or dimensions of an action, an agent has. `params` are
-    those of the distributions: masked logits [B, N, A], or means and log-deviations [B, N, 2 A].
+    The caller passes zeros for `carry` at the start of an episode, and under `reset_on_death` for dead agents. H is 0
+    without recurrence. `avail` marks available actions, or the dimensions of an agent's action. `params` are the
+    parameters of the distributions: masked logits [B, N, A], or means and log standard deviations [B, N, 2 A].
     """
     import jax
     import jax.numpy as jnp
@@ -66,7 +66,7 @@ def export_policy(team: SavedTeam, row: int) -> Exported:
 
     def act(carry: jax.Array, obs: jax.Array, avail: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         seen, _ = system.inputs.apply(weights.inputs, obs, jnp.zeros(spec.state_dim))
-        opens = jnp.zeros(obs.shape[:1], bool)  # the caller's zeros say so
+        opens = jnp.zeros(obs.shape[:1], bool)  # the caller passes zeros instead
         carries, output = system.acting.unroll(weights.actors, carry, seen[None], opens[None])
         params = system.dist.mask(output[0], avail)
         return system.dist.to_env(system.dist.mode(params)), params, carries[0]
@@ -79,7 +79,7 @@ def export_policy(team: SavedTeam, row: int) -> Exported:
 
 
 def save_adapters(team: SavedTeam, row: int, config: ExportConfig) -> None:
-    """Writes the adapters of one row, at its own rank and on its own layers where it shares a program with others."""
+    """Writes the adapters of one row, with its own rank and layers, not those of its program."""
     import jax
 
     from lorasa_jax import adapters
@@ -88,7 +88,7 @@ def save_adapters(team: SavedTeam, row: int, config: ExportConfig) -> None:
 
     assert config.adapters is not None
     system, params = team.system, jax.tree.map(lambda leaf: leaf[row], team.params)
-    if len(labels_of(config.run)[row]) > 1:  # more than its seed: a job of a sweep
+    if len(labels_of(config.run)[row]) > 1:  # labels beyond the seed: a job of a sweep
         own = row_config(find_checkpoint(config.run)[0], config.run, row)
         params = params._replace(agents=own_adapters(own, system.env, params.agents))
         system = make_system(own, system.env, adapting=True)

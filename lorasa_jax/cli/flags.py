@@ -1,4 +1,4 @@
-"""The command line: presets, flags and one-line errors. Imports nothing heavy, so that help is instant."""
+"""The command line: presets, flags and one-line errors. Its imports are light, so help is instant."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from lorasa_jax.plugins import load_plugins, require_loaded, resolve
 from lorasa_jax.presets import PRESETS, find_preset, read_preset
 
 FREE = ("gif", "track", "cache", "save-every", "resume", "total-steps", "shard", "distributed", "plugins")
-"""Flags that may differ when a run goes on. Whether its budget may is found out with its checkpoint."""
+"""Flags that may change when a run is resumed. The checkpoint decides whether the budget may change."""
 _HINTED: set[str] = set()
-"""What has been said of old names."""
+"""Hints about old names that were printed."""
 C = TypeVar("C", bound=Config)
 T = TypeVar("T")
 
@@ -38,28 +38,28 @@ class RunConfig(Config):
     """Train a team: a shared policy first, then a low-rank adapter for every agent (LoRASA)."""
 
     preset: str = "fast"
-    """Settings to start from: fast, paper or another name for this environment, or a YAML file. Flags override it."""
+    """Base settings: fast, paper or another name for this environment, or a YAML file. Flags override them."""
     out: Path | None = None
-    """Run directory, which must not exist yet; not given: runs/ENV-TASK-ALGO-SHARING-seedN."""
+    """Run directory, which must not exist; by default runs/ENV-TASK-ALGO-SHARING-seedN."""
     gif: bool = True
-    """Draw an episode of the final policy, where the environment can be drawn."""
+    """Draw an episode of the final policy, if the environment can be drawn."""
     track: Literal["none", "tensorboard", "wandb"] = "none"
-    """Send metrics to a tracker as well."""
+    """Also send metrics to a tracker."""
     cache: bool = True
-    """Keep compiled programs in the user's cache directory, so that the next run starts at once."""
+    """Cache compiled programs in the user's cache directory, so the next run starts faster."""
     save_every: float = 60.0
-    """Seconds between two checkpoints, at least; 0: one after every iteration."""
+    """Minimum number of seconds between two checkpoints; 0: a checkpoint after every iteration."""
     resume: Path | None = None
-    """Go on with the run in this directory (or from a checkpoint, DIR/checkpoints/N). Settings are its own."""
+    """Resume the run in this directory (or from a checkpoint, DIR/checkpoints/N), with the run's settings."""
 
     shard: Literal["auto", "rows", "envs", "off"] = "auto"
-    """What several devices, or the cores of a processor, share: rows: the seeds; envs: the environments of every seed;
-    off: nothing, one device is used; auto: rows or envs, whichever keeps more of them busy."""
+    """The axis to spread over devices, or over the cores of a processor. rows: seeds; envs: the environments of every
+    seed; off: none, with one device; auto: rows or envs, whichever keeps more devices busy."""
     distributed: bool = False
-    """This is one of several processes, which their launcher introduces to each other (docs/scaling.md)."""
+    """This process is one of several, which find each other through their launcher (docs/scaling.md)."""
     plugins: tuple[str, ...] = ()
-    """Python files or modules that register schemes, algorithms and environments of your own; with --help, their names
-    are shown too."""
+    """Python files or modules that register your own schemes, algorithms and environments. --help then shows their
+    names, too."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,9 +75,9 @@ class RunConfig(Config):
 
 
 def parse(config_type: type[C], argv: Sequence[str]) -> C:
-    """Returns the configuration that a command line asks for; exits with one line where it cannot be.
+    """Returns the configuration of a command line; exits with one line if it is invalid.
 
-    The preset's settings become the defaults, in the help text too.
+    The preset's settings become the defaults, also in the help text.
     """
     with polite():
         config = _parse(config_type, argv)
@@ -89,14 +89,14 @@ def parse(config_type: type[C], argv: Sequence[str]) -> C:
 
 
 def _built_in_flags(section: str, argv: Sequence[str]) -> list[str]:
-    """The flags on a command line that are settings of the built-in network."""
+    """The flags of a command line that are settings of the built-in network."""
     words = [word.partition("=")[0].replace("_", "-") for word in argv if word.startswith(f"--{section}.")]
     always = {f"--{section}.{name}" for name in ("module", "recurrent", "scope", "separate")}
     return [word for word in dict.fromkeys(words) if word not in always]
 
 
 def read_flags(config_type: type[T], argv: Sequence[str], **default: Any) -> T:
-    """Returns what flags say; raises `ConfigError` where they cannot be read."""
+    """Returns the values of flags; raises `ConfigError` if they are invalid."""
     said, argv = io.StringIO(), _without_plugins(config_type, argv)
     in_full = "--help-all" in argv
     argv = ["--help" if word == "--help-all" else word for word in argv]
@@ -116,7 +116,7 @@ def read_flags(config_type: type[T], argv: Sequence[str], **default: Any) -> T:
 
 
 def _without_plugins(config_type: type, argv: Sequence[str]) -> Sequence[str]:
-    """Loads the plugins that are named, and returns the other words, for commands that do not keep their names."""
+    """Loads the named plugins and returns the other words, for commands that do not record plugins."""
     if any(field.name == "plugins" for field in dataclasses.fields(config_type)):
         return argv
     plugins, others = _split_plugins(argv)
@@ -125,7 +125,7 @@ def _without_plugins(config_type: type, argv: Sequence[str]) -> Sequence[str]:
 
 
 def _split_plugins(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The plugins that are named, wherever and however often, and the other words."""
+    """All named plugins, and the other words."""
     words = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     words.add_argument("--plugins", nargs="*", action="extend", default=[])
     chosen, others = words.parse_known_args(argv)
@@ -134,7 +134,7 @@ def _split_plugins(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 @contextmanager
 def _hints() -> Iterator[None]:
-    """Prints what is said of old names as one line each, once in a command."""
+    """Prints hints about old names as one line each, once per command."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", Renamed)
         yield
@@ -145,7 +145,7 @@ def _hints() -> Iterator[None]:
 
 
 def _one_line(box: str) -> str:
-    """What tyro says in a box, drawn or not: its first part, and the first flag that it takes for the one meant."""
+    """The first part of tyro's boxed message, and its first suggested flag."""
     parts: list[list[str]] = [[]]
     for line in box.splitlines():
         text = line.strip("│╭╮╰╯ ")
@@ -155,14 +155,14 @@ def _one_line(box: str) -> str:
             parts[-1].append(text)
     found = [" ".join(part) for part in parts if part]
     if "│" not in box:
-        found = found[1:]  # the title stands above a line, not in it
+        found = found[1:]  # without the title
     flags = [word for part in found[1:] for word in part.split() if word.startswith("--")]
     unknown = found[0].startswith("Unrecognized") and flags
     return found[0] + (f" (did you mean {flags[0]}?)" if unknown and flags[0] != "--help" else "")
 
 
 def parse_settings(config_type: type[C], settings: dict[str, Any], path: Path) -> C:
-    """Returns the configuration that a file asks for, its preset included; raises `ConfigError` where it cannot be."""
+    """Returns the configuration of a file, including its preset; raises `ConfigError` if it is invalid."""
     flags = [*_flags(config_type, settings, path)]
     try:
         return _parse(config_type, flags)
@@ -171,11 +171,11 @@ def parse_settings(config_type: type[C], settings: dict[str, Any], path: Path) -
 
 
 _OPTION = re.compile(r"--jaxmarl\.(?!options\b)([A-Za-z_][\w-]*)(?:=(.*))?", re.DOTALL)
-"""A flag for an argument of a game's own, which `jaxmarl.options` holds."""
+"""A flag for an argument of a game's constructor, stored in `jaxmarl.options`."""
 
 
 def _with_options(argv: Sequence[str]) -> list[str]:
-    """The words with every `--jaxmarl.NAME VALUE` as one of `--jaxmarl.options NAME=VALUE`."""
+    """The words with every `--jaxmarl.NAME VALUE` rewritten as `--jaxmarl.options NAME=VALUE`."""
     words, options, rest = [], list[str](), iter(argv)
     for word in rest:
         found = _OPTION.fullmatch(word)
@@ -201,7 +201,7 @@ def _parse(config_type: type[C], argv: Sequence[str]) -> C:
     if chosen.resume is not None:
         return _parse_resumed(config_type, chosen.resume, argv, plugins)
     load_plugins(plugins)
-    # A wrong --env is left to the full parser, which knows the right ones; a plugin's may have no presets.
+    # The full parser reports a wrong --env. A plugin's environment may have no presets.
     unset = chosen.preset == RunConfig.preset and not (PRESETS / chosen.env).is_dir()
     if chosen.env not in TASKS or unset:
         return read_flags(config_type, argv)
@@ -212,9 +212,9 @@ def _parse(config_type: type[C], argv: Sequence[str]) -> C:
 
 
 def _parse_resumed(config_type: type[C], resume: Path, argv: Sequence[str], plugins: Sequence[str]) -> C:
-    """Returns the settings of the run in a directory, with those flags that it may go on with.
+    """Returns the settings of the run in a directory, with the flags that may change on resume.
 
-    Plugins that are named take the place of the run's, which may have moved.
+    Named plugins replace those of the run, whose files may have moved.
     """
     path = run_of(resume) / "config.json"
     require(path.is_file(), f"there is no run to go on with in {path.parent}: it has no config.json")
@@ -231,7 +231,7 @@ def _parse_resumed(config_type: type[C], resume: Path, argv: Sequence[str], plug
 
 
 def read_config(config_type: type[C], path: Path, plugins: Sequence[str] = ()) -> C:
-    """Returns the configuration that a run wrote to its `config.json`; with plugins in the place of its own, if any."""
+    """Returns the configuration in a run's `config.json`; given plugins replace those of the run."""
     settings = read_json(path)
     if plugins:
         settings["plugins"] = list(plugins)
@@ -239,10 +239,10 @@ def read_config(config_type: type[C], path: Path, plugins: Sequence[str] = ()) -
 
 
 def from_settings(config_type: type[C], settings: dict[str, Any], path: Path) -> C:
-    """Returns the configuration that settings by name make, as they stand in a `config.json`; no preset is read.
+    """Returns the configuration from settings by name, as in a `config.json`, without a preset.
 
     Raises:
-        ConfigError: they name plugins that the command line does not (`require_loaded`).
+        ConfigError: the settings name plugins that the command line does not (`require_loaded`).
     """
     require_loaded(settings.get("plugins", ()), path, lambda names: f"add --plugins {' '.join(names)} at the end")
     return read_flags(config_type, [*_flags(config_type, settings, path)])

@@ -1,4 +1,4 @@
-"""Jobs of a sweep in processes of their own: on this machine, or on a cluster."""
+"""Runs jobs of a sweep in separate processes, on this machine or on a cluster."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from lorasa_jax.cli.sweep_plan import SweepConfig, is_done
 from lorasa_jax.config import ConfigError, require
 
 YEAR = 365 * 24 * 60
-"""In minutes: how long a local job may take, where --cluster does not say."""
+"""Time limit of a local job in minutes, if --cluster gives none."""
 
 
 def launch(config: SweepConfig, jobs: list[Job], go_on: str) -> list[str]:
-    """Runs jobs through submitit, each as soon as its backbone is there; returns the names of those that failed.
+    """Runs jobs with submitit, each as soon as its backbone is done; returns the names of failed jobs.
 
-    A signal that stops the sweep stops local jobs, too, which save and end before it does.
+    A signal that stops the sweep also stops local jobs. The sweep waits until they have saved.
     """
     executor, command = _executor(config)
     out, local = config.directory, config.launcher == "local"
@@ -62,7 +62,7 @@ def launch(config: SweepConfig, jobs: list[Job], go_on: str) -> list[str]:
 
 
 def _executor(config: SweepConfig) -> tuple[Any, type]:
-    """What takes jobs, and the class of those jobs."""
+    """The submitit executor, and the class of its jobs."""
     try:
         import submitit
     except ModuleNotFoundError:
@@ -71,8 +71,8 @@ def _executor(config: SweepConfig) -> tuple[Any, type]:
         ) from None
 
     class Command(submitit.helpers.Checkpointable):
-        """A command that gets the SIGTERM of its job, saves and ends; so it does where its machine is taken from it,
-        which is another exception, and then begins again."""
+        """A command that receives the SIGTERM of its job, saves and ends. On preemption, which is another exception, it
+        does the same and is then restarted."""
 
         def __init__(self, words: list[str], folder: Path):
             self.words, self.folder = words, folder
@@ -102,8 +102,8 @@ def _executor(config: SweepConfig) -> tuple[Any, type]:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Lets what starts in the block not have the signals that a terminal sends to every process in it: only the sweep
-    acts on them, so that a job ends in order."""
+    """Blocks the terminal's signals for processes started in the block. Only the sweep acts on them, so jobs end in
+    order."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         yield
@@ -112,7 +112,7 @@ def _own_signals() -> Iterator[None]:
 
 
 def _end(running: Collection[Any]) -> None:
-    """Stops local jobs and waits until they have ended; their numbers are those of processes that hand on SIGTERM."""
+    """Stops local jobs and waits until they have ended. Their ids are process ids; they pass SIGTERM on."""
     for submitted in running:
         os.kill(int(submitted.job_id), signal.SIGTERM)
     while not all(submitted.done() for submitted in running):
@@ -125,7 +125,7 @@ def _command(config: SweepConfig, job: Job) -> list[str]:
 
 
 def _options(words: Sequence[str]) -> dict[str, Any]:
-    """Options as submitit takes them: numbers where they are numbers."""
+    """Options for submitit, with numbers converted."""
     options: dict[str, Any] = {}
     for option in words:
         name, equals, value = option.partition("=")

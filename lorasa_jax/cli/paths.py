@@ -1,4 +1,4 @@
-"""Run directories and checkpoints by the paths that a user types."""
+"""Finds run directories and checkpoints from paths that a user types."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from typing import Any
 from lorasa_jax.config import ConfigError, require
 
 CHECKPOINTS = "checkpoints"
-"""Where a run directory keeps them."""
+"""Folder of checkpoints in a run directory."""
 
 
 BACKBONES = "backbones"
-"""Where a job of a sweep keeps the states that others go on from, as checkpoints."""
+"""Folder of checkpoints in a sweep's job that other jobs continue from."""
 
 
 ROWS = "rows.json"
-"""Where a job of a sweep says what its rows are."""
+"""File that describes the rows of a sweep's job."""
 
 
 LONGEST_NAME, LONGEST_PATH = 255, 3800
-"""Bytes in the name of a file, and in a path below which there is still room for files (Linux takes 4096)."""
+"""Maximum bytes of a file name, and of a directory that leaves room for files below it (Linux allows 4096)."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Returns what one of a run's JSON files holds, by name.
+    """Returns the values in a run's JSON file by name.
 
     Raises:
-        ConfigError: it is missing or damaged.
+        ConfigError: the file is missing or damaged.
     """
     require(path.is_file(), f"there is no {path}; put it back")
     try:
@@ -42,9 +42,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def locate(path: Path) -> tuple[Path, Path | None]:
-    """Returns the run directory of what a path names, and the checkpoint if it names one; as it was typed if possible.
+    """Returns the run directory of a path, and the checkpoint if the path names one, in the typed form if possible.
 
-    Links to a checkpoint are followed, and so is its number alone, typed in the folder of checkpoints.
+    Links to checkpoints are followed. A number alone names a checkpoint in the working directory.
     """
     real = Path(os.path.realpath(path))
     if _is_checkpoint(path):
@@ -62,12 +62,12 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def run_of(path: Path) -> Path:
-    """Returns the run directory of what a path names: itself, or that of a checkpoint."""
+    """Returns the run directory of a path to a run or a checkpoint."""
     return locate(path)[0]
 
 
 def require_place(path: Path | None, flag: str = "--out") -> None:
-    """Refuses a place for files that lies elsewhere than its name says, or cannot be named at all."""
+    """Refuses invalid output paths, and paths that do not mean a directory of this machine."""
     if path is None:
         return
     shown = ascii(str(path))

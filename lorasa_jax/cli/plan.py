@@ -1,4 +1,4 @@
-"""What a sweep runs: from a file of grids to points, and from points to jobs that each compile once."""
+"""Plans a sweep: turns a file of grids into points, and points into jobs that each compile once."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from lorasa_jax.envs import Env
 
 Point = dict[str, Any]
-"""Settings by their dotted names, beside those that all points have."""
+"""Settings of a point by dotted names, beyond those of all points."""
 RESERVED = ("seed", "seeds", "out", "resume", "gif", "track", "cache", "save_every", "shard", "distributed")
-"""Settings that are no part of a grid."""
+"""Settings that a grid may not contain."""
 SHAPES = ("levels", "rank", "ranks", "alpha", "placement", "adapter_key")
 """Settings of adapters."""
 ADAPTERS_ONLY = (*SHAPES, "switch_step", "freeze_trunk", "ppo.adapter_lr", "ppo.trunk_optimizer")
@@ -31,8 +31,8 @@ class Row:
     """One point for one seed: a row of a job's program.
 
     Attributes:
-        point: what sets it apart from other points.
-        config: its own configuration.
+        point: the settings that distinguish it from other points.
+        config: its configuration.
     """
 
     point: Point
@@ -40,12 +40,12 @@ class Row:
 
     @property
     def label(self) -> dict[str, Any]:
-        """What the row is known by in records."""
+        """The label of the row in records."""
         return {"seed": self.config.seed, **self.point}
 
     @property
     def own(self) -> dict[str, Any]:
-        """What may differ from the configuration of the program that it shares, whatever its label names."""
+        """Settings that may differ from the configuration of its program."""
         from lorasa_jax.running.forks import OWN
 
         return {name: getattr(self.config, name) for name in OWN} | {"ppo.adapter_lr": self.config.ppo.adapter_lr}
@@ -53,14 +53,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Job:
-    """Rows that run side by side in one program, in a directory of their own.
+    """Rows that run in parallel in one program, with their own directory.
 
     Attributes:
-        name: of the directory.
-        config: of the program.
-        rows: what it runs.
-        origin: the job whose states these rows go on from, with the place of each row in it; None: from the start.
-        keep: iterations whose states others go on from.
+        name: name of the directory.
+        config: configuration of the program.
+        rows: the rows.
+        origin: the job whose states these rows continue from, and the index of each row in it; None: no such job.
+        keep: iterations whose states other jobs continue from.
     """
 
     name: str
@@ -71,12 +71,12 @@ class Job:
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Point]]:
-    """Returns the settings that all points of a sweep have, and its points.
+    """Returns the common settings of a sweep, and its points.
 
-    A preset's file is sought beside the sweep's.
+    The file of a preset is relative to the sweep's file.
 
     Raises:
-        ConfigError: the file is not one of a sweep.
+        ConfigError: the file does not describe a sweep.
     """
     require(path.is_file(), f"there is no sweep file {path}")
     found = read_yaml(path)
@@ -94,7 +94,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[Point]]:
 
 
 def _by_name(path: Path, settings: dict[Any, Any]) -> Point:
-    """Settings by their dotted names, whether they stand in a section or not; files of presets as seen from here."""
+    """Settings by dotted names, with sections flattened and preset files made relative to the working directory."""
     found: Point = {}
     for name, value in _flat(settings):
         require(name not in found, f"{path}: {name} is set twice")
@@ -117,7 +117,7 @@ def _flat(settings: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def _points(path: Path, grid: dict[str, Any]) -> Iterator[Point]:
-    """The product of a grid's lists; what is no list is the same for all its points."""
+    """The product of a grid's lists; other values are the same for all its points."""
     for name in grid:
         require(name not in RESERVED, f"{path}: {name} is no part of a grid; say it in base, or leave it out")
     choices = [value if isinstance(value, list) else [value] for value in grid.values()]
@@ -126,10 +126,10 @@ def _points(path: Path, grid: dict[str, Any]) -> Iterator[Point]:
 
 
 def configure(path: Path, base: dict[str, Any], point: Point) -> RunConfig:
-    """Returns the configuration of a point, all seeds together.
+    """Returns the configuration of a point, with all its seeds.
 
     Raises:
-        ConfigError: a setting is unknown or cannot be.
+        ConfigError: a setting is unknown or invalid.
     """
     settings: dict[str, Any] = {}
     for name, value in (*base.items(), *point.items()):
@@ -143,14 +143,14 @@ def configure(path: Path, base: dict[str, Any], point: Point) -> RunConfig:
 
 
 def make_jobs(env_of: Callable[[RunConfig], Env], configs: Iterable[tuple[Point, RunConfig]]) -> list[Job]:
-    """Returns what has to run, in an order in which it can.
+    """Returns the jobs in an order in which they can run.
 
-    Runs of one phase are a job each. Points with two phases go on from a backbone, the run of their trunks
-    alone, which is a job that may be a point itself; those that fit into one program are one job.
+    A one-phase point is one job. A two-phase point continues from a backbone, the run of its trunks alone. The backbone
+    is a job, and may be a point itself. Forks that fit into one program are one job.
 
     Args:
-        env_of: the environment of a configuration.
-        configs: points, with their configurations.
+        env_of: returns the environment of a configuration.
+        configs: points with their configurations.
     """
     from lorasa_jax.learning.system import is_two_phase
     from lorasa_jax.running.forks import backbone_config
@@ -162,7 +162,7 @@ def make_jobs(env_of: Callable[[RunConfig], Env], configs: Iterable[tuple[Point,
         env = env_of(config)
         whole = replace(backbone_config(config, env), seed=config.seed, seeds=config.seeds)
         two_phase = is_two_phase(config, env)
-        # Under hyper, mask and lorasa_joint such settings shape what the one phase trains.
+        # Under hyper, mask and lorasa_joint these settings change the shapes in the only phase.
         own = SHAPES if make_sharing(env.spec, config).levels and not two_phase else ()
         first = {name: value for name, value in point.items() if name not in ADAPTERS_ONLY or name in own}
         points.setdefault(whole, {**first, "sharing": whole.sharing})
@@ -193,7 +193,7 @@ def _fork_jobs(env: Env, origin: Job, forked: list[tuple[Point, RunConfig]]) -> 
 
 
 def switch_iterations(config: RunConfig) -> list[int]:
-    """Returns the iterations after which a point may switch: one, or with `auto` the evaluations that may say so."""
+    """Returns the iterations after which a point may switch: one, or with `auto` those with an evaluation."""
     from lorasa_jax.learning.switching import EARLIEST, LATEST
 
     if config.switch_iteration is not None:

@@ -32,12 +32,12 @@ PACKAGES = ("lorasa-jax", "jax", "jaxlib", "flax", "optax", "chex", "jaxmarl", "
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Leaves the file whole or not at all."""
+    """Writes a JSON file atomically."""
     write_text(path, json.dumps(_plain(data), indent=2) + "\n")
 
 
 def _plain(value: Any) -> Any:
-    """The value in JSON's own types; what is not a number (no episode ended, say) becomes null."""
+    """The value as JSON types; NaN (for example if no episode ended) becomes null."""
     match value:
         case dict():
             return {str(name): _plain(entry) for name, entry in value.items()}
@@ -53,10 +53,10 @@ def _plain(value: Any) -> Any:
 
 
 def versions(command: Sequence[str] | None = None) -> dict[str, Any]:
-    """Returns what a command ran with: packages, interpreter, machine, commit, command line.
+    """Returns the versions behind a command: packages, interpreter, machine, commit, command line.
 
     Args:
-        command: what the command line calls the program, in front of its flags; None: `python` and the script.
+        command: the words of the command line before the flags; None: `python` and the script.
     """
     import jax
 
@@ -90,15 +90,15 @@ def _commit() -> str | None:
 
 
 class RunDir:
-    """Writes a run directory as the run goes on.
+    """Writes a run directory during the run.
 
-    `metrics.jsonl` has one row per seed (or fork) and iteration; a row is on disk before the next
-    iteration's is made. One process at a time writes a directory.
+    `metrics.jsonl` has one row per seed (or fork) and iteration. Each row is on disk before the next iteration. Only
+    one process at a time writes a directory.
 
     Args:
-        directory: which is made where there is none.
-        config: of the run.
-        labels: what the rows of an iteration are known by, where that is not their seed alone.
+        directory: the directory, which is created if it does not exist.
+        config: the run's configuration.
+        labels: labels of the rows of an iteration; None: their seeds.
     """
 
     def __init__(self, directory: Path, config: Config, labels: Sequence[dict[str, Any]] | None = None):
@@ -116,7 +116,7 @@ class RunDir:
         self._lock()
 
     def _lock(self) -> None:
-        """Keeps other processes out, where the file system can."""
+        """Locks the directory, if the file system supports locks."""
         try:
             fcntl.flock(self._metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -128,10 +128,10 @@ class RunDir:
             )
 
     def begin(self) -> None:
-        """Says what is run, and with what; nothing has been measured yet.
+        """Writes configuration and versions of a new run.
 
         Raises:
-            OSError: it cannot be written; a directory that was made for it is removed.
+            OSError: they cannot be written; a new directory is removed.
         """
         try:
             self._metrics.truncate(0)
@@ -142,7 +142,7 @@ class RunDir:
             raise
 
     def _withdraw(self) -> None:
-        """Removes the directory of a run that could not begin, if it was made for it and nothing else is in it."""
+        """Removes the directory of a run that could not start, if it is new and otherwise empty."""
         if not self._made:
             return
         with suppress(OSError):
@@ -151,7 +151,7 @@ class RunDir:
             self.directory.rmdir()
 
     def notes(self) -> Iterator[str]:
-        """Yields what someone who goes on with this run should know of it."""
+        """Yields warnings for resuming this run."""
         diverged, made_with = self.directory / "diverged.json", self.directory / "versions.json"
         if diverged.exists():
             found = read_json(diverged)
@@ -170,14 +170,14 @@ class RunDir:
                     yield f"{name.upper()} is {after} now and was {before}, so the {what} of the run may differ"
 
     def require_rows(self, n: int, iterations: Iterable[int]) -> tuple[list[dict[str, Any]], int]:
-        """Returns the first rows of what was measured, and where they end in the file, in bytes.
+        """Returns the first rows of the metrics file, and their end in the file, in bytes.
 
         Args:
-            n: how many.
-            iterations: of each label, the last one among them.
+            n: number of rows.
+            iterations: the last iteration of each label among these rows.
 
         Raises:
-            ConfigError: there are fewer, or they are others.
+            ConfigError: there are fewer rows, or other ones.
         """
         found = list(islice(scan_rows(self._path), n))
         back = "put the whole file back, or go on from an older checkpoint"
@@ -190,7 +190,7 @@ class RunDir:
         return rows, found[-1][1] if found else 0
 
     def go_on(self, rows: list[dict[str, Any]], end: int) -> None:
-        """Keeps these first rows, and drops those that a run that goes on will measure again."""
+        """Keeps these first rows, and drops rows that the resumed run will write again."""
         self.rows = rows
         self._metrics.truncate(end)
         if not self._path.read_bytes().endswith((b"\n", b"\r")) and rows:
@@ -204,13 +204,13 @@ class RunDir:
 
     def _write_config(self) -> None:
         settings = dataclasses.asdict(self.config)
-        for how in ("resume", "distributed"):  # how a command began says nothing about the run
+        for how in ("resume", "distributed"):  # flags of the command, not settings of the run
             settings.pop(how, None)
         write_json(self.directory / "config.json", settings)
 
     @property
     def wall_seconds(self) -> float:
-        """Seconds of the commands behind the rows so far."""
+        """Seconds of all commands up to the last row."""
         return self.rows[-1]["wall_seconds"] if self.rows else 0.0
 
     def add(self, report: Report, clock: dict[str, float | None]) -> list[dict[str, Any]]:
@@ -229,14 +229,14 @@ class RunDir:
             }
             rows.append(_plain(row))
         with naming(Path(self._metrics.name)):
-            os.stat(self._metrics.name)  # what was moved or removed would take rows, too
+            os.stat(self._metrics.name)  # fails if the file was moved or removed; writing would not
             self._metrics.write("".join(json.dumps(row) + "\n" for row in rows))
             self._metrics.flush()
         self.rows += rows
         return rows
 
     def rows_of(self, label: dict[str, Any]) -> list[dict[str, Any]]:
-        """Returns what was measured under one label."""
+        """Returns the rows of one label."""
         return rows_of(self.rows, _plain(label), self.labels)
 
     @property
@@ -246,7 +246,7 @@ class RunDir:
 
     def close(self) -> None:
         """Closes the metrics file."""
-        with suppress(OSError):  # what a full disk did not take was said when it did not
+        with suppress(OSError):  # an error of a full disk was reported before
             self._metrics.close()
 
     def draw_curve(self) -> None:
@@ -283,7 +283,7 @@ class RunDir:
             label = "adapters start" if self.config.freeze_trunk is False else "trunk frozen, adapters start"
             axes[0].plot([], [], color="#c2410c", ls="--", lw=1, label=label)
         axes[1].set_ylim(-0.03, 1.03)
-        if axes[0].get_legend_handles_labels()[0]:  # an episode has ended
+        if axes[0].get_legend_handles_labels()[0]:  # if an episode has ended
             axes[0].legend(frameon=False, fontsize=8)
         config = self.config
         numbers = sorted({label["seed"] for label in self.labels})
@@ -294,7 +294,7 @@ class RunDir:
         plt.close(figure)
 
     def _switches(self) -> set[int]:
-        """The steps at which a seed's last shared iteration was followed by one of its adapters."""
+        """The steps at which a seed switched from the shared phase to the adapters."""
         return {
             before["env_steps"]
             for label in self.labels

@@ -1,4 +1,4 @@
-"""A saved run: where its checkpoint is, and the teams in it."""
+"""Finds the checkpoint of a saved run, and loads its teams."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from lorasa_jax.storage.checkpoints import SavedTeam
 
 Label = dict[str, Any]
-"""What a row of a run is known by: its seed, and in a sweep the settings that make its point."""
+"""The label of a row: its seed, and in a sweep the settings of its point."""
 
 
 def labels_of(path: Path) -> list[Label]:
-    """Returns what the rows of a run are known by."""
+    """Returns the labels of the rows of a run."""
     directory = run_of(path)
     if (directory / ROWS).exists():
         labels: list[Label] = read_json(directory / ROWS)["rows"]
@@ -31,12 +31,12 @@ def labels_of(path: Path) -> list[Label]:
 
 
 def scan_rows(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """Yields the rows of a `metrics.jsonl`, each with the place in the file, in bytes, where its line ends.
+    """Yields the rows of a `metrics.jsonl`, each with the end of its line in the file, in bytes.
 
-    Line ends may be those of any system, and lines may be blank. A last line that a kill has cut short is left out.
+    Line ends of all systems and blank lines are accepted. An incomplete last line is ignored.
 
     Raises:
-        ConfigError: another line is no row.
+        ConfigError: another line is invalid.
     """
     end, content = 0, path.read_bytes()
     for number, line in enumerate(content.splitlines(keepends=True), 1):
@@ -55,37 +55,37 @@ def scan_rows(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Returns the rows of a `metrics.jsonl` (`scan_rows`); none where there is no such file."""
+    """Returns the rows of a `metrics.jsonl` (`scan_rows`); no rows if the file does not exist."""
     return [row for row, _ in scan_rows(path)] if path.exists() else []
 
 
 def rows_of(rows: list[dict[str, Any]], label: Label, labels: Sequence[Label]) -> list[dict[str, Any]]:
-    """Returns those rows of a run that were measured under one of its labels.
+    """Returns the rows of a run with one of its labels.
 
-    Labels of one program may name different settings, such as a rank here and a placement there, so that one may be a
-    part of another: a row is of the label that says all that it says, and no more.
+    Labels of one program may name different settings, for example one a rank and another a placement, so one label may
+    be part of another. A row belongs to the label with exactly the row's settings.
     """
     names = {name for known in labels for name in known}
     return [row for row in rows if {name: row[name] for name in names & row.keys()} == label]
 
 
 def word(value: Any) -> str:
-    """Returns the value of a setting as flags and labels say it."""
+    """Returns the value of a setting in the form of flags and labels."""
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def words(label: Label) -> str:
-    """Returns a label in words."""
+    """Returns a label as text."""
     return ", ".join(f"{name} {word(value)}" for name, value in label.items())
 
 
 def measures(wins: bool) -> tuple[tuple[str, str], ...]:
-    """Returns what is said of play, with its format; of win rates only where games can be won."""
+    """Returns the measures to report, with formats; win rates only if games can be won."""
     return (("return", ".3f"), ("win_rate", ".1%")) if wins else (("return", ".3f"),)
 
 
 def points_of(labels: list[Label]) -> dict[str, list[int]]:
-    """Returns the rows of every point, by the point's name; an empty one where there is nothing but seeds."""
+    """Returns the rows of every point by the point's name, which is empty if rows differ only in seeds."""
     found: dict[str, list[int]] = {}
     for k, label in enumerate(labels):
         point = words({name: value for name, value in label.items() if name != "seed"})
@@ -94,7 +94,7 @@ def points_of(labels: list[Label]) -> dict[str, list[int]]:
 
 
 def find_row(path: Path, seed: int | None, row: int | None) -> int:
-    """Returns the place of a row of a run: the one that is asked for by its seed or its number, or the first."""
+    """Returns the index of a row of a run, given by its seed or its number; by default the first."""
     seeds = [label["seed"] for label in labels_of(path)]
     if row is not None:
         require(0 <= row < len(seeds), f"the rows of this run are 0 to {len(seeds) - 1}, got {row}")
@@ -112,11 +112,11 @@ def find_row(path: Path, seed: int | None, row: int | None) -> int:
 
 
 def row_config(config: RunConfig, path: Path, k: int) -> RunConfig:
-    """Returns the configuration of row k of a run, which may share a program, and its configuration, with others."""
+    """Returns the configuration of row k of a run, which may differ from that of its program."""
     directory = run_of(path)
     settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     rows = read_json(directory / ROWS) if (directory / ROWS).exists() else {}
-    own = rows["own"][k] if "own" in rows else {}  # older ones say it in their labels, or not at all
+    own = rows["own"][k] if "own" in rows else {}  # in older files only in labels, or missing
     for name, value in {**own, **labels_of(path)[k]}.items():
         *sections, last = name.replace("-", "_").split(".")
         branch = settings
@@ -129,7 +129,7 @@ def row_config(config: RunConfig, path: Path, k: int) -> RunConfig:
 
 
 def find_checkpoint(path: Path) -> tuple[RunConfig, Path]:
-    """Returns a run's settings and a checkpoint: the one that the path names, or the newest of the run it names."""
+    """Returns a run's settings and a checkpoint: the named one, or the newest of the named run."""
     from lorasa_jax.storage.arrays import complete
 
     directory, checkpoint = locate(path)
@@ -146,7 +146,7 @@ def find_checkpoint(path: Path) -> tuple[RunConfig, Path]:
 
 
 def load_run(path: Path, valued: bool = False, best: bool = False, **changes: Any) -> tuple[SavedTeam, Path]:
-    """Returns the last or the best teams of a run (with their critics), its settings changed, and the checkpoint."""
+    """Returns the last or the best teams of a run (with critics), under changed settings, and the checkpoint."""
     prepare()
     from lorasa_jax.envs import make_env
     from lorasa_jax.storage.checkpoints import load_team

@@ -1,4 +1,4 @@
-"""What stops a run from outside: Ctrl-C and the signals of schedulers."""
+"""Stops a run on Ctrl-C and on signals of schedulers."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 
 class Stop:
-    """Holds the first signal that ends a command back until it can stop; the next one acts at once.
+    """Delays the first stop signal until the command can stop; a second signal acts at once.
 
-    Such are Ctrl-C, SIGTERM, SIGHUP (the terminal is gone), and those by which batch systems say that time is up.
-    What comes within `TWICE` seconds of the first is the same one: `timeout` signals a command and then its group,
-    and a shell hands on a SIGHUP that the terminal has sent.
+    Stop signals are Ctrl-C, SIGTERM, SIGHUP (the terminal was closed), and the signals of batch systems at the end of
+    the time limit. A signal within `TWICE` seconds of the first counts as the same one: `timeout` signals a command and
+    then its group, and a shell passes on a SIGHUP of the terminal.
 
     Args:
-        text: what is said when one comes.
+        text: the message at the first signal.
 
     Attributes:
-        signal: the one that came.
+        signal: the received signal; 0: none.
     """
 
     TWICE = 0.5
@@ -36,7 +36,7 @@ class Stop:
     def __init__(self, text: str) -> None:
         self.signal, self._text = 0, text
         found = {number: signal.getsignal(number) for number in self.DEFAULTS}
-        # What is ignored, as in a job in the background of a script, stays so, and what is not Python's own.
+        # Ignored signals, as in a background job of a script, stay ignored. Handlers outside Python stay, too.
         self._found = {number: handler for number, handler in found.items() if handler not in (signal.SIG_IGN, None)}
 
     def __enter__(self) -> Stop:
@@ -47,7 +47,7 @@ class Stop:
         self.release()
 
     def release(self) -> None:
-        """Lets signals act as before."""
+        """Restores the previous handlers."""
         self._set(self._found)
 
     def _set(self, handlers: dict[int, Any]) -> None:
@@ -66,16 +66,16 @@ STOPPING = "stopping after this iteration and what is being compiled for it"
 
 
 class Interrupt:
-    """The callback that ends a run where a signal came, with a checkpoint.
+    """The callback that ends a run after a signal, with a checkpoint.
 
-    It raises: the last evaluation of a run that is stopped in the usual way would take its time.
+    It raises an exception, because the final evaluation of a normal stop would take too long.
     """
 
     def __init__(self, saver: Saver, stop: Stop):
         self.saver, self.stop = saver, stop
 
     def begin(self, state: RunState) -> None:
-        """Ends the run where a signal came."""
+        """Ends the run if a signal was received."""
         from lorasa_jax.running.devices import anywhere
 
         if anywhere(bool(self.stop.signal)):

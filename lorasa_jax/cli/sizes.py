@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SizesConfig(Config):
-    """Print a table of all sharing schemes: parameters of their actors, and what the actors' optimiser keeps."""
+    """Print a table of all sharing schemes: parameters of their actors, and the size of the actors' optimiser state."""
 
     preset: str = "fast"
-    """Settings to start from: fast, paper or another name for this environment, or a YAML file. Flags override it."""
+    """Base settings: fast, paper or another name for this environment, or a YAML file. Flags override them."""
     match: str | None = None
-    """A scheme; print instead at which width separate networks (nps) have as many parameters as its actors."""
+    """A scheme. Print instead the width at which separate networks (nps) have as many parameters as its actors."""
 
 
 def as_scheme(config: Config, name: Any) -> Config | None:
-    """Returns the configuration under another scheme; None where that needs groups that are not given."""
+    """Returns the configuration under another scheme; None if that needs groups that are not given."""
     from lorasa_jax.sharing.schemes import is_clustered, under
 
     config = under(config, name)
@@ -36,7 +36,7 @@ def as_scheme(config: Config, name: Any) -> Config | None:
 
 
 def rows(config: Config, env: Env) -> Iterator[list[str]]:
-    """Yields the table: its head, and a row per scheme."""
+    """Yields the table: its header, and a row per scheme."""
     from lorasa_jax.learning.system import is_two_phase
     from lorasa_jax.learning.trainer import count_params, make_trainer, optimizer_bytes
     from lorasa_jax.sharing.schemes import SCHEMES
@@ -56,7 +56,7 @@ def rows(config: Config, env: Env) -> Iterator[list[str]]:
 
 
 def nps_width(config: Config, env: Env) -> tuple[int, int, int]:
-    """Returns the width at which separate networks come closest to the actors of a scheme; both numbers of parameters.
+    """Returns the width at which separate networks are closest in size to a scheme's actors, and both sizes.
 
     Raises:
         ConfigError: the scheme needs groups that are not given.

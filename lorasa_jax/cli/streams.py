@@ -1,4 +1,4 @@
-"""What commands tell their user. No stream can fail a command: a run is worth more than its output."""
+"""Output of commands. Errors of output streams never end a command."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lorasa_jax.surroundings import can_move_cursor
 
 
 class _Lossy(io.FileIO):
-    """A file to which writing always works: what it cannot take is lost."""
+    """A file whose writes never fail; data that it cannot take is lost."""
 
     def write(self, data: Any) -> int:
         try:
-            while (written := super().write(data)) is None:  # it does not wait until it can take more
+            while (written := super().write(data)) is None:  # a non-blocking file: wait until it can take more
                 select.select([], [self], [])
         except OSError:
             return len(data)
@@ -25,12 +25,12 @@ class _Lossy(io.FileIO):
 
 
 def open_streams() -> None:
-    """Opens stdout and stderr anew, so that printing never fails.
+    """Reopens stdout and stderr so that printing never fails.
 
-    The reader of a pipe may end, a disk may be full, a stream may have been closed, and an encoding may lack a
-    character, which is escaped. Every line is written when it ends.
+    It tolerates a closed pipe, a full disk, a closed stream, and characters that the encoding lacks, which are escaped.
+    Output is line-buffered.
     """
-    # The numbers of closed streams would be given to the next files, and what is printed would go there.
+    # Otherwise the next files would get the descriptors of closed streams, and output would go there.
     while (unused := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(unused, True)
     for number, name in ((1, "stdout"), (2, "stderr")):
@@ -42,7 +42,7 @@ def open_streams() -> None:
 
 
 def can_redraw(stream: TextIO) -> bool:
-    """Says whether a stream is a terminal on which a line can be drawn anew."""
+    """Returns whether a stream is a terminal that can redraw a line."""
     return stream.isatty() and can_move_cursor()
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def run_job(job: Job, out: Path, go_on: str) -> None:
-    """Runs what is left of a job, in a directory of its own."""
+    """Runs the rest of a job in its own directory."""
     from lorasa_jax.cli import train as run
     from lorasa_jax.cli.run_dir import RunDir, write_json
 
@@ -50,17 +50,17 @@ def run_job(job: Job, out: Path, go_on: str) -> None:
 
 
 def ignore(row: dict[str, Any]) -> None:
-    """Takes a row, and does nothing."""
+    """Ignores a row."""
 
 
 class Keeper:
-    """The callback that keeps the states that others go on from."""
+    """The callback that saves the states that other jobs continue from."""
 
     def __init__(self, job: Job, directory: Path):
         self.job, self.directory = job, directory / BACKBONES
 
     def begin(self, state: RunState) -> None:
-        """Keeps the state if another job begins there."""
+        """Saves the state if another job continues from it."""
         from lorasa_jax.storage.arrays import write
         from lorasa_jax.storage.checkpoints import take_snapshot
 
@@ -73,7 +73,7 @@ class Keeper:
 
 
 def find_origins(job: Job, out: Path, env: Env) -> RunState | None:
-    """Returns the state that a job of forks begins in; None where a job begins from the start."""
+    """Returns the first state of a job of forks; None for other jobs."""
     from lorasa_jax.learning.switching import first_switch
     from lorasa_jax.running.forks import fork
     from lorasa_jax.storage.checkpoints import load
@@ -100,10 +100,10 @@ def find_origins(job: Job, out: Path, env: Env) -> RunState | None:
 
 
 def require_unchanged(jobs: list[Job], out: Path) -> None:
-    """A sweep goes on only as it began, down to the jobs that are done: their results stand for its points.
+    """Refuses to resume a sweep with other settings of started jobs, because their results belong to its points.
 
     Raises:
-        ConfigError: something in the folder was begun otherwise.
+        ConfigError: a job in the folder was started with other settings.
     """
     elsewhere = "put the sweep's file back, or name another directory with --out"
     by_name = {job.name: job for job in jobs}
@@ -125,7 +125,7 @@ def _settings(config: RunConfig) -> dict[str, Any]:
 
 
 def run_here(jobs: list[Job], out: Path, go_on: str) -> list[str]:
-    """Runs jobs one after the other; returns the names of those that failed."""
+    """Runs jobs one after another; returns the names of failed jobs."""
     failed: list[str] = []
     for job in jobs:
         if is_done(out / job.name):
@@ -137,7 +137,7 @@ def run_here(jobs: list[Job], out: Path, go_on: str) -> list[str]:
         try:
             run_job(job, out, go_on)
         except SystemExit as stop:
-            if stop.code != 2:  # stopped from outside
+            if stop.code != 2:  # stopped by a signal
                 raise
             failed.append(job.name)
     return failed
@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = read_flags(SweepConfig, sys.argv[1:] if argv is None else argv)
         require_place(config.out)
         out, go_on = config.directory, shlex.join([*invocation(), *sys.argv[1:]])
-        # Before anything is computed: a plan finds groups, and asks environments for their shapes.
+        # Before any computation: a plan finds groups and traces environments.
         prepare(many=plan.read(config.file)[0].get("shard") != "off", keep=config.cache and not config.plan)
         jobs = make_plan(config)
         if config.plan:

@@ -1,4 +1,4 @@
-"""The settings of a sweep, and the jobs that they amount to."""
+"""Settings of a sweep, and its jobs."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """Run every point of a grid, each shared policy trained once. A sweep that was stopped goes on when run again."""
+    """Run every point of a grid, and train each shared policy once. Run the same command again to resume a sweep."""
 
     file: Annotated[Path, tyro.conf.Positional]
-    """YAML file: `base`, the settings of all points, and `grids`, lists whose product is run."""
+    """YAML file: `base` has the settings of all points, and `grids` lists whose combinations are run."""
     out: Path | None = None
-    """Directory of the results; not given: runs/NAME, after the file."""
+    """Directory of the results; by default runs/NAME, with the name of the file."""
     launcher: Literal["here", "local", "slurm"] = "here"
-    """here: one job after the other; local, slurm: all that can run at once, through submitit."""
+    """here: one job after another; local, slurm: independent jobs in parallel, with submitit."""
     cluster: tuple[str, ...] = ()
     """Options of the launcher as name=value, such as timeout_min=600 slurm_partition=gpu gpus_per_node=1."""
     plan: bool = False
-    """Only print what would run, and in how many programs."""
+    """Only print the jobs and their programs."""
     only: str | None = None
-    """Run a single job, by its name (which is what the launchers do)."""
+    """Run only the job of this name (as the launchers do)."""
     save_every: float = 60.0
-    """Seconds between two checkpoints, at least; 0: one after every iteration."""
+    """Minimum number of seconds between two checkpoints; 0: a checkpoint after every iteration."""
     cache: bool = True
-    """Keep compiled programs in the user's cache directory."""
+    """Cache compiled programs in the user's cache directory."""
 
     @property
     def directory(self) -> Path:
-        """Where the results go."""
+        """The directory of the results."""
         return self.out or Path("runs") / self.file.stem
 
 
@@ -55,7 +55,7 @@ def _env(settings: Config) -> Env:
 
 
 def env_of(config: Config) -> Env:
-    """Returns the environment of a configuration; the same one for the same settings."""
+    """Returns the environment of a configuration; the same object for the same settings."""
     names = ("env", "task", "n_agents", "time_limit", "smax", "mabrax", "mujoco", "jaxmarl", "particles")
     return _env(Config(**{name: getattr(config, name) for name in names}))
 
@@ -68,19 +68,19 @@ def make_plan(config: SweepConfig) -> list[Job]:
 
     base, points = plan.read(config.file)
     configs: dict[tuple[frozenset[str], RunConfig], plan.Point] = {}
-    for point in points:  # the same names with the same values, however written, are one point
+    for point in points:  # equal settings in different notations are one point
         configs.setdefault((frozenset(point), plan.configure(config.file, base, point)), point)
     configured = []
     for (_, found), point in configs.items():
         env = env_of(found)
         found = replace(with_groups(found, env, print), save_every=config.save_every, cache=config.cache)
-        make_trainer(found, env, adapting=is_two_phase(found, env))  # says what does not fit
+        make_trainer(found, env, adapting=is_two_phase(found, env))  # raises errors of settings
         configured.append((point, found))
     return plan.make_jobs(env_of, configured)
 
 
 def print_plan(jobs: list[Job]) -> None:
-    """Says what runs, and in how many programs."""
+    """Prints the jobs, and the number of programs."""
     for job in jobs:
         steps, after = job.config.iterations * job.config.steps_per_iteration, ""
         if job.origin:
@@ -101,10 +101,10 @@ def words_of(point: plan.Point) -> str:
 
 
 def is_done(directory: Path) -> bool:
-    """Says whether a job has left its summary."""
+    """Returns whether a job has written its summary."""
     return (directory / "summary.json").exists()
 
 
 def counted(n: int, noun: str) -> str:
-    """Returns a number of things."""
+    """Returns a number with its noun."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -1,4 +1,4 @@
-"""What a sweep leaves: a table, a summary and a picture of all its jobs."""
+"""Results of a sweep: a table, a summary and a figure of all its jobs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lorasa_jax.files import whole
 
 
 def write_table(jobs: list[Job], out: Path) -> Path:
-    """Writes one row per point and seed that has been run, and returns where."""
+    """Writes one row per finished point and seed; returns the path of the table."""
     from lorasa_jax.learning.system import is_two_phase
     from lorasa_jax.learning.trainer import count_params, make_trainer
 
@@ -59,7 +59,7 @@ def write_table(jobs: list[Job], out: Path) -> Path:
 
 
 def print_results(jobs: list[Job], out: Path) -> None:
-    """Says how every point that has been run plays at the end: means over its seeds."""
+    """Prints the final evaluations of every finished point: means over its seeds."""
     for job in (job for job in jobs if is_done(out / job.name)):
         final = read_json(out / job.name / "summary.json")["final"]
         points: dict[str, list[int]] = {}

@@ -32,18 +32,18 @@ if TYPE_CHECKING:
 
 
 class Reporter:
-    """The callback that hands every iteration on to the display, the run directory and the tracker."""
+    """The callback that passes every iteration to the display, the run directory and the tracker."""
 
     def __init__(self, display: Display, run_dir: RunDir, track: Any):
         self.display, self.run_dir, self.track = display, run_dir, track
         self.began = time.perf_counter() - run_dir.wall_seconds
 
     def status(self, text: str) -> None:
-        """Takes what happens now."""
+        """Shows a progress message."""
         self.display.status(text)
 
     def __call__(self, report: Report, state: RunState) -> None:
-        """Takes one iteration."""
+        """Reports one iteration."""
         speed = self.display.report(report)
         clock = {"steps_per_second": speed, "wall_seconds": time.perf_counter() - self.began}
         for row in self.run_dir.add(report, clock):
@@ -51,7 +51,7 @@ class Reporter:
 
 
 def run_saved(saver: Saver, config: RunConfig, env: Env, *args: Any, **kwargs: Any) -> Result:
-    """Returns the result of a run; keeps the state before an iteration that diverged."""
+    """Returns the result of a run; saves the state before a diverged iteration."""
     from lorasa_jax.running.loop import run
     from lorasa_jax.running.state import Diverged
 
@@ -65,7 +65,7 @@ def run_saved(saver: Saver, config: RunConfig, env: Env, *args: Any, **kwargs: A
 def summarise(
     config: RunConfig, result: Result, wall_seconds: float, labels: Sequence[dict[str, Any]], rows: int
 ) -> dict[str, Any]:
-    """Returns the summary of a finished run with so many rows: forks did not do the steps of their backbones."""
+    """Returns the summary of a finished run; `rows` do not count iterations of forks' backbones."""
     from lorasa_jax.analysis.statistics import bootstrap_interval
     from lorasa_jax.learning.trainer import count_params
 
@@ -97,13 +97,13 @@ def summarise(
 
 
 def spread(summary: dict[str, Any], play: str, name: str, form: str) -> str:
-    """Returns the mean over seeds, and where there are several the 95 % interval of that mean."""
+    """Returns the mean over seeds, with its 95 % interval if there are several seeds."""
     mean, interval = summary["final"][play][name].mean(), summary["final_ci95"][play][name]
     return f"{mean:{form}}" + (f" [{interval[0]:{form}}, {interval[1]:{form}}]" if interval else "")
 
 
 def draw_episode(result: Result, path: Path) -> None:
-    """Draws one greedy episode of the first seed, where the environment can be drawn."""
+    """Draws one greedy episode of the first seed, if the environment can be drawn."""
     import jax
 
     from lorasa_jax.envs.drawing import save_gif
@@ -115,13 +115,13 @@ def draw_episode(result: Result, path: Path) -> None:
     if system.env.draw is None:
         return
     first = row(result.states, 0)
-    key = jax.random.fold_in(first.key, EPISODE)  # the run's own key has been used
+    key = jax.random.fold_in(first.key, EPISODE)  # a key that the run has not used
     states = record_episode(system, result.trainer.weights(first), key)
     save_gif(system.env.draw(states), path, system.env.fps)
 
 
 def train(config: RunConfig, began: float) -> None:
-    """Runs the configuration, from its beginning or from a checkpoint, and fills its run directory."""
+    """Runs the configuration from the beginning or from a checkpoint, and writes its run directory."""
     from lorasa_jax.cli.display import tracker
     from lorasa_jax.cli.run_dir import RunDir
     from lorasa_jax.envs import make_env
@@ -133,7 +133,7 @@ def train(config: RunConfig, began: float) -> None:
     prepare(many=config.shard != "off" and not config.distributed, keep=config.cache)
     env = make_env(config)
     config = with_groups(config, env, print if is_leader() else lambda text: None)
-    make_trainer(config, env)  # what does not fit the environment is said before anything is written
+    make_trainer(config, env)  # raises errors of settings before anything is written
     if is_leader():
         for note in notes(config, is_two_phase(config, env)):
             complain(f"note: {note}")
@@ -155,7 +155,7 @@ def train(config: RunConfig, began: float) -> None:
 
 @contextmanager
 def ready(config: RunConfig) -> Iterator[None]:
-    """Ends the command in one line where the block cannot ready its directory."""
+    """Ends the command with one line if the block cannot prepare its directory."""
     try:
         with naming(config.directory):
             yield
@@ -165,7 +165,7 @@ def ready(config: RunConfig) -> Iterator[None]:
 
 
 def find_checkpoint(config: RunConfig) -> Path | None:
-    """Returns the checkpoint that a run goes on from, if it does."""
+    """Returns the checkpoint that a run resumes from, or None."""
     from lorasa_jax.storage.arrays import complete
 
     if config.resume is None:
@@ -182,7 +182,7 @@ def find_checkpoint(config: RunConfig) -> Path | None:
 
 
 def follow(config: RunConfig, env: Env) -> None:
-    """Takes part in a run whose first process prints and writes; does all that the processes must do together."""
+    """Takes part in a run as one of the processes that do not print or write."""
     from lorasa_jax.running.devices import row
     from lorasa_jax.running.state import Diverged
     from lorasa_jax.storage.checkpoints import load
@@ -204,9 +204,9 @@ def follow(config: RunConfig, env: Env) -> None:
 def find_start(
     config: RunConfig, env: Env, run_dir: RunDir, begin: Callable[[], RunState | None] = lambda: None
 ) -> RunState | None:
-    """Returns the state that a run goes on from, and readies its directory; None: from the beginning.
+    """Prepares the run directory, and returns the state to resume from; None: from the beginning.
 
-    A run that was stopped before its first checkpoint begins anew, with what `begin` gives.
+    A run that was stopped before its first checkpoint starts again, with the result of `begin`.
     """
     from lorasa_jax.storage.arrays import drop_after
     from lorasa_jax.storage.checkpoints import load
@@ -229,7 +229,7 @@ def find_start(
 
 
 def notes(config: Config, two_phase: bool) -> Iterator[str]:
-    """Yields what a user may not expect of these settings."""
+    """Yields warnings about unexpected effects of these settings."""
     if two_phase and config.switch_step == "auto" and config.iterations == 1:
         yield (
             "the budget is a single iteration, so the second phase begins at step 0, on an untrained trunk; raise "
@@ -249,17 +249,17 @@ def fill(
     go_on: str,
     also: Sequence[AnyCallback] = (),
 ) -> tuple[Result, dict[str, Any]]:
-    """Runs what is left of a run; returns its result and the summary it wrote.
+    """Runs the rest of a run; returns its result and its summary.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         env: its environment.
         run_dir: its directory.
-        track: takes each row.
-        start: where it goes on from.
-        began: when the command began, less what earlier ones took.
-        go_on: the command that goes on with it if it is stopped.
-        also: callbacks that come before the checkpoints' own.
+        track: receives each row.
+        start: the state to resume from.
+        began: start time of the command minus the duration of earlier commands.
+        go_on: the command that resumes the run.
+        also: callbacks that are called before the checkpoint callback.
     """
     from lorasa_jax.cli.display import Display
     from lorasa_jax.cli.page import write_page
@@ -275,7 +275,7 @@ def fill(
             result = run_saved(saver, config, env, callbacks, start=start, names=run_dir.names, shard=config.shard)
             stop.release()
             saver.wait()
-            if saver.lost is not None:  # what was learnt; going on from an earlier state comes to the same
+            if saver.lost is not None:  # the final state; resuming from an earlier checkpoint gives the same
                 raise saver.lost
             seconds = time.perf_counter() - began
             summary = summarise(config, result, seconds, run_dir.labels, len(run_dir.rows))
@@ -307,13 +307,13 @@ def fill(
 
 
 def again(config: RunConfig) -> str:
-    """Returns the command that goes on with a run."""
+    """Returns the command that resumes a run."""
     plugins = ["--plugins", *config.plugins] if config.plugins else []
     return shlex.join([*invocation(), "--resume", str(config.directory), *plugins])
 
 
 def describe(error: Diverged, run_dir: RunDir) -> dict[str, Any]:
-    """Returns what is known about a quantity that is no longer finite."""
+    """Returns the data of a quantity that is no longer finite."""
     label = run_dir.labels[error.row]
     return {
         "quantity": error.quantity,
@@ -326,7 +326,7 @@ def describe(error: Diverged, run_dir: RunDir) -> dict[str, Any]:
 
 
 def print_result(config: RunConfig, result: Result, summary: dict[str, Any]) -> None:
-    """Says how the run ended, and what it left."""
+    """Prints the results of the run, and its directory."""
     for play, final in result.final.items():
         shown = measures(result.trainer.system.env.spec.winnable)
         print(
@@ -340,7 +340,7 @@ def print_result(config: RunConfig, result: Result, summary: dict[str, Any]) -> 
 
 
 def is_done(config: RunConfig) -> bool:
-    """Says whether a run that should go on has spent its budget and left its summary."""
+    """Returns whether the run to resume is finished."""
     path = config.directory / "summary.json"
     if config.resume != config.directory or not path.exists():
         return False
@@ -348,7 +348,7 @@ def is_done(config: RunConfig) -> bool:
 
 
 def is_taken(config: RunConfig) -> bool:
-    """Says whether a new run would find its directory in use; several processes meet here."""
+    """Returns whether the directory of a new run exists; all processes call it together."""
     if config.resume is None:
         require_place(config.out)
     taken = config.resume is None and config.directory.exists()
@@ -357,7 +357,7 @@ def is_taken(config: RunConfig) -> bool:
     join_processes()
     from lorasa_jax.running.devices import anywhere
 
-    return anywhere(taken)  # all have looked before the first one makes it
+    return anywhere(taken)  # all processes look before the first one creates it
 
 
 def main(argv: Sequence[str] | None = None) -> None:
