@@ -67,7 +67,7 @@ ENVS: dict[str, Callable[[Config], Env]] = {
 
 
 def make_env(config: Config) -> Env:
-    """Returns the environment that the configuration names.
+    """Returns the environment of the configuration.
 
     Raises:
         ConfigError: the task is unknown, or a setting does not fit it.
@@ -77,17 +77,17 @@ def make_env(config: Config) -> Env:
 
 
 def register_env(name: str, make: Callable[[Config], Env], default_task: str | None = None) -> None:
-    """Adds a family of environments, which `Config(env=name)` and `--env name` then choose.
+    """Registers a family of environments for `Config(env=name)` and `--env name`.
 
-    What it makes is held against its `EnvSpec` whenever it is made.
+    Every environment that it makes is checked against its `EnvSpec`.
 
     Args:
-        name: a word that no family has yet.
+        name: a word that no other family uses.
         make: a function of the configuration; it may read `config.task`, `n_agents` and `time_limit`.
-        default_task: the task where none is named; None: the family's name.
+        default_task: the default task; None: the family's name.
 
     Raises:
-        ConfigError: the name cannot be taken, or the function does not take a configuration.
+        ConfigError: the name is invalid or taken, or the function does not take a configuration.
     """
 
     def trial() -> None:

@@ -1,4 +1,4 @@
-"""JaxMARL, imported without its side effects; nothing else in the library imports it."""
+"""Imports JaxMARL without its side effects. No other module of the library imports it."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ def make_game(name: str, **options: Any) -> Any:
     """Returns one of JaxMARL's registered environments.
 
     Args:
-        name: as it is registered.
+        name: the registered name.
         options: arguments of its constructor. The layout of `overcooked` may be given by its name.
 
     Raises:
-        ConfigError: it needs a package that is not installed, or other arguments.
+        ConfigError: the environment needs a package that is not installed, or other arguments.
     """
     if name == "overcooked" and isinstance(options.get("layout"), str):
         options["layout"] = _layout(options["layout"])
     known = _known_options(name) if options else []
-    for option in options if known else ():  # some games take any name, and ignore what they do not know
+    for option in options if known else ():  # some games accept any name, and ignore unknown ones
         require(
             option in known,
             f"{name} has no option {option!r}{nearest(option, known)}; its options: {', '.join(known)}",
@@ -65,7 +65,7 @@ def make_game(name: str, **options: Any) -> Any:
     try:
         with sealed():
             return load_jaxmarl().make(name, **options)
-    except Exception as error:  # games check their arguments by whatever fails on them
+    except Exception as error:  # games raise various errors for wrong arguments
         said = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(f"{name} cannot be made: {said}") from None
 
@@ -77,7 +77,7 @@ def _layout(name: str) -> Any:
 
 
 def _known_options(name: str) -> list[str]:
-    """The arguments that a game's constructor takes, or passes on to a class above it; none: not known."""
+    """The arguments of a game's constructor and of the constructors that it calls; None: unknown."""
     try:
         with sealed():
             made = load_jaxmarl().make(name)
@@ -93,7 +93,7 @@ def _known_options(name: str) -> list[str]:
 
 
 def _load(module: str, who: str) -> ModuleType:
-    """Returns a module of JaxMARL; the packages it lies in are not run, which would import every environment."""
+    """Returns a module of JaxMARL without running its parent packages, which would import every environment."""
     above = module.split(".")[:-1]
     try:
         with sealed():
@@ -107,7 +107,7 @@ def _load(module: str, who: str) -> ModuleType:
 
 
 def _stand_in(name: str) -> None:
-    """Puts a package into `sys.modules` that is run when something is asked of it that it does not have yet."""
+    """Puts a package into `sys.modules` that runs only when a missing attribute is read."""
     if name in sys.modules:
         return
     spec = find_spec(name)

@@ -1,4 +1,4 @@
-"""A block out of which nothing comes, for packages that print while they are imported."""
+"""A context without side effects, for packages that print during their import."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ STREAMS = ("stdout", "stderr", "__stdout__", "__stderr__")
 
 @contextmanager
 def sealed() -> Iterator[None]:
-    """Lets nothing out of the block: no output, no warning, no change to streams or filters.
+    """Hides output and warnings of the block, and restores streams and filters.
 
-    JaxMARL prints while it is imported and, where brax is installed, ends with `sys.stdout` and
-    `sys.stderr` set to the interpreter's own streams: notebooks and captured output go silent.
-    brax prints which optional packages it misses.
+    JaxMARL prints during its import. With brax installed, it also resets `sys.stdout` and
+    `sys.stderr` to the interpreter's streams, which silences notebooks and captured output.
+    brax prints which optional packages are missing.
     """
-    # absl's log handler keeps the stderr it finds when it is first imported: not the sink below.
+    # absl's log handler stores the stderr of its first import, which must not be the sink below.
     with suppress(ImportError):
         importlib.import_module("absl.logging")
     streams = {name: getattr(sys, name) for name in STREAMS}
-    draws = random.getstate()  # packages on the way draw from it
+    draws = random.getstate()  # imported packages draw random numbers
     sink = io.StringIO()
     try:
         for name in STREAMS:

@@ -1,8 +1,8 @@
-"""The environment every part of the library talks to: pure functions over arrays.
+"""The protocol of environments: pure functions over arrays.
 
 An environment is a record of two functions. Agents are an axis, never keys of a
-dictionary; the end of an episode comes in two kinds; nothing resets by itself, so
-there is one reset policy, in `lorasa_jax.learning.rollout`.
+dictionary. Episodes end in two ways, by termination or truncation. Environments do not
+reset themselves; the only reset policy is in `lorasa_jax.learning.rollout`.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ Action = Int[Array, " N"] | Float[Array, "N A"]
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """What is fixed about an environment.
+    """The fixed properties of an environment.
 
     Attributes:
         name: the task, as on the command line.
         n_agents: N.
         obs_dim: width of one agent's observation.
         state_dim: width of the global state.
-        n_actions: A: number of discrete actions of each agent; where actions are
-            continuous, of dimensions of the widest agent's action.
-        episode_limit: no episode is longer than this many steps.
-        team_reward: every agent is always paid the same, so one value per
+        n_actions: A: number of discrete actions of each agent; for continuous actions, the
+            number of dimensions of the widest action.
+        episode_limit: maximum number of steps of an episode.
+        team_reward: all agents always receive the same reward, so one value per
             environment is enough.
-        continuous: an action is a vector in [-1, 1]^A, and `TimeStep.avail` says,
-            always the same, which of its dimensions an agent has.
-        obs_widths: how many leading columns of `TimeStep.obs` each agent owns, where
-            agents see unequally much; the columns behind are zeros. None: all own all.
-        roles: the role of each agent, a type of unit say, numbered from 0 without a gap.
-            None: agents have none, or they change.
-        role_names: what the roles are called, in the order of their numbers; may be left out.
-        n_roles: how many roles there are where they change, which `TimeStep.role` then says; else 0.
-        winnable: an episode can end with a goal reached; where none can, win rates, always 0, are not shown.
+        continuous: an action is a vector in [-1, 1]^A. `TimeStep.avail` marks the dimensions
+            that each agent has, and never changes.
+        obs_widths: number of leading columns of `TimeStep.obs` of each agent, if they differ.
+            The other columns are zeros. None: all agents have all columns.
+        roles: the role of each agent, such as a type of unit, numbered from 0 without a gap.
+            None: no roles, or changing roles.
+        role_names: names of the roles in the order of their numbers; optional.
+        n_roles: number of changing roles, which `TimeStep.role` gives; otherwise 0.
+        winnable: episodes can be won. Otherwise win rates, which are always 0, are not shown.
     """
 
     name: str
@@ -88,21 +88,21 @@ class EnvSpec:
 
 
 class TimeStep(NamedTuple):
-    """What an environment shows after a reset or a step.
+    """The result of a reset or a step.
 
     Attributes:
         obs: one observation per agent.
-        state: the global state, for a centralised critic: scaled to about [-1, 1] where
-            its range is known, in the simulator's units where it is not (robots).
-        avail: the actions each agent may take now, or its dimensions of a continuous
-            action; at least one is true for every agent, dead ones included.
+        state: the global state for a centralised critic. It is scaled to about [-1, 1] if
+            its range is known, and otherwise in the simulator's units (robots).
+        avail: the available actions of each agent, or the dimensions of its continuous
+            action. At least one is true for every agent, dead ones included.
         alive: the agents that can still act.
-        reward: what the last joint action earned; zero after a reset.
+        reward: the reward of the last joint action; zero after a reset.
         terminated: the episode is over by itself.
-        truncated: the episode is over because time ran out; never together with
+        truncated: the episode is over because of the time limit; never together with
             `terminated`.
-        won: the episode ended with the goal reached; false before the end.
-        role: the role of each agent, [N] integers, where roles change; left out elsewhere.
+        won: the episode was won; false before the end.
+        role: the role of each agent, [N] integers, if roles change; otherwise empty.
     """
 
     obs: Float[Array, "N D"]
@@ -120,15 +120,15 @@ class Env(NamedTuple):
     """A multi-agent environment as pure functions.
 
     Attributes:
-        spec: what is fixed about it.
-        reset: `reset(key) -> (state, timestep)`, a fresh start state.
+        spec: its fixed properties.
+        reset: `reset(key) -> (state, timestep)`, a new start state.
         step: `step(key, state, action) -> (state, timestep)` with `action` an integer
-            per agent, [N], or a vector, [N, A]; dimensions that an agent does not have
-            are ignored. It never resets: after the end of an episode the
-            time step still shows where it ended.
-        draw: `draw(states) -> frames`: pictures of an episode (its states stacked along
-            a leading axis) in order, or None where there is nothing to see.
-        fps: pictures that should be shown per second.
+            per agent, [N], or a vector, [N, A]. Dimensions that an agent does not have
+            are ignored. It never resets: after the end of an episode the time step
+            still shows the last state.
+        draw: `draw(states) -> frames`: pictures of an episode, whose states are stacked along
+            a leading axis; None: the environment cannot be drawn.
+        fps: pictures per second.
     """
 
     spec: EnvSpec

@@ -1,4 +1,4 @@
-"""Holds an environment to its `EnvSpec`: shapes while it is traced, values while it is evaluated."""
+"""Checks an environment against its `EnvSpec`: shapes during tracing, values during evaluation."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ HINTS = {
 
 
 def checked(env: Env) -> Env:
-    """Returns the environment with `reset` and `step` that are checked wherever they are traced.
+    """Returns the environment with `reset` and `step` that are checked whenever they are traced.
 
-    Numbers become float32, roles int32, and weak types strong ones. An episode that is `terminated` is not also
-    `truncated`. Nothing is added to the compiled program.
+    Numbers become float32, roles int32, and weak types strong types. `truncated` becomes false if `terminated` is true.
+    The checks add nothing to the compiled program.
 
     Raises:
-        ConfigError: (by `reset` and `step`, when they are traced) an array does not have the shape or the type that
-            the spec promises, or the state changes its structure from step to step.
+        ConfigError: (by `reset` and `step`, when they are traced) an array does not have the shape or type of the spec,
+            or the state changes its structure from step to step.
     """
 
     def reset(key: Array) -> tuple[Any, TimeStep]:
@@ -47,7 +47,7 @@ def checked(env: Env) -> Env:
 
 
 def _strong(leaf: Any) -> Array:
-    """An array without a weak type, for which a compiled step would be compiled again."""
+    """An array without a weak type; a weak type would make JAX compile a step again."""
     leaf = jnp.asarray(leaf)
     return jax.lax.convert_element_type(leaf, leaf.dtype)
 
@@ -59,7 +59,7 @@ def _pair(spec: EnvSpec, name: str, found: Any) -> tuple[Any, TimeStep]:
 
 
 def _conforming(spec: EnvSpec, name: str, timestep: TimeStep) -> TimeStep:
-    """The time step with the types that the library works with."""
+    """The time step with the types of the library."""
     n = spec.n_agents
     expected: dict[str, tuple[tuple[int, ...], str, Any]] = {
         "obs": ((n, spec.obs_dim), "[n_agents, obs_dim]", jnp.float32),
@@ -138,18 +138,18 @@ FAULTS: dict[str, Callable[[EnvSpec, int], str]] = {
         "truncated must be true by then"
     ),
 }
-"""What can be wrong with the values that an environment shows, and how it is told from the place that was found."""
+"""Possible faults of an environment's values. Each function makes the message from the position of the fault."""
 
 
 def find_faults(
     spec: EnvSpec, seen: TimeStep, over: Bool[Array, " E"], steps: Int[Array, ""] | int
 ) -> Int[Array, " F"]:
-    """Returns where a batch of time steps breaks what the spec promises, for each of `FAULTS`; -1: nowhere.
+    """Returns the position at which a batch of time steps violates the spec, for each of `FAULTS`; -1: no violation.
 
     Args:
-        spec: of the environment.
+        spec: the environment's spec.
         seen: time steps, [E, ...].
-        over: games that were over before this step, which are not looked at.
+        over: games that were over before this step; they are not checked.
         steps: steps of the running episodes so far.
     """
     inside = jnp.arange(spec.obs_dim) < jnp.array(spec.obs_widths or (spec.obs_dim,) * spec.n_agents)[:, None]
@@ -172,16 +172,16 @@ def find_faults(
 
 
 def _first(wrong: Bool[Array, "E ..."], over: Bool[Array, " E"]) -> Int[Array, ""]:
-    """The first place that is wrong in any game that goes on, games aside."""
+    """The first faulty position in any running game, without the index of the game."""
     places = (wrong.reshape(len(over), -1) & ~over[:, None]).any(axis=0)
     return jnp.where(places.any(), jnp.argmax(places), -1).astype(jnp.int32)
 
 
 def describe_faults(spec: EnvSpec, faults: Any) -> str | None:
-    """Returns what is wrong, in one line that names the environment; None where nothing is.
+    """Returns one line with the environment and its fault; None: no fault.
 
     Args:
-        spec: of the environment.
+        spec: the environment's spec.
         faults: from `find_faults`, with any leading axes.
     """
     for name, place in zip(FAULTS, np.asarray(faults).reshape(-1, len(FAULTS)).max(axis=0), strict=True):
@@ -196,7 +196,7 @@ def first_not_finite(
     state: Float[np.ndarray, "... S"],
     reward: Float[np.ndarray, "... N"],
 ) -> str | None:
-    """Returns which entry of what an environment showed is not finite, in one line; None: all are."""
+    """Returns one line that names an entry of the environment's values that is not finite; None: all are finite."""
     for name, array, rest in (("obs", obs, 2), ("state", state, 1), ("reward", reward, 1)):
         bad = ~np.isfinite(array).reshape(-1, *array.shape[array.ndim - rest :]).all(axis=0)
         if bad.any():
@@ -208,7 +208,7 @@ def require_fits(env: Env) -> None:
     """Traces `reset` and `step` once, without compiling or running anything.
 
     Raises:
-        ConfigError: what they show does not fit the environment's spec.
+        ConfigError: their results do not fit the environment's spec.
     """
     spec, trial, key = env.spec, checked(env), jax.random.key(0)
     state, _ = jax.eval_shape(trial.reset, key)

@@ -1,4 +1,4 @@
-"""What the pictures of all environments share."""
+"""Functions for the pictures of all environments."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from lorasa_jax.files import whole
 COLOURS = 64
 LAST_FRAME_MS = 1500
 SHARP = 3
-"""Everything is drawn this many times larger, then reduced, for smooth edges."""
+"""Factor by which pictures are drawn larger and then reduced, for smooth edges."""
 
 
 def save_gif(frames: Sequence[Any], path: str | Path, fps: float = 10) -> None:
-    """Leaves a looping GIF of the pictures at `path`, whole or not at all.
+    """Writes a looping GIF of the pictures to `path` atomically.
 
-    Frames share one palette and no dithering, so that what stands still costs nothing. The
-    last frame stays a little; equal neighbours are stored once and shown for longer.
+    Frames share one palette without dithering, so unchanged areas take no space. The last
+    frame is shown longer. Equal neighbouring frames are stored once and shown longer.
 
     Args:
         frames: Pillow pictures of one size.
-        path: the file; one that is there is replaced.
+        path: the file; an existing file is replaced.
         fps: frames per second, kept to a hundredth of a second per frame.
     """
     from PIL import Image
@@ -41,7 +41,7 @@ def save_gif(frames: Sequence[Any], path: str | Path, fps: float = 10) -> None:
 
 
 def write(pen: Any, x: float, y: float, text: str, size: float, fill: str, anchor: str) -> float:
-    """Writes a line of text, in pixels of the reduced picture; returns where it ends."""
+    """Writes a line of text at a position in pixels of the reduced picture; returns its right end."""
     font = _font(round(size * SHARP))
     pen.text((x * SHARP, y * SHARP), text, fill, font, anchor)
     return x + font.getlength(text) / SHARP
@@ -49,7 +49,7 @@ def write(pen: Any, x: float, y: float, text: str, size: float, fill: str, ancho
 
 @cache
 def _font(size: int) -> Any:
-    """Returns the font that comes with Pillow: the same picture on every machine."""
+    """Returns the font that comes with Pillow, so pictures are the same on every machine."""
     from PIL import ImageFont
 
     return ImageFont.load_default(size)

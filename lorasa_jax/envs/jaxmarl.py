@@ -1,7 +1,7 @@
-"""Any environment of JaxMARL whose agents choose one of some actions, or a vector in a box: particle worlds and others.
+"""Environments of JaxMARL with discrete actions, or vectors in a box: particle worlds and others.
 
-What the protocol asks and JaxMARL does not say is filled in with what is always safe:
-agents are paid individually, nothing is ever won, the global state is what all observe.
+Properties that JaxMARL does not define get safe values: agents are paid individually,
+there are no wins, and the global state is the concatenation of all observations.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lorasa_jax.envs.mabrax_maps import ROBOTS
 Orders = Callable[[Array], list[Array]]
 
 LONGEST = 1000
-"""Steps after which an episode is cut where the game has no clock of its own."""
+"""Steps after which an episode is truncated if the game has no time limit."""
 
 
 class JaxmarlState(NamedTuple):
@@ -40,8 +40,8 @@ def make_jaxmarl(task: str, **options: Any) -> Env:
         options: arguments of the game's constructor, such as `num_agents=5`.
 
     Raises:
-        ConfigError: there is no such environment, it does not take the options, or its actions or observations are of
-            another kind.
+        ConfigError: there is no such environment, it does not take the options, or its actions or observations are not
+            supported.
     """
     names = load_jaxmarl().registered_envs
     require(
@@ -55,21 +55,21 @@ def make_jaxmarl(task: str, **options: Any) -> Env:
 def jaxmarl_env(game: Any, name: str = "") -> Env:
     """Returns an instance of a JaxMARL environment as an `Env`, for `lorasa_jax.run(config, env)`.
 
-    An episode that ends when the game's `max_steps` have been played is taken to have ended by the clock.
+    An episode that ends after the game's `max_steps` counts as truncated.
 
     Args:
         game: an instance of `jaxmarl.environments.MultiAgentEnv`, with any arguments.
-        name: what messages call it; empty: its class.
+        name: the name in messages; empty: its class.
 
     Raises:
-        ConfigError: its actions or observations are of another kind.
+        ConfigError: its actions or observations are not supported.
     """
     agents, name = tuple(game.agents), name or type(game).__name__
     spec, owned, orders_of = _spec(game, agents, name)
     clock, available = _clock(game), _available(game, agents, owned, spec)
 
     def show(state: JaxmarlState, obs: Any, reward: Float[Array, " N"], done: Bool[Array, " N"], over: Any) -> TimeStep:
-        """Returns what the game looks like to us."""
+        """Returns the time step of a state of the game."""
         rows = _vectors(obs, agents)
         cut = state.steps >= spec.episode_limit
         timeout = cut | (over & (state.steps >= (LONGEST if clock is None else clock)))
@@ -86,7 +86,7 @@ def jaxmarl_env(game: Any, name: str = "") -> Env:
         )
 
     def reset(key: PRNGKeyArray) -> tuple[EnvState, TimeStep]:
-        """Returns a fresh game."""
+        """Returns a new game."""
         obs, fresh = game.reset(key)
         state = JaxmarlState(_firm(fresh), jnp.zeros((), jnp.int32))
         n = spec.n_agents
@@ -108,7 +108,7 @@ def jaxmarl_env(game: Any, name: str = "") -> Env:
 
 
 def _spec(game: Any, agents: tuple[Any, ...], name: str) -> tuple[EnvSpec, np.ndarray, Orders]:
-    """What is fixed about a game, the actions that each agent has [N, A], and what the game is told of actions."""
+    """The spec of a game, the actions of each agent [N, A], and the conversion of actions for the game."""
     spaces = [game.action_space(agent) for agent in agents]
     discrete = all(hasattr(space, "n") for space in spaces)
     counts, orders_of = _choices(spaces) if discrete else _boxes(name, spaces)
@@ -122,7 +122,7 @@ def _spec(game: Any, agents: tuple[Any, ...], name: str) -> tuple[EnvSpec, np.nd
         obs_dim=max(widths),
         state_dim=sum(widths),
         n_actions=max(counts),
-        # Some games compare their clock before they count the step.
+        # Some games check their time limit before they count the step.
         episode_limit=LONGEST if clock is None else clock + 1,
         team_reward=False,
         continuous=not discrete,
@@ -133,8 +133,8 @@ def _spec(game: Any, agents: tuple[Any, ...], name: str) -> tuple[EnvSpec, np.nd
 
 
 def _available(game: Any, agents: tuple[Any, ...], owned: np.ndarray, spec: EnvSpec) -> Callable[..., Any]:
-    """A function that returns the actions each agent may take: the game's word where it has one, within its own."""
-    legal = getattr(game, "get_legal_moves", game.get_avail_actions)  # Hanabi's has a name of its own
+    """A function that returns the available actions of each agent, from the game if it defines them."""
+    legal = getattr(game, "get_legal_moves", game.get_avail_actions)  # Hanabi uses another name
 
     def available(state: Any, alive: Bool[Array, " N"]) -> Bool[Array, "N A"]:
         if spec.continuous:
@@ -145,32 +145,32 @@ def _available(game: Any, agents: tuple[Any, ...], owned: np.ndarray, spec: EnvS
             return jnp.asarray(owned)
         said = jnp.stack([jnp.pad(rows[agent], (0, spec.n_actions - rows[agent].size)) for agent in agents])
         said = said.astype(bool) & owned
-        # The dead must choose something too.
+        # Dead agents must choose an action, too.
         return jnp.where((alive & said.any(axis=-1))[:, None], said, owned)
 
     return available
 
 
 def _is_by_agent(values: Any, agents: tuple[Any, ...]) -> bool:
-    """Says whether a game tells its agents apart: in a dictionary, in a sequence, or along the first axis."""
+    """Returns whether a game has values per agent: in a dictionary, in a sequence, or along the first axis."""
     if isinstance(values, dict):
         return set(agents) <= values.keys()
     return len(values) == len(agents) if isinstance(values, tuple | list) else values.shape[:1] == (len(agents),)
 
 
 def _by_agent(values: Any, agents: tuple[Any, ...]) -> list[Any]:
-    """What a game says of each agent, in the order of its agents."""
+    """The values of each agent, in the order of the agents."""
     return [values[agent] if isinstance(values, dict) else values[i] for i, agent in enumerate(agents)]
 
 
 def _vectors(obs: Any, agents: tuple[Any, ...]) -> list[Float[Array, " D"]]:
-    """Each agent's observation, of one or several arrays, as one vector."""
+    """Each agent's observation, which may consist of several arrays, as one vector."""
     leaves = [jax.tree.leaves(each) for each in _by_agent(obs, agents)]
     return [jnp.concatenate([leaf.reshape(-1).astype(jnp.float32) for leaf in own]) for own in leaves]
 
 
 def _clock(game: Any) -> int | None:
-    """Steps after which a game ends an episode; None: it has no clock."""
+    """Steps after which a game ends an episode; None: no time limit."""
     if hasattr(game, "num_inner_steps"):  # a match of several rounds
         return int(game.num_inner_steps * game.num_outer_steps)
     steps = getattr(game, "max_steps", None)
@@ -178,12 +178,12 @@ def _clock(game: Any) -> int | None:
 
 
 def _choices(spaces: list[Any]) -> tuple[list[int], Orders]:
-    """The number of each agent's actions, and what the game is told of actions [N]."""
+    """The number of each agent's actions, and the conversion of actions [N] for the game."""
     return [int(space.n) for space in spaces], list
 
 
 def _boxes(task: str, spaces: list[Any]) -> tuple[list[int], Orders]:
-    """The dimensions of each agent's action, and what the game is told of actions in [-1, 1], [N, A]."""
+    """The dimensions of each agent's action, and the conversion of actions in [-1, 1], [N, A], for the game."""
     sides: list[Any] = [(getattr(space, "low", np.inf), getattr(space, "high", np.inf)) for space in spaces]
     require(
         all(np.isfinite(side).all() for ends in sides for side in ends),

@@ -1,7 +1,7 @@
-"""MABrax: one robot of brax, moved by several agents, each with some of its joints.
+"""MABrax: several agents control one robot of brax, each some of its joints.
 
-The physics, the reward and the failure are brax's, unchanged. Which joints an agent
-moves, and what it sees, is said by `lorasa_jax.envs.mabrax_maps`.
+Physics, rewards and failures are brax's, unchanged. `lorasa_jax.envs.mabrax_maps`
+defines the joints that each agent moves and observes.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class MabraxState(NamedTuple):
 
 
 def make_mabrax(task: str, config: MabraxConfig) -> Env:
-    """Returns a robot that a team moves.
+    """Returns a robot controlled by a team.
 
     Args:
         task: robot and split, such as `ant_4x2`: four agents with two joints each.
-        config: settings of the physics, and of who sees what.
+        config: settings of the physics and of observations.
 
     Raises:
         ConfigError: there is no such robot, or it cannot be split this way.
@@ -48,7 +48,7 @@ def make_mabrax(task: str, config: MabraxConfig) -> Env:
     def reset(key: PRNGKeyArray) -> tuple[EnvState, TimeStep]:
         """Returns the robot near its rest pose."""
         fresh = game.reset(key)
-        # A weakly typed leaf would make whoever jits `step` compile it twice.
+        # With a weakly typed leaf, a jitted `step` would be compiled twice.
         physics, obs = jax.tree.map(
             lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), (fresh.pipeline_state, fresh.obs)
         )
@@ -56,9 +56,9 @@ def make_mabrax(task: str, config: MabraxConfig) -> Env:
         return MabraxState(physics, steps), show(obs, jnp.zeros(()), jnp.zeros((), bool), steps)
 
     def step(key: PRNGKeyArray, state: EnvState, action: Float[Array, "N A"]) -> tuple[EnvState, TimeStep]:
-        """Returns the robot one step of control later."""
+        """Returns the robot one control step later."""
         after = _advance(game, state.physics, torque(action))
-        # Physics that has blown up is a failure too, and must not reach whoever learns.
+        # A diverged simulation is a failure, too, and its values must not reach the learner.
         sound = jnp.isfinite(after.obs).all() & jnp.isfinite(after.reward)
         obs, reward = jnp.where(sound, after.obs, 0.0), jnp.where(sound, after.reward, 0.0)
         steps = state.steps + 1
@@ -76,7 +76,7 @@ def make_mabrax(task: str, config: MabraxConfig) -> Env:
 
 
 def _advance(game: Any, physics: Any, torque: Float[Array, " J"]) -> Any:
-    """Returns brax's state after one step; of the one before, brax reads the physics alone."""
+    """Returns brax's state after one step. From the previous state brax reads only the physics."""
     from brax.envs import State
 
     nothing = jnp.zeros(())
@@ -88,7 +88,7 @@ def _advance(game: Any, physics: Any, torque: Float[Array, " J"]) -> Any:
 
 def skeleton_of(system: Any) -> Skeleton:
     """Returns the tree of joints of a system of brax."""
-    kinds = system.link_types  # per link: f, moves freely, or its number of degrees of freedom
+    kinds = system.link_types  # per link: f (free), or the number of degrees of freedom
     degrees = [6 if kind == "f" else int(kind) for kind in kinds]
     link = np.repeat(np.arange(len(kinds)), degrees)
     position = [
@@ -107,8 +107,8 @@ def skeleton_of(system: Any) -> Skeleton:
 
 @cache
 def load_robot(name: str, backend: str) -> Any:
-    """Returns brax's environment of a robot, which neither resets by itself nor counts steps."""
-    with still(), jax.debug_infs(False):  # joints without limits have infinite ones
+    """Returns brax's environment of a robot, without automatic resets and step counts."""
+    with still(), jax.debug_infs(False):  # unlimited joints have infinite limits
         return _load_brax().get_environment(name, backend=backend)
 
 

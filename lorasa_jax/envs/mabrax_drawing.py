@@ -1,7 +1,7 @@
-"""Pictures of robots: seen from the side and a little from above, each limb in the colour of who moves it.
+"""Pictures of robots from the side and slightly above, with each limb in the colour of its agent.
 
-MuJoCo places the parts, Pillow draws them: no display and no graphics driver is needed, and a
-picture is the same on every machine.
+MuJoCo places the parts and Pillow draws them. This needs no display and no graphics driver, and
+pictures are the same on every machine.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from lorasa_jax.envs.drawing import SHARP, write
 WIDTH, HEADER, ARENA, FOOTER = 420, 34, 236, 30
 """Pixels of a picture: its width, and the heights of its three bands."""
 FPS, LONGEST = 20, 300
-"""Pictures per second of the robot's time, and the most of one film: 15 seconds."""
+"""Pictures per second of the robot's time, and the maximum number of pictures: 15 seconds."""
 METRES = 4.2
-"""Width of the view."""
+"""Width of the view in metres."""
 PITCH = 0.30
 """Angle of the view from above, in radians."""
 LANE = 1.5
@@ -44,7 +44,7 @@ class Part(NamedTuple):
     Attributes:
         ends: the centres of its two caps, [2, 3]; equal for a sphere.
         radius: its radius, in metres.
-        colour: of the agent that moves it.
+        colour: colour of its agent.
     """
 
     ends: Float[np.ndarray, "2 3"]
@@ -53,13 +53,13 @@ class Part(NamedTuple):
 
 
 class View(NamedTuple):
-    """An orthographic view that follows the trunk: where it looks, in metres along the track and across."""
+    """An orthographic view that follows the trunk; its centre in metres along and across the track."""
 
     x: float
     y: float
 
     def __call__(self, places: Float[np.ndarray, "K 3"]) -> Float[np.ndarray, "K 2"]:
-        """Returns where on the large picture places lie."""
+        """Returns the pixels of places on the large picture."""
         right = places[:, 0] - self.x
         up = places[:, 2] * math.cos(PITCH) + (places[:, 1] - self.y) * math.sin(PITCH)
         scale = WIDTH * SHARP / METRES
@@ -145,7 +145,7 @@ def _floor(pen: ImageDraw.ImageDraw, view: View) -> None:
 def _capsule(
     pen: ImageDraw.ImageDraw, place: Float[np.ndarray, "2 2"], radius: float, fill: str, flat: float = 1.0
 ) -> None:
-    """Draws a thick line with round ends; `flat` squeezes the ends from above, as lying on the floor."""
+    """Draws a thick line with round ends; `flat` compresses it vertically, for shadows on the floor."""
     width = radius * WIDTH * SHARP / METRES
     (ax, ay), (bx, by) = place
     for x, y in place:
@@ -160,7 +160,7 @@ def _capsule(
 
 
 def _captions(pen: ImageDraw.ImageDraw, t: int, distance: float, movers: Sequence[int | None], title: str) -> None:
-    """Writes the task, the way gone and the step at the top, and whose colour is whose below."""
+    """Writes the task, the distance and the step at the top, and the colours of agents below."""
     bottom = (HEADER + ARENA) * SHARP
     pen.rectangle((0, 0, WIDTH * SHARP, HEADER * SHARP), fill=PAPER)
     pen.rectangle((0, bottom, WIDTH * SHARP, bottom + FOOTER * SHARP), fill=PAPER)

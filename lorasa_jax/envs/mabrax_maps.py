@@ -1,9 +1,9 @@
-"""Who moves what and who sees what of a robot, derived from its tree of joints, without any physics.
+"""Joints that each agent moves and observes, derived from a robot's tree of joints, without physics.
 
-In the manner of multi-agent MuJoCo (Peng et al., "FACMAC", 2021): two joints are neighbours where they
+The rules follow multi-agent MuJoCo (Peng et al., "FACMAC", 2021): two joints are neighbours if they
 hold the same body, and an agent sees its own joints and those up to `obsk` steps away.
 
-Axes, beside those of `lorasa_jax.core.types`: F degrees of freedom of the robot, the trunk's
+Axes, in addition to those of `lorasa_jax.core.types`: F degrees of freedom of the robot, the trunk's
 first; L links, the trunk first; Q positions; J motors; S columns of brax's observation.
 """
 
@@ -20,19 +20,20 @@ from lorasa_jax.config import MabraxConfig, nearest, require
 from lorasa_jax.envs._jaxmarl import load_mabrax_maps
 
 TRUNK = 0
-"""The link that all others hang from; it is moved by no motor and seen by everyone."""
+"""The root link. No motor moves it, and every agent sees it."""
 
 
 class Robot(NamedTuple):
-    """What brax's description of a robot does not say.
+    """Properties of a robot that brax's description does not contain.
 
     Attributes:
-        hidden: how many leading positions its observation leaves out: how far it has come.
-        blocks: what its observation holds behind positions and velocities, in order: so
-            many columns per link, or per degree of freedom.
-        obsk: how many joints away an agent sees by default; None: everything.
-        splits: splits with a name of their own: the second agent moves the joints below
-            this link, the first all others.
+        hidden: number of leading positions (the distance travelled) that the observation
+            leaves out.
+        blocks: blocks of the observation after positions and velocities, in order: numbers of
+            columns per link, or per degree of freedom.
+        obsk: default distance, in joints, up to which an agent sees; None: everything.
+        splits: named splits: the second agent moves the joints below this link, the first
+            agent all others.
     """
 
     hidden: int
@@ -47,7 +48,7 @@ ROBOTS: dict[str, Robot] = {
     "hopper": Robot(hidden=1),
     "humanoid": Robot(
         hidden=2,
-        # inertia about the centre of mass, velocity, torque of the motors
+        # inertia about the centre of mass, velocity, motor torque
         blocks=(("link", 10), ("link", 6), ("dof", 1)),
         obsk=None,
         splits=MappingProxyType({"9|8": "pelvis"}),
@@ -61,11 +62,11 @@ class Skeleton(NamedTuple):
     """A robot's tree of joints.
 
     Attributes:
-        names: of the links, L.
-        parent: the link that each link hangs from, [L]; -1 for the trunk.
+        names: names of the links, L.
+        parent: the parent of each link, [L]; -1 for the trunk.
         link: the link that each degree of freedom moves, [F].
-        position: the degree of freedom that each position belongs to. The orientation of
-            a trunk that moves freely has four numbers for three degrees: they get the last.
+        position: the degree of freedom of each position. The orientation of a free trunk has
+            four numbers for three degrees of freedom; the fourth gets the last of these.
         motors: the degree of freedom that each motor drives, in brax's order.
     """
 
@@ -77,11 +78,11 @@ class Skeleton(NamedTuple):
 
 
 class Maps(NamedTuple):
-    """Who moves and who sees what.
+    """Actions and observations of the agents.
 
     Attributes:
-        motors: the entries of brax's action that each agent sets, in the order of its own.
-        columns: the columns of brax's observation that each agent sees, in its order.
+        motors: the entries of brax's action that each agent sets, in the order of its action.
+        columns: the columns of brax's observation that each agent sees, in order.
     """
 
     motors: tuple[tuple[int, ...], ...]
@@ -104,7 +105,7 @@ def robot_name(task: str) -> str:
 
 
 def maps_of(task: str, skeleton: Skeleton, config: MabraxConfig) -> Maps:
-    """Returns who moves and who sees what in a task.
+    """Returns actions and observations of the agents in a task.
 
     Raises:
         ConfigError: the robot cannot be split this way.
@@ -121,11 +122,11 @@ def maps_of(task: str, skeleton: Skeleton, config: MabraxConfig) -> Maps:
 def agents_of(skeleton: Skeleton, name: str, split: str) -> tuple[tuple[int, ...], ...]:
     """Returns the degrees of freedom that each agent moves.
 
-    A split `KxM` deals the joints out, M at a time, along a walk over the robot: the first
-    limb from its tip to the trunk, every other from the trunk to its tip. So groups keep to
-    a limb where they can, and where a robot has two limbs, the one group that spans both
-    holds neighbours. Within an agent, and from agent to agent, joints then go outwards from
-    the trunk, limb by limb.
+    A split `KxM` assigns the joints, M at a time, along a walk over the robot: the first
+    limb from its tip to the trunk, every other limb from the trunk to its tip. So groups stay
+    on one limb if possible. If a robot has two limbs, the group that spans both contains
+    neighbours. Joints within an agent, and agents, are then ordered limb by limb, outwards
+    from the trunk.
 
     Raises:
         ConfigError: there is no such split.
@@ -142,7 +143,7 @@ def agents_of(skeleton: Skeleton, name: str, split: str) -> tuple[tuple[int, ...
 
 
 def even_splits(n_joints: int) -> list[str]:
-    """Returns the splits of so many joints in which every agent has equally many."""
+    """Returns the splits in which every agent has the same number of joints."""
     return [f"{k}x{n_joints // k}" for k in range(1, n_joints + 1) if n_joints % k == 0]
 
 
@@ -156,7 +157,7 @@ def cannot_split(name: str, split: str, n_joints: int, named: Iterable[str]) -> 
 
 
 def walk_apart(skeleton: Skeleton, n_agents: int) -> tuple[tuple[int, ...], ...]:
-    """Returns the degrees of freedom of agents that share a walk over the robot, which `agents_of` describes."""
+    """Returns the degrees of freedom of each agent, from the walk over the robot that `agents_of` describes."""
     joints = sorted(map(int, skeleton.motors))
     first = _below(skeleton, TRUNK + 1) | {TRUNK + 1}
     limb = [dof for dof in joints if skeleton.link[dof] in first]
@@ -166,12 +167,11 @@ def walk_apart(skeleton: Skeleton, n_agents: int) -> tuple[tuple[int, ...], ...]
 
 
 def kinematic_maps(skeleton: Skeleton, robot: Robot, agents: tuple[tuple[int, ...], ...], obsk: int | None) -> Maps:
-    """Returns the maps that follow from the tree of joints.
+    """Returns the maps derived from the tree of joints.
 
     An agent sees the trunk, the positions and velocities of joints up to `obsk` steps from
-    one of its own (None: of all), and what the observation tells of the links that these
-    joints move. Nearer things come first, so that agents with like bodies find like things
-    in like columns.
+    one of its own (None: of all joints), and the columns about the links that these joints
+    move. Nearer joints come first, so agents with similar bodies have corresponding columns.
     """
     distance, told = hops(skeleton), tells(skeleton, robot)
     far = len(skeleton.link)
@@ -187,9 +187,9 @@ def kinematic_maps(skeleton: Skeleton, robot: Robot, agents: tuple[tuple[int, ..
 
 
 def upstream_maps(task: str, skeleton: Skeleton) -> Maps:
-    """Returns JaxMARL's tables for one of its five tasks, for comparison with what was published.
+    """Returns JaxMARL's tables for one of its five tasks, for comparison with published results.
 
-    Their faults are kept: an index past the end of the observation shows its last column.
+    Their faults are kept: an index beyond the observation shows its last column.
 
     Raises:
         ConfigError: JaxMARL has no table for the task.
@@ -207,9 +207,9 @@ def upstream_maps(task: str, skeleton: Skeleton) -> Maps:
 
 
 def hops(skeleton: Skeleton) -> Int[np.ndarray, "F F"]:
-    """Returns how many joints lie between two degrees of freedom; those that hold the same link are neighbours.
+    """Returns the distance in joints between degrees of freedom; those that hold the same link are neighbours.
 
-    What moves the trunk is no joint of the robot: no way leads over it.
+    The trunk's degrees of freedom are not joints, so no path leads over them.
     """
     ends = np.stack([skeleton.link, skeleton.parent[skeleton.link]])
     near = (ends[:, None, :, None] == ends[None, :, None, :]).any(axis=(0, 1))
@@ -219,7 +219,7 @@ def hops(skeleton: Skeleton) -> Int[np.ndarray, "F F"]:
 
 
 def distances(near: Bool[np.ndarray, "K K"]) -> Int[np.ndarray, "K K"]:
-    """Returns the lengths of the shortest ways over neighbours; K where there is none."""
+    """Returns the lengths of the shortest paths over neighbours; K if there is no path."""
     n = len(near)
     reached, distance = np.eye(n, dtype=bool), np.where(np.eye(n, dtype=bool), 0, n)
     for steps in range(1, n):
@@ -229,18 +229,18 @@ def distances(near: Bool[np.ndarray, "K K"]) -> Int[np.ndarray, "K K"]:
 
 
 def _below(skeleton: Skeleton, link: int) -> set[int]:
-    """Returns the links that hang from a link, directly or not."""
+    """Returns the descendants of a link."""
     found: set[int] = set()
-    for child, parent in enumerate(skeleton.parent):  # parents come first
+    for child, parent in enumerate(skeleton.parent):  # parents precede children
         if parent == link or int(parent) in found:
             found.add(child)
     return found
 
 
 def tells(skeleton: Skeleton, robot: Robot) -> Bool[np.ndarray, "S F"]:
-    """Returns of which degrees of freedom each column of brax's observation tells.
+    """Returns the degrees of freedom that each column of brax's observation describes.
 
-    A column about a link tells of all that move it.
+    A column about a link describes all degrees of freedom that move it.
     """
     each = np.eye(len(skeleton.link), dtype=bool)
     of_link = skeleton.link == np.arange(len(skeleton.parent))[:, None]
@@ -249,7 +249,7 @@ def tells(skeleton: Skeleton, robot: Robot) -> Bool[np.ndarray, "S F"]:
 
 
 def movers(skeleton: Skeleton, maps: Maps) -> list[int | None]:
-    """Returns the agent that moves each link; None: nobody. A link that two agents share goes to the first."""
+    """Returns the agent that moves each link; None: no agent. A link of two agents goes to the first."""
     agent = {int(skeleton.motors[m]): i for i, motors in enumerate(maps.motors) for m in motors}
     movers: list[int | None] = [None] * len(skeleton.parent)
     for dof in sorted(agent, reverse=True):

@@ -1,9 +1,9 @@
-"""Multi-agent MuJoCo: one robot of MuJoCo, moved by several agents, each with some of its joints.
+"""Multi-agent MuJoCo: several agents control one robot of MuJoCo, each some of its joints.
 
-Physics, rewards and failures are those of Gymnasium's version 5, to the bit, and agents are those of MaMuJoCo
-(`lorasa_jax.envs.mujoco_robots`). MuJoCo runs on the host and is called from the compiled program. The call is a pure
-function of the robot's whole state, which is carried as the bits of its float64 numbers. So a run can be resumed to the
-bit, and robots stepped side by side move as each would alone.
+Physics, rewards and failures equal those of Gymnasium's version 5 to the bit, and agents are those of MaMuJoCo
+(`lorasa_jax.envs.mujoco_robots`). The compiled program calls MuJoCo on the host. The call is a pure function of the
+robot's whole state, which is carried as the bits of its float64 numbers. So a run can be resumed to the bit, and robots
+stepped together move as each would alone.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class MujocoState(NamedTuple):
 
 
 def make_mujoco(task: str, config: MujocoConfig) -> Env:
-    """Returns a robot that a team moves.
+    """Returns a robot controlled by a team.
 
     Args:
         task: robot and split, such as `halfcheetah_2x3`: two agents with three joints each.
-        config: who sees what, and how many threads MuJoCo uses.
+        config: settings of observations and threads.
 
     Raises:
         ConfigError: there is no such robot, it cannot be split this way, or its description is not installed.
@@ -62,7 +62,7 @@ def make_mujoco(task: str, config: MujocoConfig) -> Env:
         return MujocoState(bits, steps), show(told, jnp.zeros(()), jnp.zeros((), bool), steps)
 
     def step(key: PRNGKeyArray, state: EnvState, action: Float[Array, "N A"]) -> tuple[EnvState, TimeStep]:
-        """Returns the robot one step of control later."""
+        """Returns the robot one control step later."""
         bits, told, reward, failed = step_robot(state.bits, torque(action))
         steps = state.steps + 1
         return MujocoState(bits, steps), show(told, reward, failed, steps)
@@ -80,12 +80,12 @@ def make_mujoco(task: str, config: MujocoConfig) -> Env:
 
 @cache
 def load_physics(name: str) -> Physics:
-    """Returns the physics of a robot, by its name, or by a task where the split says its segments."""
+    """Returns the physics of a robot, by its name, or by its task if the split sets the number of segments."""
     return Physics(robot_of(name)[1])
 
 
 def start_noise(key: PRNGKeyArray, robot: Robot, physics: Physics) -> Float[Array, " K"]:
-    """Returns how far a start state lies from the rest pose: uniform noise, for some robots normal in velocities."""
+    """Returns the noise of a start state: uniform, for some robots with normal noise of velocities."""
     position_key, velocity_key = jax.random.split(key)
     position = jax.random.uniform(position_key, (physics.sizes.positions,), minval=-1.0, maxval=1.0)
     shape = (physics.sizes.velocities,)
@@ -101,10 +101,10 @@ def start_noise(key: PRNGKeyArray, robot: Robot, physics: Physics) -> Float[Arra
 
 
 def skeleton_of(model: Any) -> Skeleton:
-    """Returns the tree of joints of a model of MuJoCo; bodies that no joint moves belong to what they hang from."""
+    """Returns the tree of joints of a MuJoCo model; bodies without joints belong to their parents."""
     moved = [body for body in range(1, model.nbody) if model.body_dofnum[body]]
     link = {0: -1}
-    for body in range(1, model.nbody):  # parents come first
+    for body in range(1, model.nbody):  # parents precede children
         link[body] = moved.index(body) if body in moved else link[int(model.body_parentid[body])]
     return Skeleton(
         names=tuple(model.body(body).name for body in moved),
@@ -116,7 +116,7 @@ def skeleton_of(model: Any) -> Skeleton:
 
 
 def body_movers(model: Any, agents: tuple[tuple[Joint, ...], ...]) -> list[int | None]:
-    """Returns the agent that moves each body but the world; None: nobody."""
+    """Returns the agent that moves each body except the world; None: no agent."""
     skeleton = skeleton_of(model)
     by_link = movers(skeleton, Maps(tuple(tuple(joint.motor for joint in own) for own in agents), ()))
     links = {int(body): int(link) for body, link in zip(model.dof_bodyid, skeleton.link, strict=True)}
@@ -129,22 +129,22 @@ def body_movers(model: Any, agents: tuple[tuple[Joint, ...], ...]) -> list[int |
 def on_host(physics: Physics, method: str, threads: int | None) -> Callable[..., tuple[Array, Array, Array, Array]]:
     """Returns a method of the physics for one robot in a compiled program.
 
-    Mapped, it is called once for all robots; where environments are spread over devices, once for those of each.
+    Under `vmap` it is called once for all robots, or once per device if environments are spread over devices.
 
     Args:
         physics: the robot.
-        method: `reset`, of the noise [Q + F], or `step`, of the bits [2 W] and torques [J].
-        threads: of every device; None: all cores, shared by the devices of the program that is traced.
+        method: `reset`, with the noise [Q + F], or `step`, with the bits [2 W] and torques [J].
+        threads: threads of every device; None: all cores, shared by the devices of the traced program.
 
     Returns:
-        A function that gives bits, what is told, reward, and whether the robot has failed.
+        A function that returns bits, observed numbers, reward, and whether the robot has failed.
     """
     n_bits, n_told = 2 * physics.state_size, physics.told_size
     width = n_bits + n_told + 2
-    width += width % 2  # so that every robot begins at a whole float64
+    width += width % 2  # align every robot to float64
 
     def run(n_threads: int, out: np.ndarray, *inputs: np.ndarray) -> None:
-        """Fills in `out`, [..., width]; inputs have the same leading axes."""
+        """Fills `out`, [..., width]; inputs have the same leading axes."""
         out = out.reshape(-1, width)
         record = Record(
             out.view(np.float64)[:, : physics.state_size],
@@ -165,10 +165,10 @@ def on_host(physics: Physics, method: str, threads: int | None) -> Callable[...,
 
 
 def _callback(run: Callable[..., None], threads: int, width: int) -> Callable[..., Array]:
-    """Returns `run` as a function of arrays of one robot, which is mapped by a call for all.
+    """Returns `run` as a function of one robot's arrays, which `vmap` turns into a single call for all robots.
 
-    On a CPU it works on XLA's own buffers: nothing is copied, and nothing of jax is called that might wait for the very
-    thread that it occupies.
+    On a CPU it works on XLA's own buffers without copies. It calls no function of JAX, which could wait for the thread
+    that the call occupies.
     """
     shape = jax.ShapeDtypeStruct((width,), jnp.uint32)
     if jax.default_backend() == "cpu":
@@ -189,7 +189,7 @@ def _callback(run: Callable[..., None], threads: int, width: int) -> Callable[..
 
 
 def _by_device(call: Callable[..., Array]) -> Callable[..., Array]:
-    """Returns a call which, mapped over environments that are spread over devices, each device makes for its own."""
+    """Returns a call that, mapped over spread environments, each device makes for its own environments."""
     if shards() == 1:
         return call
 

@@ -1,11 +1,11 @@
-"""Robots in MuJoCo on the host: many at a time, as functions from arrays to arrays.
+"""Simulates batches of MuJoCo robots on the host, as functions from arrays to arrays.
 
-A robot is what MuJoCo integrates (`SPEC`: time, positions, velocities, and where its solver starts from) and how far it
-has come along the track, all float64. Nothing else of a simulation reaches the next step. Places, velocities, forces
-and inertias of bodies are read when Gymnasium reads them: after `mj_step`, which leaves them as they were before the
-last of its steps, and `mj_rnePostConstraint`.
+The state of a robot consists of MuJoCo's integration state (`SPEC`: time, positions, velocities, and the solver's warm
+start) and the distance along the track, all float64. No other data of a simulation reaches the next step. Positions,
+velocities, forces and inertias of bodies are read at the same time as in Gymnasium: after `mj_rnePostConstraint` and
+after `mj_step`, which leaves them at their values before its last substep.
 
-Axes: B robots, Q positions, F velocities, W numbers of a robot's state, K of what is told of it, J motors.
+Axes: B robots, Q positions, F velocities, W numbers of a robot's state, K observed numbers, J motors.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from lorasa_jax.envs.mujoco_views import Sizes, told_width
 from lorasa_jax.envs.robots import still
 
 QUIET = 1000
-"""Warnings that a simulation has given before a step. The first of a kind would go to the terminal and to a file."""
+"""Initial counts of warnings. MuJoCo prints the first warning of each kind to the terminal and to a file."""
 UNSTABLE = [int(getattr(mujoco.mjtWarning, f"mjWARN_BAD{what}")) for what in ("QPOS", "QVEL", "QACC")]
-"""Warnings of numbers that have become too large; MuJoCo then puts the robot back to its rest pose."""
+"""Warnings of too large numbers, after which MuJoCo resets the robot to its rest pose."""
 SPEC = int(mujoco.mjtState.mjSTATE_FULLPHYSICS) | int(mujoco.mjtState.mjSTATE_WARMSTART)
 
 
@@ -38,9 +38,9 @@ class Record(NamedTuple):
     """Robots after a reset or a step.
 
     Attributes:
-        state: time, positions, velocities, the solver's start, and the place along the track.
-        told: the whole observation, and behind it what agents alone see.
-        pay: the reward, and 1 where the robot has failed.
+        state: time, positions, velocities, the solver's warm start, and the distance along the track.
+        told: the whole observation, followed by numbers that only agents see.
+        pay: the reward, and 1 if the robot has failed.
     """
 
     state: Float[np.ndarray, "B W"]
@@ -49,10 +49,10 @@ class Record(NamedTuple):
 
 
 class Physics:
-    """A robot of MuJoCo, stepped many at a time by several threads.
+    """A robot of MuJoCo, simulated in batches by several threads.
 
     Attributes:
-        model: MuJoCo's description of it.
+        model: its MuJoCo model.
         sizes: numbers of positions, velocities and bodies.
         state_size: W.
         told_size: K.
@@ -68,20 +68,20 @@ class Physics:
         self.dt = float(self.model.opt.timestep) * robot.frame_skip
         where = {"position": (), "body": ("xpos",), "mass": ("xipos",)}[robot.place]
         self._read = (*where, *robot.blocks)
-        self._idle: list[Any] = []  # simulations that no thread uses
+        self._idle: list[Any] = []  # unused simulations
 
     def reset(self, out: Record, noise: Float[np.ndarray, "B K"], threads: int = 1) -> None:
-        """Puts robots near their rest pose, each position and velocity as far from it as its noise says."""
+        """Resets robots to their rest pose plus noise of positions and velocities."""
         self._spread(self._reset, threads, out, noise)
 
     def step(
         self, out: Record, state: Float[np.ndarray, "B W"], torque: Float[np.ndarray, "B J"], threads: int = 1
     ) -> None:
-        """Puts robots where they are a step later; torques are in [-1, 1]."""
+        """Moves robots one step; torques are in [-1, 1]."""
         self._spread(self._step, threads, out, state, torque)
 
     def _spread(self, work: Callable, threads: int, out: Record, *inputs: np.ndarray) -> None:
-        """Shares the robots among threads; which of them steps which robot changes nothing."""
+        """Divides the robots among threads; the division does not affect the results."""
         count = len(out.state)
         threads = min(threads, count)
         if threads == 1:
@@ -95,7 +95,7 @@ class Physics:
             job.result()
 
     def _take(self) -> Any:
-        """Returns a simulation that this thread may use."""
+        """Returns an unused simulation."""
         try:
             return self._idle.pop()
         except IndexError:
@@ -145,7 +145,7 @@ class Physics:
         self._earn(out, state, ctrl, seen, (warnings[:, UNSTABLE] == QUIET).all(axis=1))
 
     def _arrays(self, count: int) -> dict[str, np.ndarray]:
-        """Returns room for what is read of each simulation."""
+        """Returns arrays for the data read from each simulation."""
         nbody = self.sizes.bodies
         shapes = {
             "xpos": (nbody, 3), "xipos": (nbody, 3), "cinert": (nbody, 10), "cvel": (nbody, 6),
@@ -154,12 +154,12 @@ class Physics:
         return {name: np.empty((count, *shapes[name])) for name in self._read}
 
     def _numbers(self, state: Float[np.ndarray, "B W"]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns positions and velocities of a state, whose first number is the time."""
+        """Returns the positions and velocities of a state; its first number is the time."""
         nq, nv, _ = self.sizes
         return state[:, 1 : 1 + nq], state[:, 1 + nq : 1 + nq + nv]
 
     def _place(self, state: Float[np.ndarray, "B W"], seen: dict[str, np.ndarray]) -> Float[np.ndarray, " B"]:
-        """Returns how far robots have come, as their pay reckons it."""
+        """Returns the distance along the track, as the reward defines it."""
         if self.robot.place == "position":
             return state[:, 1]
         if self.robot.place == "body":
@@ -168,7 +168,7 @@ class Physics:
         return (seen["xipos"][:, :, 0] * mass).sum(axis=1) / mass.sum()
 
     def _observe(self, out: Record, seen: dict[str, np.ndarray]) -> None:
-        """Fills in the observation; what is told of bodies leaves out the world."""
+        """Fills in the observation; blocks about bodies leave out the world."""
         robot, obs = self.robot, out.told
         nq, nv, _ = self.sizes
         positions, velocities = self._numbers(out.state)
@@ -193,7 +193,7 @@ class Physics:
         seen: dict[str, np.ndarray],
         stable: Bool[np.ndarray, " B"],
     ) -> None:
-        """Fills in the reward and the failure; a simulation that has blown up is one, and shows nothing."""
+        """Fills in rewards and failures. A diverged simulation is a failure with a zero observation."""
         pay, after = self.robot.pay, out.state
         healthy = self._healthy(after)
         reward = pay.speed * (after[:, -1] - before[:, -1]) / self.dt + pay.healthy * healthy
@@ -207,7 +207,7 @@ class Physics:
         out.pay[:, 1] = ~(healthy & sound)
 
     def _healthy(self, state: Float[np.ndarray, "B W"]) -> Bool[np.ndarray, " B"]:
-        """Returns which robots stand."""
+        """Returns which robots have not failed."""
         pay, (positions, velocities) = self.robot.pay, self._numbers(state)
         planar = self.robot.trunk[0] == (1, 2)
         checks: list[tuple[np.ndarray, tuple[float, float]]] = []
@@ -226,7 +226,7 @@ class Physics:
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Returns the threads that all robots share."""
+    """Returns the thread pool that all robots share."""
     return ThreadPoolExecutor(threads, thread_name_prefix="mujoco")
 
 
@@ -234,11 +234,11 @@ def _load(file: str | Callable[[], str]) -> Any:
     """Returns MuJoCo's model of a robot.
 
     Raises:
-        ConfigError: the package that describes it is not installed.
+        ConfigError: the package with its description is not installed.
     """
     if callable(file):
         return mujoco.MjModel.from_xml_string(file())
-    found = importlib.util.find_spec("gymnasium")  # whose import takes long, and is not needed
+    found = importlib.util.find_spec("gymnasium")  # its import is slow and not needed
     require(
         found is not None and bool(found.submodule_search_locations),
         "MuJoCo's robots need the package gymnasium, which describes them: pip install 'lorasa-jax[mujoco]'",

@@ -1,8 +1,8 @@
-"""The robots of multi-agent MuJoCo, and who moves and sees what of them, without any physics.
+"""Tables of the robots of multi-agent MuJoCo, their agents and observations, without physics.
 
 Robots, rewards and failures are those of Gymnasium's environments of version 5 (Towers et al., "Gymnasium", 2024).
-Agents and what they see are those of MaMuJoCo in Gymnasium-Robotics 1.4 (after Peng et al., "FACMAC", 2021), so that
-returns compare with published ones.
+Agents and observations are those of MaMuJoCo in Gymnasium-Robotics 1.4 (after Peng et al., "FACMAC", 2021), so returns
+can be compared with published ones.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ INF = float("inf")
 
 
 class Joint(NamedTuple):
-    """A joint that a motor drives.
+    """A joint with a motor.
 
     Attributes:
-        name: as in MaMuJoCo; joints that are equally far from an agent are seen in the order of their names.
-        slot: its place among the robot's positions, and among its velocities; negative: from the end.
-        motor: the entry of the robot's action.
-        bodies: the bodies of which those who move the joint see what `Robot.blocks` names.
-        velocities: the velocities that those who move the joint see, where it is not its own alone.
+        name: name in MaMuJoCo. Joints at the same distance from an agent are observed in the order of their names.
+        slot: index among the robot's positions, and among its velocities; negative: from the end.
+        motor: index in the robot's action.
+        bodies: bodies whose `Robot.blocks` the joint's agent observes.
+        velocities: velocities that the joint's agent observes, if not only the joint's own.
     """
 
     name: str
@@ -42,23 +42,23 @@ class Joint(NamedTuple):
 
 
 class Pay(NamedTuple):
-    """What a robot earns in a step, and when it has failed.
+    """The reward of a robot, and its failure condition.
 
     The reward is `speed * v + healthy - control * |action|^2 - min(contact * |f|^2, most_contact)`, with v the
     velocity along the track and f the contact forces on all bodies, each clipped to +-`force`. `healthy` is paid while
-    the height and the angle of the trunk, and all other numbers of its state, lie within their ranges. Outside of them
-    the robot has failed.
+    the height and the angle of the trunk, and all other numbers of its state, are within their ranges. Outside these
+    ranges the robot has failed.
 
     Attributes:
         control: cost of actions.
-        healthy: pay of every step without a failure.
-        speed: pay of a metre per second.
+        healthy: reward of every step without a failure.
+        speed: reward per metre per second.
         contact: cost of contact forces.
-        most_contact: the highest cost of contact forces.
-        force: the largest force that counts, and is seen.
+        most_contact: maximum cost of contact forces.
+        force: clip of contact forces, in rewards and observations.
         height: range of the trunk's height.
         angle: range of its angle (planar robots).
-        bound: the largest size of any other number of the state.
+        bound: the largest absolute value of any other number of the state.
     """
 
     control: float
@@ -73,24 +73,24 @@ class Pay(NamedTuple):
 
 
 class Robot(NamedTuple):
-    """A robot, and how a team may share it.
+    """A robot and its splits among agents.
 
     Attributes:
-        file: its description in MuJoCo's format, in the package `gymnasium`; or a maker of it.
-        joints: those with motors.
+        file: its description in MuJoCo's format, in the package `gymnasium`; or a function that returns it.
+        joints: joints with motors.
         edges: groups of joints that are neighbours of each other.
         splits: the named splits: the joints of every agent, in the order of its action.
         pay: reward and failure.
         noise: size of the noise of start states.
         normal: the noise of velocities is normal, not uniform.
         frame_skip: steps of the physics in one step of the environment.
-        hidden: the leading positions that are not observed: how far it has come.
-        trunk: the positions and the velocities that everyone sees.
-        clip: the largest velocity that is observed.
-        unclipped: agents see velocities as they are; only the whole observation has them clipped.
-        blocks: what the observation holds behind positions and velocities, in order.
-        place: what moves along the track: the first position, the first body, or the centre of mass.
-        sees_all: agents see the whole observation by default, as LoRASA's authors have it for the humanoid.
+        hidden: number of leading positions (the distance travelled) that are not observed.
+        trunk: positions and velocities that every agent observes.
+        clip: clip of observed velocities.
+        unclipped: agents observe unclipped velocities; only the whole observation has them clipped.
+        blocks: blocks of the observation after positions and velocities, in order.
+        place: the point whose distance is measured: the first position, the first body, or the centre of mass.
+        sees_all: agents see the whole observation by default, as for the humanoid of LoRASA's authors.
     """
 
     file: str | Callable[[], str]
@@ -111,7 +111,7 @@ class Robot(NamedTuple):
 
 
 def _joints(names: str, **more: Any) -> tuple[Joint, ...]:
-    """The last joints of a robot, in the order of their positions; `more` gives other fields, one value per joint."""
+    """The last joints of a robot, in the order of their positions; `more` has other fields, one value per joint."""
     words = names.split()
     fields = {"motor": range(len(words)), **more}
     return tuple(
@@ -126,13 +126,13 @@ def _groups(text: str) -> tuple[tuple[str, ...], ...]:
 
 
 def _chain(text: str) -> tuple[tuple[str, ...], ...]:
-    """Each word a neighbour of the next one."""
+    """Edges between each word and the next one."""
     words = text.split()
     return tuple(pairwise(words))
 
 
 FREE = (2, 3, 4, 5, 6), (0, 1, 2, 3, 4, 5)
-"""The positions and velocities of a trunk that moves freely, without its place on the ground."""
+"""Positions and velocities of a free trunk, without its horizontal position."""
 
 _LEGS = "thigh_joint leg_joint foot_joint", "thigh_left_joint leg_left_joint foot_left_joint"
 _ABDOMEN, _RIGHT_HIP, _LEFT_HIP, _RIGHT_SHOULDER, _LEFT_SHOULDER = (
@@ -190,7 +190,7 @@ ROBOTS: dict[str, Robot] = {
     "humanoid": Robot(
         file="humanoid.xml",
         joints=_joints(
-            # The first two are named after their motors, which come in the other order than their positions.
+            # The first two are named after their motors, whose order is the reverse of their positions.
             f"abdomen_y abdomen_z abdomen_x {_RIGHT_HIP.replace('y right_hip_z', 'z right_hip_y')} right_knee "
             f"{_LEFT_HIP.replace('y left_hip_z', 'z left_hip_y')} left_knee {_RIGHT_SHOULDER} right_elbow "
             f"{_LEFT_SHOULDER} left_elbow",
@@ -243,11 +243,11 @@ ROBOTS: dict[str, Robot] = {
         unclipped=True,
     ),
 }  # fmt: skip
-"""Robots of one description each, by Gymnasium's names."""
+"""Robots with a fixed description, by Gymnasium's names."""
 
 
 def _ants(n_agents: int, n_segments: int) -> Robot:
-    """A train of ants of two legs each. MaMuJoCo mixes up its joints and motors; here they are set right."""
+    """A chain of ants with two legs each. MaMuJoCo mixes up its joints and motors; here this is corrected."""
     names: list[str] = []
     bodies: list[tuple[int, ...]] = []
     edges: list[tuple[str, ...]] = []
@@ -267,7 +267,7 @@ def _ants(n_agents: int, n_segments: int) -> Robot:
 
 
 def _swimmers(n_agents: int, n_segments: int) -> Robot:
-    """A swimmer of many segments. As in MaMuJoCo nobody sees the head."""
+    """A swimmer of many segments. As in MaMuJoCo, no agent sees the head."""
     names = " ".join(f"rot{i}" for i in range(n_agents * n_segments))
     joints = _joints(names)
     return ROBOTS["swimmer"]._replace(
@@ -280,7 +280,7 @@ def _swimmers(n_agents: int, n_segments: int) -> Robot:
 
 
 def _dealt(joints: Any, n_agents: int) -> tuple[tuple[str, ...], ...]:
-    """The joints' names, dealt out in their order."""
+    """The joints' names, assigned in their order."""
     each = len(joints) // n_agents
     return tuple(tuple(joint.name for joint in joints[i : i + each]) for i in range(0, len(joints), each))
 
@@ -288,14 +288,14 @@ def _dealt(joints: Any, n_agents: int) -> tuple[tuple[str, ...], ...]:
 FAMILIES: Mapping[str, Callable[[int, int], Robot]] = MappingProxyType(
     {"manysegmentant": _ants, "manysegmentswimmer": _swimmers}
 )
-"""Robots of as many segments as the split says: agents x segments of each."""
+"""Robots whose split sets the number of segments: agents x segments per agent."""
 
 
 def generated(name: str, n_segments: int) -> str:
-    """Returns the description of a robot of many segments, which the package gymnasium-robotics writes.
+    """Returns the description of a robot of many segments from the package gymnasium-robotics.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: the package is not installed.
     """
     try:
         with sealed():
@@ -314,7 +314,7 @@ def robot_of(task: str) -> tuple[str, Robot, str]:
     """Returns name, robot and split of a task.
 
     Raises:
-        ConfigError: there is no such robot, or its split says nothing about its segments.
+        ConfigError: there is no such robot, or its split does not set the number of segments.
     """
     name, _, split = task.partition("_")
     known = [*ROBOTS, *FAMILIES]

@@ -1,4 +1,4 @@
-"""What each agent of a robot in MuJoCo moves and sees."""
+"""Actions and observations of the agents of a MuJoCo robot."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lorasa_jax.envs.mujoco_robots import Block, Joint, Robot
 def agents_of(name: str, robot: Robot, split: str, skeleton: Skeleton) -> tuple[tuple[Joint, ...], ...]:
     """Returns the joints that each agent moves, in the order of its action.
 
-    Splits that MaMuJoCo does not have are those of MABrax, which follow from the tree of joints.
+    Splits that MaMuJoCo does not have follow MABrax's rules for the tree of joints.
 
     Raises:
         ConfigError: there is no such split.
@@ -31,7 +31,7 @@ def agents_of(name: str, robot: Robot, split: str, skeleton: Skeleton) -> tuple[
 
 
 class Sizes(NamedTuple):
-    """How large a robot is: numbers of its positions, velocities and bodies (the world is one)."""
+    """Sizes of a robot: numbers of its positions, velocities and bodies (including the world)."""
 
     positions: int
     velocities: int
@@ -39,7 +39,7 @@ class Sizes(NamedTuple):
 
 
 def block_widths(robot: Robot, sizes: Sizes) -> dict[Block, int]:
-    """Returns how many columns of the observation each block has. It leaves out the world, and the trunk's joint."""
+    """Returns the number of columns of each block of the observation, without the world and the trunk's joint."""
     bodies = sizes.bodies - 1
     widths: dict[Block, int] = {
         "cinert": 10 * bodies,
@@ -56,12 +56,12 @@ def obs_width(robot: Robot, sizes: Sizes) -> int:
 
 
 def told_width(robot: Robot, sizes: Sizes) -> int:
-    """Returns how much is told of a robot: its observation, and behind it what agents alone see."""
+    """Returns the number of observed numbers: the whole observation, and numbers that only agents see."""
     return obs_width(robot, sizes) + robot.unclipped * sizes.velocities
 
 
 def maps_of(robot: Robot, agents: tuple[tuple[Joint, ...], ...], sizes: Sizes, config: MujocoConfig) -> Maps:
-    """Returns who moves and who sees what.
+    """Returns actions and observations of the agents.
 
     An agent sees position, velocity and bodies of its own joints, the positions of joints up to `obsk` steps
     away, and the trunk.
@@ -75,7 +75,7 @@ def maps_of(robot: Robot, agents: tuple[tuple[Joint, ...], ...], sizes: Sizes, c
 
 
 def _steps_away(robot: Robot) -> Int[np.ndarray, "J J"]:
-    """How many joints lie between two joints of the table."""
+    """The distances between the joints of the table."""
     place = {joint.name: i for i, joint in enumerate(robot.joints)}
     near = np.zeros((len(place), len(place)), bool)
     for edge in robot.edges:
@@ -112,7 +112,7 @@ def _seen(
                         columns += range(start + each * (body - 1), start + each * body)
                         told.add((block, body))
             start += width
-    for steps in range(1, min(obsk + 1, len(robot.joints))):  # that far are those that cannot be reached
+    for steps in range(1, min(obsk + 1, len(robot.joints))):  # unreachable joints have the largest distance
         ring = [joint for joint, distance in zip(robot.joints, away, strict=True) if distance == steps]
         columns += [position(joint.slot) for joint in sorted(ring, key=lambda joint: joint.name)]
     return *columns, *map(position, robot.trunk[0]), *map(velocity, robot.trunk[1])

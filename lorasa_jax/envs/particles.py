@@ -1,21 +1,21 @@
-"""Particle games: points in a plane, in which agents must differ, and a dial says in how many ways.
+"""Particle games: points in a plane that must differ in behaviour, with an adjustable number of roles.
 
-All games share the physics. Each agent picks one of five moves (stay, right, left, up, down):
+All games share the physics. Each agent chooses one of five moves (stay, right, left, up, down):
 
     velocity <- 0.75 velocity + 0.05 move        position <- position + velocity
 
-There are no walls and no collisions. The start is drawn from [-1, 1]^2; an agent observes its position, its
+There are no walls and no collisions. Start positions are drawn from [-1, 1]^2. An agent observes its position, its
 velocity and the offsets of all landmarks, but not its kind and not the other agents.
 
 * `spread_NxC`: N agents of C colours and C landmarks, one per colour. An agent is paid minus its distance to the
   landmark of its colour. This is blind-particle spread (Christianos et al. 2021, arXiv 2102.07475).
-* `roles_NxC`: the same with N landmarks for every C, of which the first C count. Only the number of roles changes with
-  C; observations, states and the return of the best policy do not.
-* `dynamics_NxC`: one landmark for all. Kind k of C has its moves turned by 360 k / C degrees.
+* `roles_NxC`: the same, but with N landmarks for every C. The first C landmarks count. Only the number of roles changes
+  with C; observations, states and the return of the best policy do not.
+* `dynamics_NxC`: one landmark for all. For kind k of C, moves are rotated by 360 k / C degrees.
 * `dispersion_N`: N agents start at the centre, N items lie around. Each item pays the first agent that touches it
   (after Dispersion in VMAS, Bettini et al. 2022, arXiv 2207.03530).
 
-Groups of unequal size are written out: `spread_4+4+2`.
+Sizes of unequal groups are given one by one: `spread_4+4+2`.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ TOUCH = 0.15
 
 
 class ParticlesState(NamedTuple):
-    """One episode at one time.
+    """The state of an episode.
 
     Attributes:
         place: positions of the agents.
         velocity: their velocities, per step.
         landmark: positions of the landmarks or items.
-        left: items that nobody has eaten yet; landmarks always stay.
+        left: items that were not eaten yet; true for landmarks.
         time: steps played.
     """
 
@@ -56,15 +56,15 @@ class ParticlesState(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """One game.
+    """The rules of a game.
 
     Attributes:
         n_agents: N.
         n_landmarks: L, the number of landmarks or items.
-        goal: the landmark of each agent; None: landmarks are items, which start whole and are eaten.
+        goal: the landmark of each agent; None: landmarks are items, which are eaten.
         roles: the kind of each agent; None: all are alike.
         role_names: names of the kinds.
-        angle: the angle by which each agent's moves are turned, in radians; (): not at all.
+        angle: rotation of each agent's moves, in radians; (): none.
         steps: the length of an episode.
     """
 
@@ -78,12 +78,12 @@ class Rules(NamedTuple):
 
 
 def spread(sizes: tuple[int, ...]) -> Rules:
-    """Colours with a landmark each."""
+    """Colours with one landmark each."""
     return _coloured(sizes, n_landmarks=len(sizes))
 
 
 def roles(sizes: tuple[int, ...]) -> Rules:
-    """Colours with a landmark each, among as many landmarks as agents."""
+    """Colours with one landmark each; the number of landmarks is the number of agents."""
     return _coloured(sizes, n_landmarks=sum(sizes))
 
 
@@ -93,7 +93,7 @@ def _coloured(sizes: tuple[int, ...], n_landmarks: int) -> Rules:
 
 
 def dynamics(sizes: tuple[int, ...]) -> Rules:
-    """Kinds whose moves are turned, and one landmark."""
+    """Kinds with rotated moves, and one landmark."""
     kinds, count = _kinds(sizes), len(sizes)
     names = tuple(f"turned by {360 * k / count:.0f} degrees" for k in range(count))
     angle = tuple(2 * np.pi * k / count for k in kinds)
@@ -101,7 +101,7 @@ def dynamics(sizes: tuple[int, ...]) -> Rules:
 
 
 def dispersion(n: int) -> Rules:
-    """As many items as agents; in 16 steps an agent reaches any one of them, but not all."""
+    """One item per agent; in 16 steps an agent reaches any one item, but not all."""
     return Rules(n, n, None, steps=16)
 
 
@@ -154,7 +154,7 @@ def make_particles(task: str, config: ParticlesConfig) -> Env:
 
     Args:
         task: the game and its team, such as `spread_10x5`.
-        config: who is paid what.
+        config: settings of the reward.
 
     Raises:
         ConfigError: there is no such game, or the team cannot be split this way.
@@ -220,10 +220,9 @@ def make_particles(task: str, config: ParticlesConfig) -> Env:
 
 
 def eat(distance: Float[Array, "N L"], left: Bool[Array, " L"]) -> tuple[Float[Array, " N"], Bool[Array, " L"]]:
-    """Returns what each agent eats, in items, and which items are left.
+    """Returns the items that each agent eats, and the remaining items.
 
-    An item goes to the nearest agent that touches it. Agents that are equally near share it, so that no agent has an
-    advantage.
+    An item goes to the nearest agent that touches it. Equally near agents share it, so no agent has an advantage.
     """
     gone = left & (distance <= TOUCH).any(axis=0)
     nearest = distance == distance.min(axis=0)

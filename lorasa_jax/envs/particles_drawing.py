@@ -1,4 +1,4 @@
-"""Pictures of particle games: agents as discs with a trail, landmarks as rings of the colour that they belong to."""
+"""Pictures of particle games: agents as discs with a trail, landmarks as rings in the colour of their agents."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def draw_particles(states: Any, rules: Any, title: str) -> list[Image.Image]:
 
     Args:
         states: the states of one episode as numpy arrays, [T, ...].
-        rules: of the game (`lorasa_jax.envs.particles.Rules`).
+        rules: the rules of the game (`lorasa_jax.envs.particles.Rules`).
         title: what to write at the top.
     """
     kinds = rules.roles or tuple(range(rules.n_agents))
@@ -32,7 +32,7 @@ def draw_particles(states: Any, rules: Any, title: str) -> list[Image.Image]:
     reach = max(1.1, 1.05 * float(np.abs(states.place).max()))
 
     def pixels(position: Float[np.ndarray, "*K 2"]) -> Float[np.ndarray, "*K 2"]:
-        """Where a position lies on the large picture; up is up."""
+        """The pixels of a position on the large picture, with y upwards."""
         middle = np.array([WIDTH / 2, HEADER + WIDTH / 2])
         return (middle + position * np.array([1, -1]) * WIDTH / (2 * reach)) * SHARP
 
@@ -40,7 +40,7 @@ def draw_particles(states: Any, rules: Any, title: str) -> list[Image.Image]:
 
 
 def palette(count: int) -> list[str]:
-    """Returns colours that lie evenly around the circle of hues."""
+    """Returns colours with evenly spaced hues."""
     wheel = [hls_to_rgb((0.58 + k / count) % 1, 0.66, 0.8) for k in range(count)]
     return ["#" + "".join(f"{round(255 * part):02x}" for part in colour) for colour in wheel]
 
@@ -67,7 +67,7 @@ def _frame(t: int, states: Any, rules: Any, colours: list[str], pixels: Any, tit
 def _landmarks(
     pen: ImageDraw.ImageDraw, places: Float[np.ndarray, "L 2"], left: Any, rules: Any, colours: list[str]
 ) -> None:
-    """Draws landmarks as rings, in the agents' colour where one kind alone goes there, and items as dots."""
+    """Draws landmarks as rings, in the agents' colour if only one kind goes there, and items as dots."""
     for j, place in enumerate(places):
         if rules.goal is None:
             if left[j]:

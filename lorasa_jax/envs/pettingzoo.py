@@ -1,11 +1,11 @@
-"""Games of PettingZoo's parallel API, which live on the host: a door, not a fast lane.
+"""Games of PettingZoo's parallel API, which run on the host and are slow.
 
-A game on the host has a state that cannot be copied. So the state here is what determines it: the seed of its reset,
-and all actions since. A step looks for the live game that has come this far. If there is none, a game is reset with
-the seed and the actions are played again. Hence `reset` and `step` are pure functions of their arguments, if the game
-is deterministic given its seed and the actions.
+The state of a game on the host cannot be copied. So the environment's state is the seed of its reset, and all actions
+since. A step looks for the live game in this state. If there is none, it resets a game with the seed and replays the
+actions. So `reset` and `step` are pure functions of their arguments, if the game is deterministic given its seed and
+the actions.
 
-Every step leaves the compiled program and runs Python, game by game. Games that can be written in JAX are better so.
+Every step leaves the compiled program and runs Python, game by game. If possible, write games in JAX instead.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from lorasa_jax.envs.base import Env, EnvSpec, EnvState, TimeStep
 
 
 class HostState(NamedTuple):
-    """What determines a game on the host.
+    """The data that determines a game on the host.
 
     Attributes:
-        seed: of its reset.
+        seed: seed of its reset.
         steps: t, the steps so far.
-        actions: those of all steps, [episode_limit, N] or [episode_limit, N, A]; zeros from t on.
+        actions: actions of all steps, [episode_limit, N] or [episode_limit, N, A]; zeros from t on.
     """
 
     seed: Int[Array, ""]
@@ -39,7 +39,7 @@ class HostState(NamedTuple):
 
 
 class _Space(NamedTuple):
-    """The actions of one agent: `size` choices, or a vector between two ends."""
+    """The actions of one agent: `size` choices, or a vector between two bounds."""
 
     size: int
     first: int = 0
@@ -47,7 +47,7 @@ class _Space(NamedTuple):
     high: Any = None
 
     def to_game(self, action: Any) -> Any:
-        """Returns an action as the game takes it."""
+        """Returns an action in the form of the game."""
         if self.low is None:
             return int(action) + self.first
         part = np.clip(action[: self.size], -1.0, 1.0).reshape(self.low.shape)
@@ -57,19 +57,19 @@ class _Space(NamedTuple):
 def pettingzoo_env(make: Callable[[], Any], n_envs: int, *, episode_limit: int, name: str = "") -> Env:
     """Returns a game of PettingZoo's parallel API as an `Env`, for `lorasa_jax.run(config, env)`.
 
-    Agents may see unequally much and act unequally. An observation may be a dictionary with `observation` and
-    `action_mask`. The critic sees what all agents see. Agents are paid individually.
+    Agents may have different observations and actions. An observation may be a dictionary with `observation` and
+    `action_mask`. The critic sees all observations. Agents are paid individually.
 
     Args:
         make: returns a fresh parallel environment, such as `mpe2.simple_spread_v3.parallel_env`.
-        n_envs: how many games run side by side, as in `Config.n_envs`; where more do, some are replayed at every step.
-        episode_limit: no episode is longer than this many steps. A game that is longer is cut, by the clock.
-        name: what messages call it; empty: that of the game.
+        n_envs: number of parallel games, as in `Config.n_envs`; with more games, some are replayed at every step.
+        episode_limit: maximum number of steps of an episode. Longer games are truncated.
+        name: the name in messages; empty: the name of the game.
 
     Raises:
-        ConfigError: its actions or observations are of another kind, or the game fails.
+        ConfigError: its actions or observations are not supported, or the game fails.
 
-    Source: the parallel API is that of PettingZoo (Terry et al. 2021).
+    Source: parallel API of PettingZoo (Terry et al. 2021).
     """
     require(episode_limit > 0 and n_envs > 0, "n_envs and episode_limit of pettingzoo_env must be positive")
     host = _Host(make, n_envs, episode_limit, name)
@@ -82,7 +82,7 @@ def pettingzoo_env(make: Callable[[], Any], n_envs: int, *, episode_limit: int, 
         return TimeStep(**shown)
 
     def reset(key: PRNGKeyArray) -> tuple[EnvState, TimeStep]:
-        """Returns a fresh game."""
+        """Returns a new game."""
         seed = jax.random.randint(key, (), 0, np.iinfo(np.int32).max, jnp.int32)
         state = HostState(seed, jnp.zeros((), jnp.int32), jnp.zeros(action_shape, action_type))
         return state, call(state)
@@ -100,7 +100,7 @@ def pettingzoo_env(make: Callable[[], Any], n_envs: int, *, episode_limit: int, 
 
 
 class _Host:
-    """The games of one environment, by how far they have come; several threads may ask at once."""
+    """The live games of one environment, by their state; safe for several threads."""
 
     def __init__(self, make: Callable[[], Any], n_envs: int, episode_limit: int, name: str):
         self._make, self._limit = make, episode_limit
@@ -134,7 +134,7 @@ class _Host:
         self.shapes = {key: jax.ShapeDtypeStruct(array.shape, array.dtype) for key, array in shown.items()}
 
     def show(self, seed: Any, steps: Any, actions: Any) -> dict[str, np.ndarray]:
-        """Returns what games look like after their last step, for any number of leading axes."""
+        """Returns the time steps of games after their last step, for any number of leading axes."""
         seeds, counts, played = (np.asarray(x) for x in (seed, steps, actions))
         lead = seeds.shape
         games = zip(seeds.reshape(-1), counts.reshape(-1), played.reshape(-1, *played.shape[len(lead) :]), strict=True)
@@ -147,7 +147,7 @@ class _Host:
             game = self._free.pop() if self._free else self._make()
             obs, _ = game.reset(seed=seed)
             return self._keep(game, seed, 0, actions, self._read(obs, {}, frozenset(self.agents), frozenset(), 0))
-        if steps > self._limit:  # after the end, which nothing looks at
+        if steps > self._limit:  # after the end; the result is ignored
             return self._over()
         found = self._live.pop(self._key(seed, steps - 1, actions), None)
         if found is None:

@@ -1,4 +1,4 @@
-"""What robots that a team moves have in common, whichever physics they live in."""
+"""Code shared by robots that a team controls, for all simulators."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ EPISODE_STEPS = 1000
 
 
 class Team(NamedTuple):
-    """A robot as the library sees it.
+    """A robot in the form of the library's environments.
 
     Attributes:
-        spec: what is fixed about the environment.
-        show: `show(told, reward, failed, steps) -> TimeStep`, with all that is told of the robot.
+        spec: the environment's spec.
+        show: `show(told, reward, failed, steps) -> TimeStep`, from all observed numbers of the robot.
         torque: `torque(action) -> [J]`: a joint action [N, A] in the order of the robot's motors, clipped to [-1, 1].
     """
 
@@ -33,16 +33,16 @@ class Team(NamedTuple):
 
 
 def make_team(task: str, maps: Maps, width: int) -> Team:
-    """Returns what the agents of a task see and move.
+    """Returns the team of a task.
 
     Args:
         task: robot and split.
-        maps: who moves and who sees what, as columns of all that is told of the robot.
-        width: S, the width of the robot's own observation, with which that begins: the global state.
+        maps: actions and observations of the agents, as columns of the observed numbers.
+        width: S, the width of the robot's whole observation, which comes first and is the global state.
     """
     columns, sees = _padded(maps.columns)
     motors, moves = _padded(maps.motors)
-    # Where in the joint action, agents side by side, each motor finds its torque.
+    # The index of each motor's torque in the joint action, with all agents concatenated.
     source = np.argsort(np.where(moves, motors, motors.max() + 1).reshape(-1), kind="stable")[: moves.sum()]
     spec = EnvSpec(
         name=task,
@@ -60,7 +60,7 @@ def make_team(task: str, maps: Maps, width: int) -> Team:
     def show(
         told: Float[Array, " K"], reward: Float[Array, ""], failed: Bool[Array, ""], steps: Int[Array, ""]
     ) -> TimeStep:
-        """Returns what the robot looks like to us."""
+        """Returns the time step of the robot."""
         return TimeStep(
             obs=jnp.where(sees, told[columns], 0.0),
             state=told[:width],
@@ -79,7 +79,7 @@ def make_team(task: str, maps: Maps, width: int) -> Team:
 
 
 def _padded(rows: tuple[tuple[int, ...], ...]) -> tuple[Int[np.ndarray, "N K"], Bool[np.ndarray, "N K"]]:
-    """Returns the rows with zeros behind the short ones, and where they hold entries of their own."""
+    """Returns the rows padded with zeros, and a mask of their real entries."""
     owned = np.arange(max(map(len, rows))) < np.array([[len(row)] for row in rows])
     padded = np.zeros(owned.shape, int)
     padded[owned] = np.concatenate(rows)
@@ -88,10 +88,10 @@ def _padded(rows: tuple[tuple[int, ...], ...]) -> tuple[Int[np.ndarray, "N K"], 
 
 @contextmanager
 def still() -> Iterator[None]:
-    """Keeps in what reading a robot says: that brax is in maintenance only, and that its files are of an old kind.
+    """Hides messages while a robot is loaded: that brax is only maintained, and that its files have an old format.
 
-    MuJoCo would write the latter to the terminal and into a file in the working directory. Its log
-    goes to the root logger, which gets a handler for good where it has none.
+    MuJoCo would write the latter to the terminal and to a file in the working directory. It logs to
+    the root logger, which would permanently get a handler if it had none.
     """
     import mujoco
 

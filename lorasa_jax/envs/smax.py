@@ -1,7 +1,7 @@
 """SMAX: StarCraft-like battles against a scripted enemy, from JaxMARL.
 
-The game is JaxMARL's, unchanged; here it becomes arrays with an agent axis, with the
-end of a battle told from the end of time.
+The game is JaxMARL's, unchanged. This module converts it to arrays with an agent axis, and
+separates termination from truncation.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ OWN_MAPS = {
     "1c3s5z": ("csssZZZZZ", "csssZZZZZ"),
     "MMM2_without_medivacs": ("MM" + 7 * "m", "MMM" + 8 * "m"),
 }
-"""Battles of SMAC that JaxMARL does not have: our units and theirs, by the letters of their types."""
+"""Battles of SMAC that JaxMARL does not have: our units and the enemy's, by the letters of their types."""
 
 RACES = {"protoss": ("zealot", "stalker"), "terran": ("marine", "marauder"), "zerg": ("zergling", "hydralisk")}
-"""Types that the units of a race are drawn from, equally often, in maps such as `protoss_5_vs_5`. Positions are drawn,
-too. SMACv2 (Ellis et al. 2023) draws a third type in one case of ten, which JaxMARL does not have."""
+"""Types of each race, drawn with equal probability in maps such as `protoss_5_vs_5`. Positions are drawn, too. SMACv2
+(Ellis et al. 2023) draws a third type with probability 0.1, which JaxMARL does not have."""
 _RACE_MAPS = tuple(f"{race}_{n}_vs_{m}" for race in RACES for n, m in ((5, 5), (10, 10), (10, 11), (20, 20), (20, 23)))
 _OF_RACE = re.compile(r"(protoss|terran|zerg)_([1-9]\d?)_vs_([1-9]\d?)")
 
@@ -42,17 +42,17 @@ COLOSSUS: dict[str, Any] = {
     "health": 350.0,
     "weapon_cooldowns": 1.07,
 }
-"""A seventh unit type, for the maps that have one. Its two beams hit one target, not a line of them; it gets no bonus
-against light units, and no shield that grows back."""
+"""A seventh unit type, for maps with a colossus. Its two beams hit one target, not a line of targets. It has no bonus
+against light units, and no regenerating shield."""
 
 
 def scenario_names() -> tuple[str, ...]:
-    """Returns the names of all maps: JaxMARL's, those that the user registered with it, and ours."""
+    """Returns the names of all maps: JaxMARL's, those that the user registered with it, and this library's."""
     return *load_smax().smax_env.MAP_NAME_TO_SCENARIO, *OWN_MAPS
 
 
 def make_smax(task: str, config: SmaxConfig) -> Env:
-    """Returns the battles of one map, our team's side of them.
+    """Returns the battles of one map, with our team as the agents.
 
     Args:
         task: a name from `scenario_names`.
@@ -82,14 +82,14 @@ def make_smax(task: str, config: SmaxConfig) -> Env:
         obs_dim=game.obs_size,
         state_dim=n_units * unit_width if config.normalise_state else game.state_size,
         n_actions=game.num_ally_actions,
-        # The game asks whether time is up before it counts the step: one more than its limit.
+        # The game checks its time limit before it counts the step, so episodes have one more step.
         episode_limit=game.max_steps + 1,
         team_reward=True,
         **_roles(game),
     )
 
     def show(state: EnvState, reward: Float[Array, ""]) -> TimeStep:
-        """Returns what `state` looks like to us."""
+        """Returns the time step of a state for our team."""
         avail = game.get_avail_actions(state)
         units = state.state
         ours, theirs = units.unit_alive[:n_agents].any(), units.unit_alive[n_agents:].any()
@@ -107,15 +107,15 @@ def make_smax(task: str, config: SmaxConfig) -> Env:
         )
 
     def reset(key: PRNGKeyArray) -> tuple[EnvState, TimeStep]:
-        """Returns a fresh battle."""
+        """Returns a new battle."""
         _, state = game.reset(key)
-        # A weakly typed leaf would make whoever jits `step` compile it twice.
+        # With a weakly typed leaf, a jitted `step` would be compiled twice.
         state = jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), state)
         return state, show(state, jnp.zeros(()))
 
     def step(key: PRNGKeyArray, state: EnvState, action: Int[Array, " N"]) -> tuple[EnvState, TimeStep]:
         """Returns the battle half a second later."""
-        # JaxMARL's `step_env`, without what nobody looks at: what the enemy sees afterwards, and what we saw before.
+        # JaxMARL's `step_env` without unused results: the enemy's next observations, and our previous ones.
         key, enemy_key = jax.random.split(key)
         seen = observe(game, state.state, team=1)
         orders, memory = game.get_enemy_actions(enemy_key, state.enemy_policy_state, seen)
@@ -123,7 +123,7 @@ def make_smax(task: str, config: SmaxConfig) -> Env:
         decoded = game._decode_discrete_actions(everyones)
         _, units, reward, _, _ = game.step_env_no_decode(key, state.state, decoded)
         state = state.replace(state=units, enemy_policy_state=memory)
-        # Every agent is paid the same.
+        # All agents receive the same reward.
         return state, show(state, reward[game.agents[0]])
 
     def draw(states: EnvState) -> list[Any]:
@@ -136,7 +136,7 @@ def make_smax(task: str, config: SmaxConfig) -> Env:
 
 
 def _battle(task: str) -> dict[str, Any]:
-    """Returns who fights on a map, and the tables of unit types where the game's own do not have them all."""
+    """Returns the units of a map, and tables of unit types if the game's tables lack some of them."""
     smax = load_smax()
     known = {name: p.default for name, p in inspect.signature(smax.SMAX.__init__).parameters.items()}
     of_race = _OF_RACE.fullmatch(task)
@@ -156,19 +156,19 @@ def _battle(task: str) -> dict[str, Any]:
 
 
 def _race_battle(race: str, n_ours: int, n_theirs: int, known: dict[str, Any]) -> dict[str, Any]:
-    """Returns a battle of units whose types are drawn from those of a race, and the tables of these types alone."""
+    """Returns a battle of units with types drawn from a race, and tables of only these types."""
     names = known["unit_type_names"]
     rows = np.array([names.index(name) for name in RACES[race]])
     tables = {name: table for name, table in known.items() if name.startswith("unit_type_")}
     tables = {
         name: [table[row] for row in rows] if isinstance(table, list) else table[rows] for name, table in tables.items()
     }
-    types = jnp.zeros(n_ours + n_theirs, jnp.uint8)  # of these only the length counts
+    types = jnp.zeros(n_ours + n_theirs, jnp.uint8)  # only the length matters
     return {"scenario": load_smax().smax_env.Scenario(types, n_ours, n_theirs, True, True), **tables}
 
 
 def _roles(game: Any) -> dict[str, Any]:
-    """Returns the roles of our units: their types, numbered as they come; where they are drawn, how many there are."""
+    """Returns the roles of our units: their types in order of appearance, or the number of drawn types."""
     names = game.unit_type_names
     if game.smacv2_unit_type_generation:
         return {"n_roles": game.unit_type_bits, "role_names": tuple(names)}
@@ -178,10 +178,11 @@ def _roles(game: Any) -> dict[str, Any]:
 
 
 def observe(game: Any, units: Any, team: int) -> Float[Array, "n D"]:
-    """Returns what the units of one team see, ours (0) or the enemy's (1): the numbers of JaxMARL's `get_obs`.
+    """Returns the observations of our units (team 0) or the enemy's (1), equal to JaxMARL's `get_obs`.
 
-    Every unit lists all others, its own team first: the enemy reads the list of units from its end. Those out of sight
-    and dead are zeros, and so is all that a dead unit sees. JaxMARL gathers the others unit by unit, which is slow.
+    Every unit lists all others, its own team first; the enemy reads the list of units in reverse. Units that are dead
+    or out of sight are zeros. All observations of a dead unit are zeros. JaxMARL gathers the others unit by unit, which
+    is slow.
     """
     n, n_units = (game.num_allies, game.num_enemies)[team], game.num_allies + game.num_enemies
     ours = np.arange(n_units) < game.num_allies
@@ -194,7 +195,7 @@ def observe(game: Any, units: Any, team: int) -> Float[Array, "n D"]:
     own = jnp.concatenate([health, position, cooldown, bits], axis=-1)
 
     def listed(rows: Array) -> tuple[Array, Array]:
-        """Returns the rows of those who look, [n, 1, ...], and of the others as each lists them, [n, U - 1, ...]."""
+        """Returns the rows of the observing units, [n, 1, ...], and of the others in their lists, [n, U - 1, ...]."""
         rows = rows[::-1] if team else rows
         before = np.arange(n_units - 1) < np.arange(n)[:, None]
         others = jnp.where(before.reshape(*before.shape, *(1,) * (rows.ndim - 1)), rows[None, :-1], rows[None, 1:])
@@ -214,30 +215,30 @@ def observe(game: Any, units: Any, team: int) -> Float[Array, "n D"]:
 
 
 def _fractions(game: Any, units: Any) -> tuple[Float[Array, "U 1"], Float[Array, "U 2"], Float[Array, "U 1"]]:
-    """Returns health, position and the time until the weapon is ready, as fractions of the most there can be."""
+    """Returns health, position and weapon cooldown, as fractions of their maximum."""
     kind = units.unit_types
     health = units.unit_health / game.unit_type_health[kind]
     size = jnp.array([game.map_width, game.map_height], jnp.float32)
-    # An idle weapon's cooldown falls without end.
+    # The cooldown of an idle weapon decreases without bound.
     cooldown = jnp.clip(units.unit_weapon_cooldowns / game.unit_type_weapon_cooldowns[kind], 0.0, 1.0)
     return health[:, None], units.unit_positions / size, cooldown[:, None]
 
 
 def _type_bits(game: Any, kind: UInt8[Array, " U"]) -> Float[Array, "U K"]:
-    """Returns which type each unit is of; where the map fixes the types, one bit that is always set."""
+    """Returns the one-hot type of each unit; if the map fixes the types, a single 1."""
     if game.smacv2_unit_type_generation:
         return jax.nn.one_hot(kind, game.unit_type_bits)
     return jnp.ones((kind.size, 1))
 
 
 def _global_state(game: Any, units: Any) -> Float[Array, " S"]:
-    """Returns all units side by side, ours first, every entry in [0, 1].
+    """Returns all units concatenated, ours first, with every entry in [0, 1].
 
-    Each unit's columns: health, two coordinates and the weapon's cooldown, as fractions, then its
-    type's bits. Dead units are zeros, so the one bit left where the map fixes the types says: alive.
+    Each unit has health, two coordinates and the weapon cooldown, as fractions, then its one-hot
+    type. Dead units are zeros. So on maps with fixed types, the single type entry marks living units.
     """
     health, position, cooldown = _fractions(game, units)
     columns = (health, position, cooldown, _type_bits(game, units.unit_types))
-    # The crowd pushes units across the border.
+    # Other units may push a unit across the border.
     features = jnp.clip(jnp.concatenate(columns, axis=-1), 0.0, 1.0)
     return jnp.where(units.unit_alive[:, None], features, 0.0).reshape(-1)

@@ -20,12 +20,12 @@ RESULTS = {(True, False): "won", (False, True): "lost", (False, False): "draw", 
 
 
 class Shots(NamedTuple):
-    """Who attacks whom in each frame, [T, U]: T states of a battle, U units.
+    """Attacks in each frame, [T, U]: T states of a battle, U units.
 
     Attributes:
-        target: the unit under attack; meaningless where neither mask is set.
-        fired: a shot went off in the half second that led to this state.
-        aimed: none did, but the weapon is held on a living target within range.
+        target: the attacked unit; undefined if neither mask is set.
+        fired: the unit fired in the half second before this state.
+        aimed: the unit did not fire, but aims at a living target within range.
     """
 
     target: Int[np.ndarray, "T U"]
@@ -34,13 +34,13 @@ class Shots(NamedTuple):
 
 
 class View(NamedTuple):
-    """The part of the map that is shown: pixels per unit of length, and its centre."""
+    """The shown part of the map: pixels per unit of length, and its centre."""
 
     scale: float
     centre: Float[np.ndarray, " 2"]
 
     def __call__(self, position: Float[np.ndarray, "*K 2"]) -> Float[np.ndarray, "*K 2"]:
-        """Returns where on the large picture a place lies; north is up."""
+        """Returns the pixels of a place on the large picture, with y upwards."""
         middle = np.array([WIDTH / 2, HEADER + ARENA / 2]) * SHARP
         return middle + (position - self.centre) * self.scale * np.array([1, -1])
 
@@ -60,15 +60,15 @@ def draw_battle(units: Any, game: Any, title: str) -> list[Image.Image]:
 
 
 def find_shots(units: Any, game: Any) -> Shots:
-    """Returns who attacks whom, [T, U].
+    """Returns the attacks, [T, U].
 
-    A shot shows in the cooldown: it falls by half a second per step unless the weapon went off.
-    Before the first state nothing is known, so there every attack in range counts as a shot.
+    Shots are found from the cooldown, which falls by half a second per step unless the unit fires.
+    For the first state there is no previous cooldown, so every attack in range counts as a shot.
     """
     attack = units.prev_attack_actions
     n_allies, unit = game.num_allies, np.arange(units.unit_alive.shape[1])
     choice = attack - game.num_movement_actions
-    # The enemy counts its targets, our units, from the last to the first.
+    # The enemy's targets, our units, are numbered from the last to the first.
     target = np.where(unit < n_allies, n_allies + choice, n_allies - 1 - choice)
     attacks = choice >= 0
     target = np.where(attacks, target, unit)
@@ -86,7 +86,7 @@ def find_shots(units: Any, game: Any) -> Shots:
 
 
 def _fit(units: Any) -> View:
-    """Returns the closest view that keeps every unit in sight all through the battle."""
+    """Returns the closest view that shows every unit during the whole battle."""
     places = units.unit_positions.reshape(-1, 2)
     margin = 1.8
     low, high = places.min(axis=0) - margin, places.max(axis=0) + margin
@@ -95,7 +95,7 @@ def _fit(units: Any) -> View:
 
 
 def _stage(view: View, units: Any, game: Any, title: str) -> Image.Image:
-    """Returns what stays the same in all pictures: the ground, the title and the legend."""
+    """Returns the constant part of all pictures: the ground, the title and the legend."""
     picture = Image.new("RGB", (WIDTH * SHARP, (HEADER + ARENA + FOOTER) * SHARP), BEYOND)
     pen = ImageDraw.Draw(picture)
     size = np.array([game.map_width, game.map_height], float)
@@ -128,7 +128,7 @@ def _frame(picture: Image.Image, t: int, units: Any, shots: Shots, view: View, g
     team = units.unit_teams[t].astype(int)
     colour = [TEAMS[k][1] for k in team]
     alive, kind = units.unit_alive[t], units.unit_types[t]
-    # A little larger than life, so that letters fit.
+    # Units are drawn enlarged, so that letters fit.
     radius = 1.3 * view.scale * np.asarray(game.unit_type_radiuses, float)[kind]
     health = units.unit_health[t] / np.asarray(game.unit_type_health, float)[kind]
     hurt = units.unit_health[t] < units.unit_health[max(t - 1, 0)]
@@ -141,7 +141,7 @@ def _frame(picture: Image.Image, t: int, units: Any, shots: Shots, view: View, g
         pen.line((*place[i], *place[shots.target[t, i]]), fill=colour[i] + "48", width=SHARP)
     for i in np.flatnonzero(alive):
         _unit(pen, place[i], radius[i], health[i], colour[i], game.unit_type_shorthands[kind[i]], bool(hurt[i]))
-    # Shots go over the units: in close combat there is no space between them.
+    # Shots are drawn over units, because in close combat there is no space between them.
     reach = np.where(alive, radius, 0.0)
     for i in np.flatnonzero(shots.fired[t]):
         j = shots.target[t, i]
@@ -160,7 +160,7 @@ def _unit(
     letter: str,
     hurt: bool,
 ) -> None:
-    """Draws a living unit: its letter on a disc, within a ring that is as long as its health."""
+    """Draws a living unit: its letter on a disc, and its health as the length of a ring."""
     if hurt:
         _disc(pen, place, 1.35 * radius, fill="#ffffff38")
     _disc(pen, place, radius, fill=INK)
@@ -180,9 +180,9 @@ def _shot(
     target_radius: float,
     colour: str,
 ) -> None:
-    """Draws a shot from edge to edge, so that letters stay legible, and a spark where it hits."""
+    """Draws a shot from edge to edge, so letters stay legible, and a spark at its target."""
     distance = max(float(np.hypot(*(target - source))), 1e-6)
-    # Where the discs overlap there is no way to go: only the spark shows, between the two.
+    # If the discs overlap, only the spark is drawn, between the two.
     begin = min(source_radius, distance * source_radius / max(source_radius + target_radius, 1e-6))
     end = max(distance - target_radius, begin)
     start, hit = (source + (target - source) * length / distance for length in (begin, end))
@@ -192,7 +192,7 @@ def _shot(
 
 
 def _header(pen: ImageDraw.ImageDraw, t: int, units: Any, game: Any) -> None:
-    """Writes how many live on either side and the step; at the end of the battle, how it ended."""
+    """Writes the living units of both sides and the step; at the end also the result."""
     middle = HEADER / 2
     sides = units.unit_alive[t, : game.num_allies], units.unit_alive[t, game.num_allies :]
     x = 165.0

@@ -1,10 +1,10 @@
-"""Toy games whose answers are known exactly: for tests, first steps and notebooks.
+"""Toy games with exactly known returns, for tests, first steps and notebooks.
 
-Three matrix games ask whether agents can act differently, or alike, and two more hide that they are of two
-kinds, always the same or drawn anew; each probe isolates one part of a learner. All chance is dealt at the reset,
-so the rest of an episode can be enumerated. Agents see symbols, as one-hot vectors, and the global state is what all of
-them see: both have unequal entries, for layer normalisation turns a constant vector into
-zeros. An episode is won when no episode of the game could have paid more.
+Three matrix games test whether agents can act differently, or alike. Two more games have two hidden kinds of agents,
+fixed or redrawn. Each probe isolates one part of a learner. All random numbers are drawn at the reset, so the rest of
+an episode can be enumerated. Agents see symbols as one-hot vectors. The global state is the concatenation of all
+observations. Both have unequal entries, because layer normalisation turns a constant vector into zeros. An episode is
+won if its return is the highest possible return of the game.
 
 The games of specialisation and synchronisation follow Tessera et al., "HyperMARL" (NeurIPS
 2025), the probes Jones, "Debugging RL, Without the Agonizing Pain" (2021).
@@ -28,13 +28,13 @@ Hand = Any
 
 
 class Ceilings(NamedTuple):
-    """What play earns, exactly: the expected return of an episode, averaged over agents.
+    """Exact expected returns of an episode, averaged over agents.
 
     Attributes:
-        shared_sampled: the supremum for agents that sample from one policy, without their ids.
-        shared_greedy: the most for agents that take the likeliest action of such a policy.
-        optimum: the most for agents with policies of their own; where roles are drawn, for policies of the roles.
-        chance: what actions drawn evenly from the available ones earn.
+        shared_sampled: the supremum for agents that sample from one shared policy, without ids.
+        shared_greedy: the maximum for agents that take the most probable action of such a policy.
+        optimum: the maximum for a policy per agent; if roles are drawn, for a policy per role.
+        chance: the return of uniformly random available actions.
     """
 
     shared_sampled: float
@@ -44,29 +44,29 @@ class Ceilings(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """One game, for a given number of agents.
+    """The rules of a game for a given number of agents.
 
-    `time` counts the steps played, `hand` is what chance dealt at the reset; a value that
-    is the same for all agents may stand alone.
+    `time` counts the steps, and `hand` holds the random numbers of the reset. A value that
+    is the same for all agents may be a scalar.
 
     Attributes:
-        ceilings: what play can earn.
-        pay: `pay(time, hand, action)`: what the joint action earns.
+        ceilings: exact returns.
+        pay: `pay(time, hand, action)`: the reward of the joint action.
         n_actions: number of actions of each agent.
         n_symbols: width of an observation.
-        see: `see(time, hand)`: the symbol each agent sees; left out, the time.
+        see: `see(time, hand)`: the symbol that each agent sees; by default the time.
         deal: `deal(key)`: the hand.
         turn: `turn(time, hand, action)`: the hand after a step.
-        avail: `avail(time, hand)`: the actions each agent may take.
+        avail: `avail(time, hand)`: the available actions of each agent.
         alive: `alive(time)`: the agents that can still act.
         steps: length of every episode.
-        best: the highest return an episode can have.
-        team_reward: every agent is paid the same.
-        pay_at_end: what the team earns is paid out in one sum, with the last step.
-        clocked: a clock ends the episode, not the game.
+        best: the highest possible return of an episode.
+        team_reward: all agents receive the same reward.
+        pay_at_end: the team's total reward is paid at the last step.
+        clocked: a time limit ends the episode.
         roles: the role of each agent.
-        role: `role(hand)`: the role of each agent, where chance deals it.
-        n_roles: how many roles chance deals.
+        role: `role(hand)`: the role of each agent, if roles are drawn.
+        n_roles: number of drawn roles.
     """
 
     ceilings: Ceilings
@@ -89,7 +89,7 @@ class Rules(NamedTuple):
 
 
 class ToyState(NamedTuple):
-    """Where an episode stands: steps played, what chance dealt, what the team has earned so far (agents' mean)."""
+    """The state of an episode: steps so far, the hand, and the return so far (mean over agents)."""
 
     time: Time
     hand: Hand
@@ -97,21 +97,21 @@ class ToyState(NamedTuple):
 
 
 def own_number(n: int) -> Rules:
-    """Agent i is paid 1 for action i and nothing otherwise; all see the same.
+    """Agent i receives 1 for action i and 0 otherwise. All agents see the same.
 
-    Each agent's pay is its own. A shared policy earns p_i for agent i, hence 1/n on
-    average whatever it is, sampled or greedy; the optimum is 1.
+    Rewards are individual. A shared policy earns p_i for agent i, so every shared policy, sampled or
+    greedy, earns 1/n on average. The optimum is 1.
     """
     known = Ceilings(1 / n, 1 / n, optimum=1.0, chance=1 / n)
     return Rules(known, pay=lambda time, hand, action: action == jnp.arange(n), n_actions=n, team_reward=False)
 
 
 def specialisation(n: int) -> Rules:
-    """The team is paid the number of distinct actions over n; all see the same.
+    """The team receives the number of distinct actions divided by n. All agents see the same.
 
-    Two agents earn 1 when they differ and 0.5 when they do not. A shared policy earns
-    sum_a (1 - (1 - p_a)^n) / n, concave and so largest where p is uniform: sampled,
-    1 - (1 - 1/n)^n (0.75 for two agents). Greedy, it earns 1/n. The optimum is 1.
+    Two agents earn 1 if they differ and 0.5 otherwise. A sampled shared policy earns
+    sum_a (1 - (1 - p_a)^n) / n. This is concave, so it is largest for uniform p:
+    1 - (1 - 1/n)^n (0.75 for two agents). A greedy one earns 1/n. The optimum is 1.
     """
     uniform = 1 - (1 - 1 / n) ** n
     known = Ceilings(uniform, 1 / n, optimum=1.0, chance=uniform)
@@ -119,22 +119,22 @@ def specialisation(n: int) -> Rules:
 
 
 def synchronisation(n: int) -> Rules:
-    """The team is paid 1 when all choose the same of two actions, and nothing otherwise.
+    """The team receives 1 if all agents choose the same of two actions, and 0 otherwise.
 
-    A shared policy reaches the optimum, 1, greedy or sampled; chance earns 2^(1 - n).
+    A shared policy reaches the optimum, 1, greedy or sampled. Random actions earn 2^(1 - n).
     """
     known = Ceilings(1.0, 1.0, optimum=1.0, chance=2.0 ** (1 - n))
     return Rules(known, pay=lambda time, hand, action: (action == action[0]).all())
 
 
 def two_kinds(n: int, kinds: Sequence[int] | None = None) -> Rules:
-    """The team is paid, in the first of two steps, the share of agents that then show symbol 1.
+    """The team receives, in the first of two steps, the share of agents that then show symbol 1.
 
-    Each agent shows a symbol, at first drawn by chance; the next one is the agent's action where it is of kind 0,
-    and the opposite where it is of kind 1. Agents see their own symbol, not their kind, which alternates unless
-    `kinds` are given. A shared policy that plays 1 with probability p earns p for one kind and 1 - p for the other: at
-    most the share of the larger, sampled or greedy. Policies for each kind, which is an agent's role, reach the
-    optimum, 1; chance earns 0.5.
+    Each agent shows a symbol, which is random at first. The next symbol is the agent's action for kind 0, and the
+    opposite for kind 1. Agents see their own symbol, but not their kind. Kinds alternate unless `kinds` are given. A
+    shared policy that plays 1 with probability p earns p for one kind and 1 - p for the other. So it earns at most the
+    share of the larger kind, sampled or greedy. The kind is an agent's role. A policy per kind reaches the optimum, 1.
+    Random actions earn 0.5.
     """
     roles = tuple(i % 2 for i in range(n)) if kinds is None else tuple(kinds)
     kind, larger = jnp.array(roles), max(roles.count(k) for k in (0, 1)) / n
@@ -154,10 +154,10 @@ def two_kinds(n: int, kinds: Sequence[int] | None = None) -> Rules:
 
 
 def drawn_kinds(n: int) -> Rules:
-    """The team is paid the share of agents that name their kind, 0 or 1, drawn anew for each and shown nowhere.
+    """The team receives the share of agents that name their kind, 0 or 1, which is redrawn and never observed.
 
-    An agent's kind is its role. A shared policy names half of the kinds rightly on average, and so does an agent's
-    own; policies of the kinds reach the optimum, 1. Chance earns 0.5.
+    An agent's kind is its role. A shared policy names half of the kinds correctly on average, and so does a policy per
+    agent. A policy per kind reaches the optimum, 1. Random actions earn 0.5.
     """
     return Rules(
         Ceilings(0.5, 0.5, optimum=1.0, chance=0.5),
@@ -169,32 +169,32 @@ def drawn_kinds(n: int) -> Rules:
 
 
 def probe_value(n: int) -> Rules:
-    """The team is paid 1, whatever it does: the value of the only state is 1."""
+    """The team receives 1 for any action. The value of the only state is 1."""
     return Rules(Ceilings(1.0, 1.0, 1.0, 1.0), pay=lambda time, hand, action: 1.0)
 
 
 def probe_observation(n: int) -> Rules:
-    """The team is paid 1 or -1 as all were shown, whatever it does.
+    """The team receives 1 or -1, as shown to all agents, for any action.
 
-    The value is 1 under symbol 1 and -1 under symbol 0: it must follow the input. Every
-    policy earns 0 on average; an episode that paid 1 counts as won.
+    The value is 1 for symbol 1 and -1 for symbol 0, so it must depend on the input. Every
+    policy earns 0 on average. An episode with return 1 counts as won.
     """
     known, deal = Ceilings(0.0, 0.0, 0.0, 0.0), lambda key: jax.random.randint(key, (), 0, 2)
     return Rules(known, pay=lambda time, hand, action: 2 * hand - 1, see=lambda time, hand: hand, deal=deal)
 
 
 def probe_discount(n: int) -> Rules:
-    """The team is paid 1 at the second and last step, whatever it does.
+    """The team receives 1 at the second and last step, for any action.
 
-    The value of the first state is gamma, that of the second 1.
+    The value of the first state is gamma, the value of the second state is 1.
     """
     return Rules(Ceilings(1.0, 1.0, 1.0, 1.0), pay=lambda time, hand, action: time == 1, steps=2)
 
 
 def probe_policy(n: int, delay: int = 0) -> Rules:
-    """The team is paid the share of agents that name the cue they see, each its own.
+    """The team receives the share of agents that name their own observed cue.
 
-    A shared policy reaches the optimum, 1. A policy blind to its input earns 0.5.
+    A shared policy reaches the optimum, 1. A policy that ignores its input earns 0.5.
     """
     blank = 2
     return Rules(
@@ -208,20 +208,22 @@ def probe_policy(n: int, delay: int = 0) -> Rules:
 
 
 def probe_memory(n: int) -> Rules:
-    """The team is paid, at the third step, the share of agents that name the cue of the first.
+    """The team receives, at the third step, the share of agents that name the cue of the first step.
 
-    Earlier actions count for nothing. A shared recurrent policy reaches the optimum, 1.
-    Without memory every policy earns 0.5: all hands look the same when it counts.
+    Earlier actions do not matter. A shared recurrent policy reaches the optimum, 1. Without memory every
+    policy earns 0.5, because at the third step all cues look the same.
     """
     return probe_policy(n, delay=2)
 
 
 def probe_mask(n: int) -> Rules:
-    """The team is paid agents' mean at each of two steps: 1 for the highest action available, -1 for one that is not.
+    """The team receives at each of two steps the mean over agents of 1, 0 or -1.
 
-    Of three actions the first is always available, the others each with probability 1/2, drawn anew for
-    every agent and step and shown nowhere but in the mask. A shared policy that ranks the actions reaches
-    the optimum, 2, greedy and in the limit sampled; chance earns 7/6, the best policy blind to the mask 1/2.
+    An agent gets 1 for the highest available action, 0 for another available action, and -1 for an unavailable one.
+    The first of three actions is always available. Each other action is available with probability 1/2,
+    redrawn for every agent and step, and visible only in the mask. A shared policy that ranks the actions
+    reaches the optimum, 2: greedily, and in the limit sampled. Random actions earn 7/6, and the best policy
+    that ignores the mask earns 1/2.
     """
 
     def deal(key: PRNGKeyArray) -> Bool[Array, "T N A"]:
@@ -236,11 +238,11 @@ def probe_mask(n: int) -> Rules:
 
 
 def probe_death(n: int) -> Rules:
-    """The team is paid, after two steps, the share of agents whose last act in life was action 1, not 2.
+    """The team receives, after two steps, the share of agents whose last action alive was 1, not 2.
 
-    All but agent 0 die after the first step. They see zeros from then on and are left with action 0,
-    which the living lack; what they do no longer matters, but what they did is paid only now. A shared
-    policy reaches the optimum, 1; chance earns 0.5.
+    All agents except agent 0 die after the first step. Dead agents see zeros and have only action 0,
+    which living agents do not have. Their later actions do not matter, but their earlier actions are rewarded
+    only at the end. A shared policy reaches the optimum, 1. Random actions earn 0.5.
     """
     survivor = jnp.arange(n) == 0
 
@@ -259,17 +261,17 @@ def probe_death(n: int) -> Rules:
 
 
 def probe_clock(n: int) -> Rules:
-    """The team is paid 1 at each step, whatever it does, until the clock stops it after five.
+    """The team receives 1 at each of five steps, for any action, and is then truncated.
 
-    Where the clock only interrupts (`bootstrap`), nobody sees it and the value is 1 / (1 - gamma); where
-    it is an end (`terminal`), all see it and the value is (1 - gamma^k) / (1 - gamma) with k steps to go.
+    Under `bootstrap` agents do not observe the time, and the value is 1 / (1 - gamma). Under `terminal` they
+    observe it, and the value is (1 - gamma^k) / (1 - gamma) with k steps to go.
     """
     known = Ceilings(5.0, 5.0, 5.0, 5.0)
     return Rules(known, pay=lambda time, hand, action: 1.0, n_symbols=5, steps=5, best=5.0, clocked=True)
 
 
 class Game(NamedTuple):
-    """How to build a game's rules, for how many agents unless asked, and for how many at least."""
+    """A game: a function that makes its rules, and the default and minimum number of agents."""
 
     rules: Callable[[int], Rules]
     n_agents: int = 2
@@ -302,14 +304,14 @@ def _set_up(task: str, n_agents: int | None) -> tuple[int, Rules]:
 
 
 def ceilings(task: str, n_agents: int | None = None) -> Ceilings:
-    """Returns what play can earn; raises `ConfigError` for an unknown game or too few agents."""
+    """Returns the exact returns; raises `ConfigError` for an unknown game or too few agents."""
     return _set_up(task, n_agents)[1].ceilings
 
 
 def make_toy(task: str, n_agents: int | None = None, time_limit: str = "bootstrap") -> Env:
     """Returns a game of `GAMES` as an environment.
 
-    Where a clock ends it, `time_limit` says what it reports: `bootstrap` a truncation, `terminal`
+    In a game with a time limit, `time_limit` sets the end: `bootstrap` a truncation, `terminal`
     a termination. Raises `ConfigError` for an unknown game or time limit, or too few agents.
     """
     n, rules = _set_up(task, n_agents)
@@ -318,8 +320,8 @@ def make_toy(task: str, n_agents: int | None = None, time_limit: str = "bootstra
 
     def show(state: ToyState, reward: Float[Array, " N"]) -> TimeStep:
         over = state.time >= rules.steps
-        # The end looks like the step before it. A clock that merely interrupts stays hidden: nobody ever acts
-        # in its last state, so a critic that could tell it apart would bootstrap from a value it never learned.
+        # The last state looks like the one before it. Under bootstrap the time is hidden: no agent acts in the last
+        # state, so a critic that could recognise it would bootstrap from a value that it never learned.
         time = jnp.zeros_like(state.time) if interrupts else jnp.minimum(state.time, rules.steps - 1)
         alive = jnp.broadcast_to(rules.alive(time), (n,))
         seen = jax.nn.one_hot(rules.see(time, state.hand), rules.n_symbols)
