@@ -1,6 +1,6 @@
-"""One page about a run or a sweep, `report.html`, which holds its pictures and needs nothing else.
+"""Writes `report.html`, one self-contained page about a run or a sweep, with its pictures.
 
-It is made of the files in a directory alone, so it can be made again at any time.
+The page is made only from the files in a directory, so it can be made again at any time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ pre { background: #f3f5f7; padding: .75rem; white-space: pre-wrap; overflow-wrap
 
 
 def write_page(directory: Path) -> Path:
-    """Writes the page about the run or the sweep in a directory, and returns where.
+    """Writes the page about the run or the sweep in a directory, and returns its path.
 
     Raises:
         ConfigError: one of the run's own files is missing or damaged.
@@ -65,7 +65,7 @@ def _run(directory: Path) -> Iterator[str]:
 
 
 def _results(summary: dict[str, Any]) -> Iterator[str]:
-    """How the run ended, over seeds."""
+    """The final results over seeds."""
     names = list(next(iter(summary["final"].values())))
     rows = [
         [play, *(_mean(values[name], summary["final_ci95"][play][name]) for name in names)]
@@ -86,7 +86,7 @@ def _results(summary: dict[str, Any]) -> Iterator[str]:
 
 
 def _mean(values: list[float], interval: list[float] | None) -> str:
-    """The mean of seeds, with its 95 % interval where there is one."""
+    """The mean of seeds, with its 95 % interval if there is one."""
     known = [value for value in values if value is not None]
     if not known:
         return ""

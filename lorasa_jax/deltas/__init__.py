@@ -1,6 +1,6 @@
 """Deltas: low-rank corrections of any parameter tree, with one set per owner.
 
-An owner is whoever has parameters of its own on top of shared ones: an agent, a role, a task. Its kernel is
+An owner has its own parameters in addition to shared ones: an agent, a role, a task. Its kernel is
 
     K + (alpha / r) L R,   L (in, r), R (r, out)
 
@@ -9,7 +9,7 @@ agents nor environments.
 
 | function                           | result |
 |---|---|
-| `make_spec(tree, target, rank)`    | which parameters get a delta, of which rank; `print` shows a table |
+| `make_spec(tree, target, rank)`    | the parameters with a delta, and their ranks; `print` shows a table |
 | `init(key, spec, n)`               | fresh deltas of n owners, leaves [N, ...] |
 | `merge(tree, own)`                 | full parameters of one owner |
 | `merge_all(tree, deltas)`          | full parameters of all owners, and their `in_axes` |

@@ -1,4 +1,4 @@
-"""Deltas as arrays: how they start, and how they change a parameter tree."""
+"""Deltas as arrays: their initialisation, and their application to a parameter tree."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Deltas:
     Attributes:
         arrays: by the path of the parameter, `left` `[*batch, in, r]` and `right` `[*batch, r, out]`, or `full` in the
             shape of the parameter.
-        spec: what they are; static under `jax.jit`.
+        spec: their spec; static under `jax.jit`.
     """
 
     arrays: Any
@@ -36,50 +36,49 @@ class Deltas:
 
     @property
     def n_owners(self) -> int:
-        """N; raises `ConfigError` where the arrays have no owner axis."""
+        """N; raises `ConfigError` if the arrays have no owner axis."""
         return require_shapes(self, owners=True)
 
     def __getitem__(self, owner: int | Int[Array, ""]) -> Deltas:
         n = self.n_owners
-        if isinstance(owner, int) and not -n <= owner < n:  # jax would take the nearest one
+        if isinstance(owner, int) and not -n <= owner < n:  # jax would clip the index
             raise IndexError(f"there is no owner {owner}; these are the deltas of {n}")
         return jax.tree.map(lambda leaf: leaf[owner], self)
 
     def select(self, patterns: str | Iterable[str]) -> Deltas:
-        """Returns the deltas of the parameters that some pattern matches.
+        """Returns the deltas of the parameters that match a pattern.
 
         Raises:
-            ConfigError: a pattern matches none.
+            ConfigError: a pattern matches no parameter.
         """
         return self.only(matching("select", patterns, self.spec.by_path))
 
     def only(self, paths: Iterable[str]) -> Deltas:
-        """Returns the deltas of these parameters; there may be none."""
+        """Returns the deltas of these parameters; the result may be empty."""
         kept = set(paths)
         spec = Spec(tuple(target for target in self.spec.targets if target.path in kept))
         return Deltas({target.path: self.arrays[target.path] for target in spec.targets}, spec)
 
     def under(self, name: str) -> Deltas:
-        """Returns the same deltas for a tree that holds this one as its branch of that name."""
+        """Returns the same deltas for a tree that contains the present tree as a branch of this name."""
         targets = tuple(replace(target, path=f"{name}/{target.path}") for target in self.spec.targets)
         return Deltas({f"{name}/{path}": arrays for path, arrays in self.arrays.items()}, Spec(targets))
 
 
 def init(key: PRNGKeyArray, spec: Spec, n: int) -> Deltas:
-    """Returns fresh deltas for n owners, leaves [N, ...]; merged, they change nothing.
+    """Returns fresh deltas for n owners, leaves [N, ...]. They do not change the parameters.
 
-    With K (in, out) a kernel, owner i's is
+    For a kernel K (in, out), owner i's kernel is
 
         K + (alpha / r) L_i R_i,   L_i (in, r) = 0,   R_i (r, out) ~ U(-1/sqrt(r), 1/sqrt(r))
 
-    and where r >= min(in, out), or where the parameter is no matrix, K + D_i with D_i = 0. At the start only L (or D)
-    has a gradient.
+    For r >= min(in, out), and for parameters that are no matrices, it is K + D_i with D_i = 0. At the start only L (or
+    D) has a nonzero gradient.
 
     Raises:
         ConfigError: n is below 1.
 
-    Source: LoRA (Hu et al. 2021), mirrored, with the factor on the input side starting at zero; LoRASA
-    (arXiv 2502.05573).
+    Source: LoRA (Hu et al. 2021), but with the zero factor on the input side; LoRASA (arXiv 2502.05573).
     """
     require(n >= 1, f"the number of owners must be at least 1, got {n}")
 
@@ -98,13 +97,13 @@ def init(key: PRNGKeyArray, spec: Spec, n: int) -> Deltas:
 
 
 def merge(tree: Any, *own: Deltas, frozen: bool = False) -> Any:
-    """Returns the full parameters of one owner: K + (alpha / r) L R for every target, the rest as they are.
+    """Returns the full parameters of one owner: K + (alpha / r) L R for every target, other parameters unchanged.
 
     Args:
-        tree: the parameters that the spec was made of; any pytree.
-        own: of one owner, such as `deltas[0]`; map this function over owners, or take `merge_all`. Several add up, as
-            those of a role and of an agent.
-        frozen: let no gradient into `tree`.
+        tree: the parameters that the spec was made from; any pytree.
+        own: deltas of one owner, such as `deltas[0]`. Map this function over owners, or use `merge_all`. Several deltas
+            add up, for example those of a role and of an agent.
+        frozen: stop gradients into `tree`.
 
     Raises:
         ConfigError: the deltas do not fit the tree.
@@ -135,12 +134,12 @@ def merge_all(tree: Any, deltas: Deltas, *, frozen: bool = False) -> tuple[Any, 
     Only parameters with a delta get an owner axis, [N, ...]; the others are not copied.
 
     Args:
-        tree: the parameters that the spec was made of.
-        deltas: of all owners, leaves [N, ...].
-        frozen: let no gradient into `tree`.
+        tree: the parameters that the spec was made from.
+        deltas: deltas of all owners, leaves [N, ...].
+        frozen: stop gradients into `tree`.
 
     Returns:
-        The tree, and a tree of the same structure with 0 where there is an owner axis and None elsewhere.
+        The tree, and a tree of the same structure with 0 for leaves with an owner axis and None for others.
 
     Raises:
         ConfigError: the deltas do not fit the tree.
@@ -168,7 +167,7 @@ def merge_all(tree: Any, deltas: Deltas, *, frozen: bool = False) -> tuple[Any, 
 
 
 def beside(products: Iterable[Deltas]) -> dict[str, tuple[Array, Array]]:
-    """Returns by path the factors of low-rank deltas that add up, [in, r] and [r, out] with all ranks side by side.
+    """Returns by path the factors of a sum of low-rank deltas, [in, r] and [r, out], with all ranks concatenated.
 
         sum_l (alpha_l / r_l) L_l R_l = left right,   left = [L_1 L_2 ...],   right = [s_1 R_1; s_2 R_2; ...]
 
@@ -198,10 +197,11 @@ def split_full(own: Sequence[Deltas]) -> tuple[list[Deltas], list[Deltas]]:
 
 
 def difference(tree_a: Any, tree_b: Any, spec: Spec) -> Deltas:
-    """Returns the deltas of one owner that lead from one tree to another: merged into `tree_a` they give `tree_b`.
+    """Returns the deltas of one owner from one tree to another: merged into `tree_a` they give `tree_b`.
 
-    That is exact, up to rounding, for full-rank deltas. A low-rank one is the nearest matrix of its rank, by a
-    truncated singular value decomposition (Eckart & Young 1936), with the singular values shared by both factors.
+    For full-rank deltas this is exact up to rounding. A low-rank delta is the nearest matrix of its rank, by a
+    truncated singular value decomposition (Eckart & Young 1936). Each factor gets the square roots of the singular
+    values.
 
     Raises:
         ConfigError: a tree does not fit the spec.
@@ -228,7 +228,7 @@ def _add(leaf: Leaf, target: Target, arrays: Mapping[str, Leaf]) -> Array:
 
 
 def _map_targets(tree: Any, deltas: Deltas, function: Callable[..., Array]) -> Any:
-    """The tree with `function(leaf, target, arrays)` in the place of every leaf that has a delta."""
+    """The tree with every leaf that has a delta replaced by `function(leaf, target, arrays)`."""
     targets = deltas.spec.by_path
 
     def change(path: Any, leaf: Any) -> Any:
@@ -239,7 +239,7 @@ def _map_targets(tree: Any, deltas: Deltas, function: Callable[..., Array]) -> A
 
 
 def require_targets(tree: Any, spec: Spec) -> None:
-    """Refuses a tree that lacks a target, or has it in another shape; raises `ConfigError`."""
+    """Raises `ConfigError` for a tree without a target, or with a target of another shape."""
     leaves = by_path(tree)
     for target in spec.targets:
         if target.path not in leaves:
@@ -252,16 +252,16 @@ def require_targets(tree: Any, spec: Spec) -> None:
 
 
 def require_fit(tree: Any, deltas: Deltas, owners: bool = False) -> None:
-    """Refuses deltas that do not fit a tree, or have an owner axis where they should not; raises `ConfigError`."""
+    """Raises `ConfigError` for deltas that do not fit a tree, or have an unexpected owner axis."""
     require_targets(tree, deltas.spec)
     require_shapes(deltas, owners)
 
 
 def require_shapes(deltas: Deltas, owners: bool) -> int:
-    """Returns the number of owners; refuses arrays of shapes that are not those of the spec.
+    """Returns the number of owners; refuses arrays with shapes other than those of the spec.
 
     Raises:
-        ConfigError: a shape is another one, or owners are not equally many everywhere.
+        ConfigError: a shape is wrong, or the numbers of owners differ.
     """
     n = 0
     for target in deltas.spec.targets:

@@ -1,8 +1,8 @@
-"""Factored application: the products (x L) R are added inside of unchanged Flax layers.
+"""Factored application: adds the products (x L) R inside unchanged Flax layers.
 
-The factors ride in `params`, beside the kernels that they correct. So lifted transformations (`nn.scan`, `nn.vmap`,
-`nn.remat`, `nn.RNN`) slice and broadcast them as they do the kernels, and an interceptor of `nn.Dense` and
-`nn.DenseGeneral` finds them where it is called.
+The factors are in `params`, beside the kernels that they correct. So lifted transformations (`nn.scan`, `nn.vmap`,
+`nn.remat`, `nn.RNN`) slice and broadcast them like the kernels, and an interceptor of `nn.Dense` and
+`nn.DenseGeneral` finds them in its layer.
 """
 
 from __future__ import annotations
@@ -32,23 +32,24 @@ def factored(module: nn.Module, *own: Deltas, frozen: bool = False) -> Callable[
 
         x K + (alpha / r) (x L) R + b
 
-    which forms no (in, out) matrix per owner, nor its gradient. What is not such a layer is merged: convolutions,
-    embeddings, biases, normalisations, full-rank deltas, subclasses of these layers, views that are not the layer's
-    own, layers stacked along another axis than the first, and kernels that something else reads as well, such as tied
-    weights and `nn.WeightNorm`.
+    This forms no (in, out) matrix per owner, and no gradient of one. Deltas are merged in all other cases:
+    convolutions, embeddings, biases, normalisations, full-rank deltas, subclasses of these layers, views that differ
+    from the layer's, layers stacked along another axis than the first, and kernels that other code reads, too, such as
+    tied weights and `nn.WeightNorm`.
 
-    It works under `jax.jit`, `jax.grad` and `jax.vmap`, over owners too. The module is traced twice, once to see
-    which layers it calls; so call it under `jax.jit`.
+    It works under `jax.jit`, `jax.grad` and `jax.vmap`, also over owners. The module is traced twice, once to find the
+    layers that it calls, so call it under `jax.jit`.
 
-    What `nn.map_variables` makes of a kernel before its layer sees it is not known here; merge such kernels yourself.
+    Kernels changed by `nn.map_variables` before their layer are not detected; merge these yourself.
 
     Args:
         module: any `flax.linen` module, unchanged.
-        own: of one owner; the spec was made of the variables, so paths begin with `params/`. Several add up.
-        frozen: let no gradient into the variables.
+        own: deltas of one owner. The spec was made from the variables, so paths begin with `params/`. Several deltas
+            add up.
+        frozen: stop gradients into the variables.
 
     Raises:
-        ConfigError: the deltas do not fit the variables, or the call reads a parameter with a delta nowhere.
+        ConfigError: the deltas do not fit the variables, or the call does not read a parameter with a delta.
 
     Examples:
         >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -96,7 +97,7 @@ def _axes(layer: nn.Dense | nn.DenseGeneral, x: Leaf) -> tuple[tuple[int, ...], 
 
 
 def _add_product(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
-    """Interceptor: y + (x left) right where a layer has factors beside its kernel."""
+    """Interceptor: y + (x left) right for layers with factors beside their kernel."""
     y, layer = next_fun(*args, **kwargs), context.module
     if not (_is_layer_call(context) and layer.has_variable("params", _LEFT)):
         return y
@@ -122,12 +123,12 @@ def _input(args: Any, kwargs: Any) -> Leaf:
 
 
 def _factorable(specs: Sequence[Spec], module: nn.Module, variables: Any, args: Any, kwargs: Any) -> set[str]:
-    """The targets whose products can be added inside of a layer; refuses deltas of parameters that nothing reads."""
+    """The targets whose products can be added inside a layer; refuses deltas of parameters that are not read."""
     targets: dict[str, list[Target]] = {}
     for spec in specs:
         for path, target in spec.by_path.items():
             targets.setdefault(path, []).append(target)
-    calls: dict[str, list[Leaf]] = {}  # the kernels that layers were called with, one for each call
+    calls: dict[str, list[Leaf]] = {}  # the kernels of all calls of layers
     unfit: set[str] = set()
 
     def look(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -150,8 +151,8 @@ def _factorable(specs: Sequence[Spec], module: nn.Module, variables: Any, args: 
         f"this call of {type(module).__name__} reads {unread} nowhere, so its delta would have no effect; "
         "exclude it from the spec, or select the deltas that the call uses (`Deltas.select`)",
     )
-    # A loop may trace its body more than once, each time with another tracer. What else reads the kernel, tied weights
-    # or a normalisation of it, would miss a delta that is not merged.
+    # A loop may trace its body several times, each time with another tracer. Other readers of a kernel, tied weights
+    # or its normalisation, would miss a delta that is not merged.
     return {
         path
         for path, kernels in calls.items()
@@ -160,7 +161,7 @@ def _factorable(specs: Sequence[Spec], module: nn.Module, variables: Any, args: 
 
 
 def _fits(target: Target, layer: nn.Dense | nn.DenseGeneral, kernel: Leaf, x: Leaf) -> bool:
-    """Says whether a delta is one of this layer's kernel, or of a stack of them along the first axes."""
+    """Returns whether a delta belongs to this layer's kernel, or to a stack of such kernels along the first axes."""
     batch, contracted, features = _axes(layer, x)
     letters = "b" * len(batch) + "i" * len(contracted) + "o" * len(features)
     stacked = len(target.view) - len(letters)
@@ -168,7 +169,7 @@ def _fits(target: Target, layer: nn.Dense | nn.DenseGeneral, kernel: Leaf, x: Le
 
 
 def _count_reads(jaxpr: Any) -> Counter[int]:
-    """How many operations read each input, by its position; those within calls and loops count, too."""
+    """The number of operations that read each input, by its position, including those within calls and loops."""
     reads = Counter(map(id, jaxpr.outvars))
     for equation in jaxpr.eqns:
         bodies = [getattr(value, "jaxpr", value) for value in equation.params.values()]

@@ -1,4 +1,4 @@
-"""Optimisers of deltas: every owner has a state and a clip to itself."""
+"""Optimisers of deltas, with one state and one clip per owner."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from jaxtyping import Array, Bool
 
 
 def per_owner(transform: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """Returns an optax transformation of stacked leaves [N, ...] that treats every owner on its own.
+    """Returns an optax transformation of stacked leaves [N, ...] that treats every owner separately.
 
     It is `transform` mapped over the first axis of parameters, gradients and state: each owner has its own moments,
-    its own step count and its own global-norm clip. `update` takes, besides what `transform` takes,
+    its own step count and its own global-norm clip. In addition to the arguments of `transform`, `update` takes
 
-    `moved` [N] booleans: owners that moved. The state of the others stays as it is, to the bit, and their updates
-    are -0.0, so that `optax.apply_updates` leaves their parameters as they are, to the bit. Put the whole chain
-    inside `per_owner`, since what follows it may change that zero.
+    `moved` [N] booleans: owners to update. The states of the others stay unchanged to the bit. Their updates are -0.0,
+    so `optax.apply_updates` leaves their parameters unchanged to the bit. Put the whole chain inside `per_owner`,
+    because later transformations may change this zero.
 
     Other extra arguments are mapped over their first axis, N.
 
@@ -44,7 +44,7 @@ def per_owner(transform: optax.GradientTransformation) -> optax.GradientTransfor
         new_updates, new_state = jax.vmap(update_owner)(updates, state, params, extra)
         if moved is None:
             return new_updates, new_state
-        # -0.0 is the neutral element of addition: x + (-0.0) has the bits of x, also where x is -0.0.
+        # -0.0 is the neutral element of addition: x + (-0.0) has the bits of x, also if x is -0.0.
         still = jax.tree.map(lambda update: jnp.full_like(update, -0.0), new_updates)
         return choose(moved, new_updates, still), choose(moved, new_state, state)
 

@@ -1,4 +1,4 @@
-"""What gets a delta: a spec, from a parameter tree and patterns on the paths of its leaves."""
+"""Specs: the parameters with a delta, from a parameter tree and patterns on the paths of its leaves."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Target:
     """One parameter with a delta.
 
     Attributes:
-        path: of the parameter, such as `params/Dense_0/kernel`.
-        shape: of the parameter.
-        dtype: of the parameter and of its delta.
-        view: one letter per axis (`lorasa_jax.deltas.views`); empty: no matrix.
+        path: path of the parameter, such as `params/Dense_0/kernel`.
+        shape: shape of the parameter.
+        dtype: dtype of the parameter and of its delta.
+        view: one letter per axis (`lorasa_jax.deltas.views`); empty: the parameter is no matrix.
         rank: r, at least 1.
-        alpha: of the scale alpha / r.
+        alpha: alpha in the scale alpha / r.
 
     Raises:
         ConfigError: the rank or alpha is not positive, or the view does not fit the shape.
@@ -68,7 +68,7 @@ class Target:
 
     @property
     def full(self) -> bool:
-        """The delta is a full-rank one: factors could do no more, or the parameter is no matrix."""
+        """The delta has full rank, because factors would save nothing, or the parameter is no matrix."""
         return not self.view or self.rank >= min(self.n_in, self.n_out)
 
     @property
@@ -108,7 +108,7 @@ class Spec:
     """All parameters with a delta; `print(spec)` shows a table of them.
 
     Attributes:
-        targets: in the order of the tree.
+        targets: the parameters in the order of the tree.
     """
 
     targets: tuple[Target, ...]
@@ -147,22 +147,23 @@ def make_spec(
     exclude: str | Iterable[str] = (),
     views: Mapping[str, str] | None = None,
 ) -> Spec:
-    """Returns a spec of the parameters that get a delta.
+    """Returns a spec of the parameters with a delta.
 
     Patterns are globs on the path of a leaf, such as `params/Dense_0/kernel`: `*` stands for any characters, `/`
-    included, `?` for one, `[abc]` for one of these. A pattern has to match the whole path. Where several patterns of
-    one mapping match, the first counts. The terms are those of PEFT's `LoraConfig`.
+    included, `?` for one, `[abc]` for one of these. A pattern must match the whole path. If several patterns of one
+    mapping match, the first counts. The terms are those of PEFT's `LoraConfig`.
 
     Args:
         tree: the parameters, or their shapes (`jax.eval_shape`); any pytree.
-        target: patterns of the parameters that get a delta.
-        rank: r. A rank of min(in, out) or more gives a full-rank delta; so do biases, scales and vectors.
+        target: patterns of the parameters with a delta.
+        rank: r. A rank of min(in, out) or more gives a full-rank delta. Biases, scales and vectors always have full
+            rank.
         alpha: the low-rank product is scaled by alpha / r; None: alpha = r.
         rank_pattern: other ranks, by pattern.
         alpha_pattern: other alphas, by pattern.
-        exclude: patterns of parameters that get none even so.
-        views: which axes are input (`i`), output (`o`) and batch (`b`), by pattern, one letter per axis. Others are
-            inferred by the conventions of Flax (`lorasa_jax.deltas.views`).
+        exclude: patterns of parameters without a delta, even if `target` matches.
+        views: input (`i`), output (`o`) and batch (`b`) axes by pattern, one letter per axis. Other views are inferred
+            by the conventions of Flax (`lorasa_jax.deltas.views`).
 
     Raises:
         ConfigError: a pattern matches nothing, a rank or alpha is not positive, or a view does not fit or cannot be
@@ -199,7 +200,7 @@ def make_spec(
 
 
 def matching(what: str, patterns: str | Iterable[str], paths: Iterable[str]) -> set[str]:
-    """Returns the paths that some pattern matches; each pattern has to match one, or `ConfigError` is raised."""
+    """Returns the paths that match a pattern; raises `ConfigError` if a pattern matches no path."""
     known, found = list(paths), set[str]()
     kind = "parameter" if what == "target" else "targeted parameter"
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
@@ -210,7 +211,7 @@ def matching(what: str, patterns: str | Iterable[str], paths: Iterable[str]) -> 
 
 
 def _by_pattern(what: str, patterns: Mapping[str, Any] | None, paths: Iterable[str]) -> dict[str, Any]:
-    """The value of each path that some pattern matches, of the first one that does."""
+    """The value of the first matching pattern, for each path with one."""
     values: dict[str, Any] = {}
     for pattern, value in (patterns or {}).items():
         values = dict.fromkeys(matching(what, pattern, paths), value) | values
@@ -218,12 +219,12 @@ def _by_pattern(what: str, patterns: Mapping[str, Any] | None, paths: Iterable[s
 
 
 def near(path: str, paths: Iterable[str]) -> str:
-    """Returns the known paths that come nearest to one that is not known, as the end of a message."""
+    """Returns the known paths nearest to an unknown one, as the end of a message."""
     known = sorted(paths)
     hits = difflib.get_close_matches(path.replace("*", ""), known, n=3, cutoff=0.0)
     return f"nearest: {', '.join(hits)}" if hits else "the tree has no leaves"
 
 
 def no_such_path(path: str, paths: Iterable[str]) -> ConfigError:
-    """Returns the error of a delta whose parameter the tree lacks."""
+    """Returns the error for a delta whose parameter is not in the tree."""
     return ConfigError(f"these parameters have no {path}, which has a delta; {near(path, paths)}")

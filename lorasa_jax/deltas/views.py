@@ -1,4 +1,4 @@
-"""Views: which axes of a parameter are input, which are output, and which stack layers.
+"""Views: the input, output and stacking axes of a parameter.
 
 A view is a string with one letter per axis:
 
@@ -26,7 +26,7 @@ _GATES = {"hr", "hz", "hn", "hi", "hf", "hg", "ho", "ir", "iz", "in", "ii", "if"
 
 
 def check_view(path: str, shape: Shape, view: str) -> None:
-    """Refuses a view that does not fit the shape of its parameter; raises `ConfigError`."""
+    """Raises `ConfigError` for a view that does not fit the shape of its parameter."""
     require(set(view) <= set("bio"), f"view {view!r} of {path} may only have the letters b, i and o")
     require(
         not view or len(view) == len(shape),
@@ -38,16 +38,16 @@ def check_view(path: str, shape: Shape, view: str) -> None:
 def infer_view(path: str, shapes: Mapping[str, Shape]) -> str:
     """Returns the view of a parameter by the conventions of Flax.
 
-    Biases, scales and vectors are no matrices. A matrix is `io`. For kernels with more axes, the shape of the bias
-    beside them tells the output axes and the stacked ones; without a bias, the names that Flax gives to convolutions,
-    dense layers, gates and attention do.
+    Biases, scales and vectors are no matrices. A matrix is `io`. For kernels with more axes, the shape of the layer's
+    bias gives the output axes and the stacked ones. Without a bias, the names that Flax gives to convolutions, dense
+    layers, gates and attention decide.
 
     Args:
-        path: of the parameter, such as `params/Dense_0/kernel`.
-        shapes: of all parameters, by path.
+        path: path of the parameter, such as `params/Dense_0/kernel`.
+        shapes: shapes of all parameters, by path.
 
     Raises:
-        ConfigError: the axes cannot be told apart; the message says how to give the view.
+        ConfigError: the axes are ambiguous; the message explains how to give the view.
     """
     shape = shapes[path]
     layer, _, name = path.rpartition("/")
@@ -71,7 +71,7 @@ def infer_view(path: str, shapes: Mapping[str, Shape]) -> str:
 
 
 def _views_by_bias(shape: Shape, bias: Shape | None) -> list[str]:
-    """The views under which the bias has the stacked axes of the kernel, then its output axes."""
+    """The views in which the bias has the stacked axes of the kernel, followed by its output axes."""
     if not bias:
         return []
     views = []
@@ -83,7 +83,7 @@ def _views_by_bias(shape: Shape, bias: Shape | None) -> list[str]:
 
 
 def _view_by_name(layer: str, shapes: Mapping[str, Shape]) -> str:
-    """The view that the name of a layer suggests; empty where it suggests none."""
+    """The view that the name of a layer suggests; empty: none."""
     parent, _, name = layer.rpartition("/")
     n_axes = len(shapes[f"{layer}/kernel".lstrip("/")])
     kind = re.sub(r"_\d+$", "", name).lower()
