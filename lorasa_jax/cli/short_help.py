@@ -1,4 +1,4 @@
-"""What `--help` and `--help-all` show of the flags of a run."""
+"""The flags of a run that `--help` and `--help-all` show."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ FIRST = (
     "env", "task", "algo", "sharing", "preset", "total_steps", "switch_step", "levels", "rank", "seed", "seeds", "out",
     "resume", "plugins",
 )  # fmt: skip
-"""Flags that most users need: those that `--help` shows."""
+"""Flags that most users need; `--help` shows only these."""
 OLD = ("adapter_key", "ranks")
-"""Old names of flags, which no help shows."""
+"""Old names of flags, which help never shows."""
 
 
 def showing(config_type: type[T], all_flags: bool) -> type[T]:
-    """Returns a configuration that reads the same flags, with a help that shows those of `FIRST`, or all but `OLD`."""
+    """Returns a configuration with the same flags, whose help shows only those of `FIRST`, or all except `OLD`."""
     fields: Collection[Any] = dataclasses.fields(config_type)  # type: ignore[arg-type]
     suppress: Any = tyro.conf.Suppress
     hints = get_type_hints(config_type, include_extras=True)
@@ -36,5 +36,5 @@ def showing(config_type: type[T], all_flags: bool) -> type[T]:
 
 
 def as_type(config_type: type[T], config: Any) -> T:
-    """Returns a configuration as one of the type that `showing` returned."""
+    """Converts a configuration to a type that `showing` returned."""
     return config_type(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)})
