@@ -94,7 +94,7 @@ def _require_network(network: Any, part: str) -> None:
 
 
 def _takes_rngs(network: Any) -> bool:
-    """Says whether a function takes only `nnx.Rngs`, and not (n_in, n_out, config)."""
+    """Returns whether a function takes only `nnx.Rngs`, and not (n_in, n_out, config)."""
     try:
         inspect.signature(network).bind(1, 1, NetworkConfig())
     except TypeError:

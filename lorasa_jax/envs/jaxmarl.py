@@ -202,5 +202,5 @@ def _boxes(task: str, spaces: list[Any]) -> tuple[list[int], Orders]:
 
 
 def _firm(state: Any) -> Any:
-    """Returns the state as arrays without weak types, for which whoever jits `step` would compile it twice."""
+    """Returns the state as arrays without weak types, for which a jitted `step` would be compiled twice."""
     return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.asarray(leaf).dtype), state)
