@@ -41,10 +41,13 @@ class EvaluateConfig:
     """Number of the draw of start states and random numbers; another number plays other episodes."""
     gif: Path | None = None
     """Draw one episode of the first seed (or fork) into this file, a GIF."""
+    gif_steps: int | None = None
+    """Draw the first steps of the episode only, so many; not given: the whole episode."""
 
     def __post_init__(self) -> None:
         require_place(self.gif, "--gif")
         require(self.episodes > 0, f"episodes must be positive, got {self.episodes}")
+        require(self.gif_steps is None or self.gif_steps > 0, f"gif-steps must be positive, got {self.gif_steps}")
         require(self.draw >= 0, f"draw must be 0 or more, got {self.draw}")
 
 
@@ -86,8 +89,8 @@ def report(played: dict[str, np.ndarray], wins: bool) -> list[str]:
     return [*lines, f"in brackets: 95 % bootstrap interval of the mean, over {over}"]
 
 
-def draw_episode(team: SavedTeam, key: jax.Array, greedy: bool, path: Path) -> None:
-    """Draws one episode of the first seed."""
+def draw_episode(team: SavedTeam, key: jax.Array, greedy: bool, path: Path, steps: int | None) -> None:
+    """Draws one episode of the first seed, or its first steps."""
     import jax
 
     from lorasa_jax.envs.drawing import save_gif
@@ -96,7 +99,7 @@ def draw_episode(team: SavedTeam, key: jax.Array, greedy: bool, path: Path) -> N
     env = team.system.env
     assert env.draw is not None
     states = record_episode(team.system, jax.tree.map(lambda leaf: leaf[0], team.weights), key, greedy)
-    save_gif(env.draw(states), path, env.fps)
+    save_gif(env.draw(jax.tree.map(lambda leaf: leaf[: steps and steps + 1], states)), path, env.fps)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -125,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             lines = report({name: x[rows] for name, x in played.items()}, team.system.env.spec.winnable)
             print("\n".join([f"\n{point}"] * bool(point) + lines))
         if config.gif is not None:
-            draw_episode(team, both[0, 1], greedy, config.gif)
+            draw_episode(team, both[0, 1], greedy, config.gif, config.gif_steps)
             print(f"an episode of the first seed is in {config.gif}")
 
 

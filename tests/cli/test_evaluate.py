@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from saving import save_run
 
 from lorasa_jax.analysis.statistics import bootstrap_interval
@@ -184,4 +185,7 @@ def test_a_battle_is_played_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixt
         evaluate.main([str(out), "--episodes", "8", "--gif", str(gif), *how])
         frames.append(gif.read_bytes())
     assert frames[0] != frames[1] == frames[2]
+    evaluate.main([str(out), "--episodes", "8", "--gif", str(tmp_path / "short.gif"), "--gif-steps", "3"])
+    with Image.open(tmp_path / "short.gif") as film:
+        assert film.n_frames <= 4
     assert "3m, 8 sampled episodes" in capsys.readouterr().out
