@@ -201,7 +201,7 @@ def _read_owner(path: Path, spec: Spec) -> dict[str, _Arrays]:
             tensors = {name: file.get_tensor(name) for name in parts}
     except (SafetensorError, OSError, ValueError) as error:
         raise ConfigError(f"{path} is no valid safetensors file: {' '.join(str(error).split())[:200]}") from None
-    _require_finite(tensors, str(path))
+    require_finite(tensors, str(path))
     return {target.path: _unpack(target, tensors, str(path)) for target in spec.targets}
 
 
@@ -218,10 +218,11 @@ def _require_right(deltas: Deltas) -> None:
                 str(leaf.dtype) == target.dtype,
                 f"{target.path}/{name} in these deltas is {leaf.dtype}, but must be {target.dtype}",
             )
-    _require_finite(leaves, "these deltas")
+    require_finite(leaves, "these deltas")
 
 
-def _require_finite(leaves: Mapping[str, Any], where: str) -> None:
+def require_finite(leaves: Mapping[str, Any], where: str) -> None:
+    """Refuses leaves of which one holds NaN or an infinity; raises `ConfigError`."""
     wrong = not_finite({name: np.asarray(leaf).astype("float64") for name, leaf in leaves.items()})
     require(wrong is None, f"{wrong} in {where} holds NaN or infinity")
 

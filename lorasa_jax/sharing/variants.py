@@ -8,7 +8,7 @@ normalisations, stay shared.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -88,7 +88,7 @@ def low_rank(rank: int, scale: float, where: Collection[str]) -> Adapter:
 
     def init(key: PRNGKeyArray, trunk: PyTree) -> PyTree:
         fresh = deltas.init(key, spec_of(trunk), 1)
-        return nested({_layer(path): jax.tree.map(lambda leaf: leaf[0], own) for path, own in fresh.arrays.items()})
+        return by_layer(jax.tree.map(lambda leaf: leaf[0], fresh.arrays))
 
     def apply(trunk: PyTree, own: PyTree) -> tuple[PyTree, tuple[Deltas, ...]]:
         spec = spec_of(trunk)
@@ -96,6 +96,11 @@ def low_rank(rank: int, scale: float, where: Collection[str]) -> Adapter:
         return trunk, (Deltas(arrays, spec),)
 
     return Adapter(init=init, apply=apply)
+
+
+def by_layer(arrays: Mapping[str, PyTree]) -> PyTree:
+    """Returns the arrays of deltas, by the path of the kernel, as what an owner has: a tree of layers."""
+    return nested({_layer(path): parts for path, parts in arrays.items()})
 
 
 def _layer(path: str) -> str:

@@ -109,13 +109,7 @@ class Team:
         Raises:
             ConfigError: there are no low-rank adapters of this scope.
         """
-        level = self.system.actor.sharing.stacks.get(scope)
-        has = level is not None and self.system.actor.sharing.leveled and scope in self.params.agents
-        require(has, f"this team has no low-rank adapters of scope {scope}")
-        trunk = jax.tree.map(lambda leaf: leaf[0], self.params.shared)
-        assert level is not None
-        _, (found,) = level.adapter.apply(trunk, self.params.agents[scope])
-        return found
+        return adapter_files.deltas_of(self.params, self.system, scope)
 
     def save_adapters(self, directory: Path | str) -> Path:
         """Writes its adapters into a new folder (`lorasa_jax.adapters.save`), and returns the folder."""

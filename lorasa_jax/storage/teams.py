@@ -19,7 +19,7 @@ from lorasa_jax.core.trees import by_path, nested
 from lorasa_jax.core.types import PolicyParams, PyTree
 from lorasa_jax.learning.system import System, own_weights
 from lorasa_jax.sharing import variants
-from lorasa_jax.storage.adapter_files import require_own, shape_in_words
+from lorasa_jax.storage.adapter_files import require_shapes, shapes_of
 
 _SAME = 1e-3
 """How far, against the largest weight of a leaf, two ways to compute it may lie apart by rounding."""
@@ -56,7 +56,7 @@ def unmerge(networks: Sequence[PyTree], own: PyTree, system: System) -> PolicyPa
         ConfigError: networks of one trunk differ in more than these adapters.
     """
     sharing = system.actor.sharing
-    require_own(own, system)
+    _require_own(own, system)
     require(len(networks) == sharing.n_agents, f"there must be {sharing.n_agents} networks, got {len(networks)}")
     # What an adapter makes of a trunk of zeros is what it adds.
     nothing = jax.tree.map(jnp.zeros_like, networks[0])
@@ -71,6 +71,16 @@ def unmerge(networks: Sequence[PyTree], own: PyTree, system: System) -> PolicyPa
             far = jnp.abs(leaf - expected[name]).max() > _SAME * jnp.maximum(1.0, jnp.abs(expected[name]).max())
             require(not far, f"{name}: these networks do not come of one trunk and these adapters")
     return PolicyParams(jax.tree.map(lambda *leaves: jnp.stack(leaves), *first), own)
+
+
+def _require_own(own: PyTree, system: System) -> None:
+    """Refuses what agents share with others, and what is neither a correction nor a layer."""
+    names = {path.rpartition("/")[2] for path in by_path(own)}
+    require(
+        own.keys() <= {"agent"} and (names <= {"left", "right", "full"} or names <= {"kernel", "bias"}),
+        "only low-rank adapters, or layers, of each agent's own can be moved; those of sharing "
+        f"{system.config.sharing} with levels {' '.join(system.config.levels)} are of another kind",
+    )
 
 
 # A team of another size
@@ -95,7 +105,7 @@ def resize(
     Raises:
         ConfigError: the teams differ in more than their size, or the sources do not fit.
     """
-    require_own(params.agents, before)
+    _require_own(params.agents, before)
     _check_sources(before, after, sources, key)
     n_old, everyone = before.env.spec.n_agents, range(before.env.spec.n_agents)
     members = [[source] if isinstance(source, int) else list(everyone) for source in sources]
@@ -117,7 +127,9 @@ def resize(
             for j, source in enumerate(sources)
         ]
         agents[layer] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
-    return _as_needed(PolicyParams(shared, {"agent": agents} if agents else {}), after)
+    resized = PolicyParams(shared, {"agent": agents} if agents else {})
+    require_shapes(f"{after.env.spec.name} needs a team that differs in more than its size", resized, shapes_of(after))
+    return resized
 
 
 def _mean(owned: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -146,17 +158,3 @@ def _check_sources(before: System, after: System, sources: Sequence[int | str], 
             f"agent {j} stands on another trunk than its source {source}; only adapters change hands, trunks do not",
         )
     require("fresh" not in sources or key is not None, "an agent that starts afresh needs a key")
-
-
-def _as_needed(params: PolicyParams, system: System) -> PolicyParams:
-    """The parameters, if they are of the shapes that a system needs."""
-    needed = by_path(jax.eval_shape(system.actor.init, jax.random.key(0)))
-    found = by_path(params)
-    for name in sorted({*needed, *found}):
-        there, here = (tuple(leaves[name].shape) if name in leaves else None for leaves in (found, needed))
-        require(
-            there == here,
-            f"{name} would be {shape_in_words(there)}, but {system.env.spec.name} needs {shape_in_words(here)}; "
-            "the teams may differ in their size only",
-        )
-    return params

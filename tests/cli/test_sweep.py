@@ -357,7 +357,7 @@ def test_the_points_of_a_job_are_played_apart(done: Path, tmp_path: Path, capsys
     assert "the rows of this run are 0 to 7, got 8" in said
     for row, rank in ((0, 1), (2, 2)):
         export.main([str(done / "out" / "2-lorasa"), "--adapters", str(tmp_path / str(row)), "--row", str(row)])
-        assert adapters.load(tmp_path / str(row)).about.rank == rank
+        assert adapters.load(tmp_path / str(row)).rank == rank
 
 
 @pytest.mark.slow
