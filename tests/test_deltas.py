@@ -281,6 +281,47 @@ def test_the_difference_of_a_low_rank_change_is_exact_and_of_another_the_nearest
     assert_close(error, jnp.sqrt((jnp.linalg.svd(change)[1][:, 2:] ** 2).sum(1)), 1e-4)
 
 
+@pytest.mark.parametrize("case", ["scan", "attention", "bfloat16", "scan_along_another_axis"])
+@pytest.mark.parametrize(("rank", "alpha"), [(2, 3.0), (2, 4.0), (3, 3.0), (1000, 1.0)])
+def test_deltas_of_as_large_a_rank_change_parameters_as_before(case, rank, alpha):
+    _, _, variables, team = made(case)
+    spec = deltas.make_spec(variables, list(team.spec.by_path), rank, alpha, views=VIEWS.get(case))
+    larger = deltas.resize(team, spec, KEY)
+    assert larger.spec == spec
+    rounding = 0.02 if case == "bfloat16" else 1e-6
+    for i in range(team.n_owners):
+        assert_close(deltas.merge(variables, larger[i]), deltas.merge(variables, team[i]), rounding)
+    for target in spec.targets:
+        if not target.full and rank > 2:  # what is new can learn
+            left, right = larger.arrays[target.path]["left"][..., 2:], larger.arrays[target.path]["right"][..., 2:, :]
+            assert not left.any() and (jnp.abs(right) > 0).all()
+            assert not np.array_equal(right[0], right[1])
+
+
+def test_deltas_of_a_smaller_rank_are_the_nearest():
+    _, _, variables, team = made("attention")
+    nothing = jax.tree.map(jnp.zeros_like, variables)
+    spec = deltas.make_spec(variables, list(team.spec.by_path), rank=1, alpha=2.0)
+    smaller = deltas.resize(team, spec)
+    for i in range(team.n_owners):
+        expected = deltas.difference(nothing, deltas.merge(nothing, team[i]), spec)
+        assert_close(deltas.merge(nothing, smaller[i]), deltas.merge(nothing, expected))
+
+
+def test_deltas_are_resized_for_the_same_parameters_only():
+    tree = {"a": {"kernel": jnp.zeros((4, 5))}, "b": {"kernel": jnp.zeros((5, 4))}}
+    team = deltas.init(KEY, deltas.make_spec(tree, "a/*", rank=1), 2)
+    for other in (
+        deltas.make_spec(tree, "b/*"),
+        deltas.make_spec(tree),
+        deltas.make_spec(tree, "a/*", views={"*": "oi"}),
+    ):
+        with pytest.raises(ConfigError, match="are not of the same parameters"):
+            deltas.resize(team, other, KEY)
+    with pytest.raises(ConfigError, match="a rank grows, so a key is needed"):
+        deltas.resize(team, deltas.make_spec(tree, "a/*", rank=2))
+
+
 @pytest.mark.parametrize("way", ["merge", "merge_all", "factored"])
 @pytest.mark.parametrize("frozen", [True, False])
 def test_frozen_trees_get_no_gradient(way, frozen):

@@ -15,6 +15,7 @@ agents nor environments.
 | `merge_all(tree, deltas)`          | full parameters of all owners, and their `in_axes` |
 | `factored(module, own)`            | `module.apply` of a `flax.linen` module, without merging |
 | `difference(tree_a, tree_b, spec)` | the deltas from one tree to another |
+| `resize(deltas, spec, key)`        | the deltas of all owners with other ranks and alphas |
 | `per_owner(transform)`             | an optax transformation with one state and one clip per owner |
 | `save(path, deltas)`, `load(path)` | a folder with a PEFT adapter folder per owner |
 
@@ -38,7 +39,7 @@ Examples:
     True
 """
 
-from lorasa_jax.deltas.algebra import Deltas, difference, init, merge, merge_all
+from lorasa_jax.deltas.algebra import Deltas, difference, init, merge, merge_all, resize
 from lorasa_jax.deltas.files import load, save
 from lorasa_jax.deltas.layers import factored
 from lorasa_jax.deltas.owners import per_owner
@@ -56,5 +57,6 @@ __all__ = [
     "merge",
     "merge_all",
     "per_owner",
+    "resize",
     "save",
 ]

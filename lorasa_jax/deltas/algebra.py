@@ -210,21 +210,73 @@ def difference(tree_a: Any, tree_b: Any, spec: Spec) -> Deltas:
     require_targets(tree_b, spec)
     a, b = by_path(tree_a), by_path(tree_b)
 
+    changes = {target: jnp.asarray(b[target.path]) - a[target.path] for target in spec.targets}
+    return Deltas({target.path: _nearest(target, change) for target, change in changes.items()}, spec)
+
+
+def resize(deltas: Deltas, spec: Spec, key: PRNGKeyArray | None = None) -> Deltas:
+    """Returns the deltas of all owners with the ranks and alphas of another spec of the same parameters.
+
+    With a larger rank they change the parameters as before: L gets columns of zeros, and R fresh rows, with which they
+    can learn. With a smaller one they are the nearest deltas of that rank, as in `difference`.
+
+    Args:
+        deltas: of all owners, leaves [N, ...].
+        spec: the other ranks and alphas.
+        key: draws the fresh rows of R; needed where a rank grows.
+
+    Raises:
+        ConfigError: the specs are not of the same parameters, or the key is missing.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from lorasa_jax import deltas
+        >>> tree = {"kernel": jnp.zeros((8, 16))}
+        >>> team = deltas.init(jax.random.key(0), deltas.make_spec(tree, rank=2), n=3)
+        >>> larger = deltas.resize(team, deltas.make_spec(tree, rank=4), jax.random.key(1))
+        >>> larger.arrays["kernel"]["left"].shape
+        (3, 8, 4)
+    """
+    n, before = deltas.n_owners, deltas.spec.by_path
+    same = {path: (t.shape, t.view) for path, t in before.items()} == {t.path: (t.shape, t.view) for t in spec.targets}
+    require(same, "these deltas and the spec are not of the same parameters")
+    grows = any(not target.full and target.rank > before[target.path].rank for target in spec.targets)
+    require(key is not None or not grows, "a rank grows, so a key is needed: it draws the new rows of R")
+    fresh = init(key, spec, n).arrays if key is not None else {}
+
     def of_target(target: Target) -> dict[str, Array]:
-        change = jnp.asarray(b[target.path]) - a[target.path]
-        if target.full:
-            return {"full": change}
-        u, s, v = jnp.linalg.svd(target.to_matrix(change), full_matrices=False)
-        root, r = jnp.sqrt(s[..., : target.rank]), target.rank
-        return {"left": u[..., :r] * root[..., None, :], "right": root[..., None] * v[..., :r, :] / target.scale}
+        old, arrays = before[target.path], jax.tree.map(jnp.asarray, deltas.arrays[target.path])
+        if old.full or target.full or target.rank < old.rank:
+            return jax.vmap(lambda own: _nearest(target, _change(old, own)))(arrays)
+        left, right = arrays["left"], old.scale / target.scale * arrays["right"]
+        if target.rank > old.rank:
+            left = jnp.pad(left, [(0, 0)] * (left.ndim - 1) + [(0, target.rank - old.rank)])
+            right = jnp.concatenate([right, fresh[target.path]["right"][..., old.rank :, :]], axis=-2)
+        return {"left": left, "right": right}
 
     return Deltas({target.path: of_target(target) for target in spec.targets}, spec)
 
 
+def _nearest(target: Target, change: Array) -> dict[str, Array]:
+    """The delta of one owner that changes a parameter by this, or as nearly as its rank allows."""
+    if target.full:
+        return {"full": change}
+    matrix = target.to_matrix(change).astype(jnp.promote_types(target.dtype, jnp.float32))  # which LAPACK knows
+    u, s, v = jnp.linalg.svd(matrix, full_matrices=False)
+    root, r = jnp.sqrt(s[..., : target.rank]), target.rank
+    factors = {"left": u[..., :r] * root[..., None, :], "right": root[..., None] * v[..., :r, :] / target.scale}
+    return {name: factor.astype(target.dtype) for name, factor in factors.items()}
+
+
+def _change(target: Target, arrays: Mapping[str, Leaf]) -> Array:
+    """What one owner's delta adds to a parameter."""
+    full = arrays["full"] if target.full else target.from_matrix(target.scale * arrays["left"] @ arrays["right"])
+    return jnp.asarray(full)
+
+
 def _add(leaf: Leaf, target: Target, arrays: Mapping[str, Leaf]) -> Array:
     """A parameter with one owner's delta."""
-    delta = arrays["full"] if target.full else target.from_matrix(target.scale * arrays["left"] @ arrays["right"])
-    return (jnp.asarray(leaf) + delta).astype(leaf.dtype)
+    return (jnp.asarray(leaf) + _change(target, arrays)).astype(leaf.dtype)
 
 
 def _map_targets(tree: Any, deltas: Deltas, function: Callable[..., Array]) -> Any:

@@ -1,4 +1,4 @@
-"""A trained team as plain networks, and in another size.
+"""A trained team as plain networks, and in another size or rank.
 
 These functions are found in `lorasa_jax.adapters`. They are for what each agent has for itself: adapters of
 roles, and of several levels, are refused.
@@ -7,6 +7,7 @@ roles, and of several levels, are refused.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -14,12 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from lorasa_jax import deltas
 from lorasa_jax.config import require
+from lorasa_jax.core.own_network import OwnNetwork, make_network
 from lorasa_jax.core.trees import by_path, nested
 from lorasa_jax.core.types import PolicyParams, PyTree
+from lorasa_jax.deltas import Spec
 from lorasa_jax.learning.system import System, own_weights
 from lorasa_jax.sharing import variants
-from lorasa_jax.storage.adapter_files import require_shapes, shapes_of
+from lorasa_jax.storage.adapter_files import deltas_of, require_shapes, shapes_of
 
 _SAME = 1e-3
 """How far, against the largest weight of a leaf, two ways to compute it may lie apart by rounding."""
@@ -83,7 +87,7 @@ def _require_own(own: PyTree, system: System) -> None:
     )
 
 
-# A team of another size
+# A team of another size, or of another rank
 
 
 def resize(
@@ -91,63 +95,99 @@ def resize(
 ) -> PolicyParams:
     """Returns the policies of a team in which every agent goes on from agents of another one.
 
-    Where the trunk tells agents apart by their ids, the embeddings of the new team come from the same sources
-    (that of a fresh agent is the average). A copy of agent i then computes what agent i does.
+    The team may have another size, and its adapters another rank or alpha (`lorasa_jax.deltas.resize`). Where the trunk
+    tells agents apart by their ids, what it has for each id comes from the same sources (for a fresh agent it is the
+    average). A copy of agent i then computes what agent i does; with a smaller rank, nearly so.
 
     Args:
         params: of one seed, of the team as it was.
         before: its system, in the phase the parameters belong to.
         after: the system of the new team, in the same phase.
         sources: for each agent of the new team the number of an old one, which is copied; or `average`:
-            the mean of all old agents' corrections (its best approximation of rank r); or `fresh`.
-        key: needed where an agent starts afresh.
+            the mean of all old agents' corrections (its best approximation of the new rank); or `fresh`.
+        key: needed where an agent starts afresh, and where the rank grows.
 
     Raises:
-        ConfigError: the teams differ in more than their size, or the sources do not fit.
+        ConfigError: the teams differ in more than size, rank and alpha, or the sources do not fit.
     """
     _require_own(params.agents, before)
+    axes = _axes_of_ids(before, after)
     _check_sources(before, after, sources, key)
-    n_old, everyone = before.env.spec.n_agents, range(before.env.spec.n_agents)
-    members = [[source] if isinstance(source, int) else list(everyone) for source in sources]
-    weight = np.stack([np.eye(n_old, dtype=np.float32)[of].mean(axis=0) for of in members])
-    require(not before.config.actor.module, "only teams of the built-in network can change their size")
+    _require_numbers_kept(before, axes, sources)
+    n_old = before.env.spec.n_agents
 
-    def of_trunk(name: str, leaf: Any) -> Any:
-        return jnp.einsum("mn,gnh->gmh", weight, leaf) if name == "id/embedding" else leaf
+    def from_sources(leaf: Any, average: Any, axis: int = 0) -> Any:
+        rows = [average if isinstance(source, str) else jnp.take(leaf, source, axis) for source in sources]
+        return jnp.stack(rows, axis)
 
-    shared = nested({name: of_trunk(name, leaf) for name, leaf in by_path(params.shared).items()})
-    fresh = jax.jit(lambda key: after.actor.init(key).agents)(key) if "fresh" in sources else {}
-    agents = {}
-    for layer, parts in params.agents.get("agent", {}).items():
-        parts = {part: np.asarray(leaf) for part, leaf in parts.items()}
-        rows = [
-            jax.tree.map(lambda leaf, j=j: leaf[j], fresh["agent"][layer])
-            if source == "fresh"
-            else _mean([{part: leaf[i] for part, leaf in parts.items()} for i in members[j]])
-            for j, source in enumerate(sources)
-        ]
-        agents[layer] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
-    resized = PolicyParams(shared, {"agent": agents} if agents else {})
-    require_shapes(f"{after.env.spec.name} needs a team that differs in more than its size", resized, shapes_of(after))
+    def of_leaf(name: str, leaf: Any) -> Any:
+        if name not in axes:
+            return leaf
+        axis = axes[name]
+        kept, ids = jnp.split(leaf, [leaf.shape[axis] - n_old], axis)
+        return jnp.concatenate([kept, from_sources(ids, ids.mean(axis), axis)], axis)
+
+    parts: dict[str, Any] = {"shared": params.shared, "agents": {}}
+    if params.agents:
+        parts["agents"] = {"agent": jax.tree.map(from_sources, *_with_average(params, before, after, key))}
+    moved = nested({name: of_leaf(name, leaf) for name, leaf in by_path(parts).items()})
+    resized = PolicyParams(moved["shared"], moved.get("agents", {}))
+    require_shapes(f"{after.env.spec.name} needs a team of another kind", resized, shapes_of(after))
+    if "fresh" in sources:
+        is_fresh = np.array([source == "fresh" for source in sources])
+        started = jax.jit(lambda key: after.actor.init(key).agents)(key)
+        agents = jax.tree.map(lambda leaf, new: leaf.at[is_fresh].set(new[is_fresh]), resized.agents, started)
+        resized = resized._replace(agents=agents)
     return resized
 
 
-def _mean(owned: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """What agents own in one layer, averaged: products of factors as a whole, then of rank r again (Eckart, Young)."""
-    if len(owned) == 1:
-        return owned[0]
-    if "left" not in owned[0]:
-        return {part: np.mean([own[part] for own in owned], axis=0) for part in owned[0]}
-    rank = owned[0]["left"].shape[1]
-    u, size, v = np.linalg.svd(np.mean([own["left"] @ own["right"] for own in owned], axis=0), full_matrices=False)
-    root = np.sqrt(size[:rank])
-    return {"left": u[:, :rank] * root, "right": root[:, None] * v[:rank]}
+def _with_average(
+    params: PolicyParams, before: System, after: System, key: PRNGKeyArray | None
+) -> tuple[PyTree, PyTree]:
+    """What every agent owns, [N, ...], and the average of all; low-rank adapters at the rank of the new team."""
+    own = params.agents["agent"]
+    if any(path.endswith("/kernel") for path in by_path(own)):
+        return own, jax.tree.map(lambda leaf: leaf.mean(axis=0), own)
+    team = deltas_of(params, before)
+    wanted = jax.eval_shape(lambda: deltas_of(after.actor.init(jax.random.key(0)), after)).spec.by_path
+    both = (target for target in team.spec.targets if target.path in wanted)
+    spec = Spec(tuple(replace(target, rank=(to := wanted[target.path]).rank, alpha=to.alpha) for target in both))
+    nothing = {target.path: jnp.zeros(target.shape, target.dtype) for target in team.spec.targets}
+    changes = {path: leaf.mean(axis=0) for path, leaf in deltas.merge_all(nothing, team)[0].items()}
+    average = deltas.difference(nothing, changes, spec)
+    resized = deltas.resize(team.only(spec.by_path), spec, key)
+    return variants.by_layer(resized.arrays), variants.by_layer(average.arrays)
+
+
+def _axes_of_ids(before: System, after: System) -> dict[str, int]:
+    """By the name of a leaf, the axis that ends with an entry for every agent's id.
+
+    In a network of the user's own it is the one along which teams of two sizes differ as their observations with ids.
+    """
+    if not before.config.actor.module:
+        return {"shared/id/embedding": 1}
+    old, new = shapes_of(before), shapes_of(after)
+    widths = tuple(system.env.spec.obs_dim + system.env.spec.n_agents for system in (before, after))
+    grown = {name: list(zip(old[name], new[name], strict=False)) for name in old.keys() & new.keys()}
+    return {name: sizes.index(widths) for name, sizes in grown.items() if widths[0] != widths[1] and widths in sizes}
+
+
+def _require_numbers_kept(system: System, axes: dict[str, int], sources: Sequence[int | str]) -> None:
+    """Refuses to give an agent another number where only the network knows what a number means."""
+    network, spec = make_network(system.config.actor, system.env.spec.n_actions, head_gain=1.0), system.env.spec
+    told = isinstance(network, OwnNetwork) and (
+        system.actor.sharing.agent_id or replace(network, width=spec.obs_dim).takes_agent
+    )
+    kept = bool(axes) or all(source == j for j, source in enumerate(sources) if isinstance(source, int))
+    require(
+        kept or not told,
+        f"the network {system.config.actor.module} tells agents apart by their numbers, so each must keep its own: "
+        "give sources 0 1 2 ..., then average or fresh",
+    )
 
 
 def _check_sources(before: System, after: System, sources: Sequence[int | str], key: PRNGKeyArray | None) -> None:
     n_old, n_new = before.env.spec.n_agents, after.env.spec.n_agents
-    scales = [tuple(level.scale for level in system.config.adapter_levels) for system in (before, after)]
-    require(scales[0] == scales[1], f"the teams scale their adapters (alpha / rank) by {scales[0]} and {scales[1]}")
     old, new = before.actor.sharing, after.actor.sharing
     require(len(sources) == n_new, f"sources must name one for each of the {n_new} agents, got {len(sources)}")
     for j, source in enumerate(sources):

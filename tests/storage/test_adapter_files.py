@@ -27,6 +27,7 @@ from lorasa_jax.deltas.files import CONFIG_FILE, SPEC_FILE, WEIGHTS_FILE
 from lorasa_jax.envs.toy import make_toy
 from lorasa_jax.learning.system import System, is_two_phase, make_system
 from lorasa_jax.sharing.schemes import count
+from lorasa_jax.storage.adapter_files import deltas_of
 
 
 @cache
@@ -42,6 +43,7 @@ OWN_NETWORKS: dict[str, dict[str, Any]] = {
     "nnx": {"actor": (("module", "own_networks:perceptron"),)},
     "conv": {"actor": (("module", "own_networks:conv_attention"),)},
 }
+SAME = (0, 1, 2)
 every_own_network = pytest.mark.parametrize("name", OWN_NETWORKS)
 
 
@@ -331,7 +333,7 @@ def test_a_fresh_agent_plays_as_the_trunk_does() -> None:
         (
             {"n_agents": 2, "task": "probe_memory", "actor": (("hidden", 9),)},
             (0, 1),
-            "needs a team that differs in more than its size: ",
+            "probe_memory needs a team of another kind: ",
         ),
         (
             {"n_agents": 4, "task": "own_number"},
@@ -345,12 +347,62 @@ def test_teams_that_differ_in_more_are_refused(after: dict[str, Any], sources: t
     assert said in refusal(adapters.resize, params, system_of(), system_of(**after), sources)
 
 
-def test_teams_that_scale_adapters_otherwise_are_refused() -> None:
-    """No shape shows it, and agents would not play as they did."""
-    params, other = random_params(system_of().actor), system_of(n_agents=2, alpha=4.0)
-    assert "scale their adapters (alpha / rank) by (1.0,) and (2.0,)" in refusal(
-        adapters.resize, params, system_of(), other, (0, 1)
-    )
+@pytest.mark.parametrize("name", ["built-in", *OWN_NETWORKS])
+@pytest.mark.parametrize("changes", [{"rank": 2, "alpha": 4.0}, {"rank": 3, "alpha": 1.5}, {"rank": 99}])
+def test_a_team_of_a_larger_rank_or_another_alpha_plays_alike(name: str, changes: dict[str, Any]) -> None:
+    network = OWN_NETWORKS.get(name, {})
+    before, after = system_of(**network), system_of(**network, **changes)
+    params = random_params(before.actor)
+    resized = adapters.resize(params, before, after, (0, 1, 2), KEY)
+    assert_same(resized.shared, params.shared)
+    for own, new in zip(adapters.merge(params, before), adapters.merge(resized, after), strict=True):
+        assert_close(new, own, atol=1e-6)
+    assert_close(logits(after, resized), logits(before, params), atol=1e-5)
+
+
+def test_what_keeps_its_rank_is_copied_to_the_bit_and_what_grows_needs_a_key() -> None:
+    params = random_params(system_of().actor)
+    assert_same(adapters.resize(params, system_of(), system_of(), (0, 1, 2)).agents, params.agents)
+    larger = system_of(rank=4, actor=(("hidden", 8),))
+    assert "a rank grows, so a key is needed" in refusal(adapters.resize, params, system_of(), larger, (0, 1, 2))
+
+
+@pytest.mark.parametrize("name", ["built-in", *OWN_NETWORKS])
+def test_a_team_of_a_smaller_rank_is_the_nearest(name: str) -> None:
+    network = OWN_NETWORKS.get(name, {})
+    before, after = system_of(**network), system_of(**network, rank=1)
+    params = random_params(before.actor)
+    old, new = (deltas_of(*team) for team in ((params, before), (adapters.resize(params, before, after, SAME), after)))
+    for target in new.spec.targets:
+        nothing = {target.path: jnp.zeros(target.shape)}
+        for i in range(3):
+            change, near = (
+                target.to_matrix(deltas.merge(nothing, team[i].select(target.path))[target.path]) for team in (old, new)
+            )
+            u, size, v = np.linalg.svd(np.asarray(change), full_matrices=False)
+            assert_close(near, change if target.full else size[0] * np.outer(u[:, 0], v[0]), atol=1e-5)
+    assert any(not target.full and not old.spec.by_path[target.path].full for target in new.spec.targets)
+
+
+@pytest.mark.parametrize("sources", [(0, 1, 2, 1), (2, 0), (0, 1, 2, "average")])
+def test_ids_that_a_network_of_ones_own_reads_move_with_their_agents(sources: tuple[int | str, ...]) -> None:
+    network = OWN_NETWORKS["gru"]
+    before, after = system_of(**network), system_of(**network, n_agents=len(sources), rank=3)
+    params = random_params(before.actor)
+    resized = adapters.resize(params, before, after, sources, KEY)
+    stay = [j for j, source in enumerate(sources) if isinstance(source, int)]
+    expected = logits(before, params)[[sources[j] for j in stay]]
+    assert_close(logits(after, resized)[stay], expected, atol=1e-5)
+    assert_same(resized.shared["GRUCell_0"], params.shared["GRUCell_0"])
+
+
+@every_own_network
+def test_numbers_whose_meaning_only_the_network_knows_are_kept(name: str) -> None:
+    system = system_of(**OWN_NETWORKS[name])
+    params = random_params(system.actor)
+    said = refusal(adapters.resize, params, system, system, (1, 0, 2))
+    assert "tells agents apart by their numbers, so each must keep its own" in said
+    assert_same(adapters.resize(params, system, system, SAME), params)
 
 
 # From anybody
