@@ -232,20 +232,46 @@ class OwnNetwork:
     ) -> tuple[Float[Array, "L B H"], Float[Array, "L B O"]]:
         """Returns the recurrent state after every step, and the outputs, of one agent.
 
-        The products of low-rank deltas are added within the layers of a linen module, as `deltas.factored` does. Those
-        of an nnx module are merged.
+        Where every sample names its owner, the network is applied with the deltas of each of the K owners, and of the
+        results each sample's own is taken; a recurrent one step by step, since a state goes on under the next owner.
+        So it computes K times as much. How the user's code reshapes or loops over samples does not matter then.
 
         Args:
             params: of the network.
             own: low-rank deltas to add.
-            choices: None; only the built-in network supports them.
+            choices: deltas of K owners, [K, ...]; each sample names its owner.
             agent: index of the agent.
-            inputs: `carry`, `obs` and `first`; further inputs are for the built-in network.
+            inputs: `carry`, `obs`, `first` and, with `choices`, `valid` and `owner`, one-hot rows [L, B, K].
 
         Raises:
             ConfigError: the module's results have wrong shapes.
         """
-        carry, obs, first, *_ = inputs
+        carry, obs, first, *others = inputs
+        if choices is None:
+            return self._unroll_one(params, own, agent, carry, obs, first)
+
+        def chosen(carry: Array, obs: Array, first: Array, owner: Array) -> tuple[Array, Array]:
+            found = jax.vmap(lambda one: self._unroll_one(params, (*own, one), agent, carry, obs, first))(choices)
+            carries, outputs = (jnp.einsum("lbk,klbx->lbx", owner, leaf, precision="highest") for leaf in found)
+            return carries, outputs
+
+        def step(carry: Array, now: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array]]:
+            carries, outputs = chosen(carry, *(leaf[None] for leaf in now))
+            return carries[0], (carries[0], outputs[0])
+
+        owner = others[1]
+        if self.carry_width:
+            return jax.lax.scan(step, carry, (obs, first, owner))[1]
+        return chosen(carry, obs, first, owner)
+
+    def _unroll_one(
+        self, params: PyTree, own: Sequence[Deltas], agent: Int[Array, ""], carry: Array, obs: Array, first: Array
+    ) -> tuple[Array, Array]:
+        """The states and outputs of one owner.
+
+        The products of low-rank deltas are added within the layers of a linen module, as `deltas.factored` does. Those
+        of an nnx module are merged.
+        """
         if self.n_ids:
             one_hot = jax.nn.one_hot(agent, self.n_ids)
             obs = jnp.concatenate([obs, jnp.broadcast_to(one_hot, (*obs.shape[:-1], self.n_ids))], axis=-1)

@@ -224,10 +224,6 @@ def _fitted(network: Network | OwnNetwork, sharing: Sharing, obs_dim: int, least
         )
         return network.clone(n_ids=n_ids)
     network = replace(network, width=obs_dim)
-    require(
-        not sharing.dynamic_roles,
-        f"where roles change, adapters of roles need the built-in network, not {network.name}; use other scopes",
-    )
     network = replace(network, n_ids=0 if network.takes_agent else n_ids)
     require(
         network.config.recurrent or not network.carry_width,

@@ -15,14 +15,15 @@ from own_networks import OWN, Perceptron
 from lorasa_jax.config import ConfigError
 from lorasa_jax.core.own_network import OwnNetwork, with_networks
 from lorasa_jax.core.trees import by_path
+from lorasa_jax.envs.base import EnvSpec
 from lorasa_jax.envs.toy import make_toy
 from lorasa_jax.learning.trainer import make_trainer
 from lorasa_jax.sharing import variants
 from lorasa_jax.sharing.policy import make_policy
-from lorasa_jax.sharing.schemes import SCHEMES, acting
+from lorasa_jax.sharing.schemes import SCHEMES, acting, make_sharing
 from lorasa_jax.sharing.variants import Layers, low_rank
 
-T, E, N, D, OUT = 3, 2, 3, 5, 2
+T, E, N, D, OUT, K = 3, 2, 3, 5, 2, 2
 CONFIG = small_config(
     recurrent=True, groups=TRIO, actor={"hidden": 4, "module": "any"}
 )  # so that all layers are adapted
@@ -88,6 +89,32 @@ def test_fresh_adapters_change_nothing_and_only_their_first_factors_have_a_gradi
     assert all(moved[path] for path in moved if not path.endswith("right"))
     assert not any(moved[path] for path in moved if path.endswith("right"))
     assert {path.split("/")[0] for path in moved} >= {"head", "log_std"}
+
+
+@every_network
+@pytest.mark.parametrize("levels", [("unit_type",), ("unit_type", "agent")])
+def test_where_roles_change_every_step_is_its_roles_at_that_moment(name, levels):
+    config = replace(CONFIG, sharing="lorasa", groups=None, levels=levels, rank=1)
+    sharing = make_sharing(EnvSpec("game", N, D, D, OUT, 1, True, n_roles=K), config)
+    policy = make_policy(sharing, network_of(name, log_std=1.0), D)
+    params = random_like(jax.eval_shape(policy.init, KEY))
+    carry, obs, first = inputs_for(policy.initial_carry(1).shape[-1])
+    owner = np.random.default_rng(5).integers(0, K, (T, E, N))
+    carries, outputs = jax.jit(policy.unroll)(params, carry, obs, first, owner=owner)
+    alone = replace(network_of(name, log_std=1.0), width=D, n_ids=0 if name == "conv" else N)
+    play = jax.jit(lambda weights, i, *inputs: alone.unroll(weights, (), None, i, *inputs))
+    for i in range(N):
+        now = carry[:, i]
+        for step in range(T):
+            found = jnp.zeros_like(now), jnp.zeros((E, 2 * OUT))
+            for k in range(K):
+                own = {level: row_of(params.agents[level], i if level == "agent" else k) for level in levels}
+                weights = variants.merge(sharing.all_adapters, row_of(params.shared, 0), own)
+                new = play(weights, jnp.int32(i), now, obs[step : step + 1, :, i], first[step : step + 1])
+                pairs = zip(new, found, strict=True)
+                found = tuple(jnp.where(owner[step, :, i, None] == k, leaf[0], other) for leaf, other in pairs)
+            assert_close((carries[step, :, i], outputs[step, :, i]), found)
+            now = found[0]
 
 
 def test_adapters_fit_kernels_of_any_shape():
