@@ -227,8 +227,9 @@ def require_finite(leaves: Mapping[str, Any], where: str) -> None:
     require(wrong is None, f"{wrong} in {where} holds NaN or infinity")
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 1 <= value < 2**31
+def is_count(value: Any, least: int = 1) -> bool:
+    """Says whether something read from a file is a whole number that a size may have."""
+    return type(value) is int and least <= value < 2**31
 
 
 def _is_target(value: Any) -> bool:
@@ -240,8 +241,8 @@ def _is_target(value: Any) -> bool:
         and value["dtype"] in _DTYPES
         and isinstance(value["shape"], list)
         and len(value["shape"]) < 32
-        and all(type(size) is int and 0 <= size < 2**31 for size in value["shape"])
-        and _is_count(value["rank"])
+        and all(is_count(size, least=0) for size in value["shape"])
+        and is_count(value["rank"])
         and type(value["alpha"]) in (int, float)
         and 0 < value["alpha"] < 1e9
     )
@@ -257,7 +258,7 @@ def _read_spec(path: Path) -> tuple[Spec, int, dict[str, Any]]:
     require(isinstance(found, dict), f"{path} is no valid JSON object")
     version = found.get("format")
     require(version == FORMAT, f"{path} has format {str(version)[:20]}, this version of lorasa_jax reads {FORMAT}")
-    targets, good = found.get("targets"), {"owners": _is_count(found.get("owners"))}
+    targets, good = found.get("targets"), {"owners": is_count(found.get("owners"))}
     good["targets"] = isinstance(targets, list) and bool(targets) and all(map(_is_target, targets))
     good["about"] = isinstance(found.get("about"), dict)
     for name, is_good in good.items():

@@ -22,7 +22,7 @@ from lorasa_jax.config import require
 from lorasa_jax.core.trees import by_path, digest
 from lorasa_jax.core.types import PolicyParams, PyTree
 from lorasa_jax.deltas.algebra import Deltas
-from lorasa_jax.deltas.files import SPEC_FILE, load_with_about, require_finite
+from lorasa_jax.deltas.files import SPEC_FILE, is_count, load_with_about, require_finite
 from lorasa_jax.deltas.files import save as save_deltas
 from lorasa_jax.learning.system import System
 from lorasa_jax.sharing.variants import by_layer
@@ -158,31 +158,22 @@ def load(directory: Path | str) -> TeamAdapters:
     return TeamAdapters(deltas, about)
 
 
-def _is_count(value: Any, least: int = 1) -> bool:
-    return type(value) is int and least <= value < 2**24
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
 def _is_trunk(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(shape, list) and len(shape) < 32 and all(map(_is_count, shape)) for shape in value.values()
-    )
+    shapes = value.values() if isinstance(value, dict) else [None]
+    return all(isinstance(shape, list) and len(shape) < 32 and all(map(is_count, shape)) for shape in shapes)
 
 
 def _is_numbering(value: Any) -> bool:
-    numbers = isinstance(value, list) and bool(value) and all(_is_count(entry, 0) for entry in value)
-    return numbers and set(value) == set(range(max(value) + 1))
+    numbers = isinstance(value, list) and bool(value) and all(is_count(entry, least=0) for entry in value)
+    return numbers and set(value) == set(range(len(set(value))))
 
 
 _FIELDS: dict[str, Callable[[Any], bool]] = {
-    "env": _is_text,
-    "task": _is_text,
+    "env": lambda value: isinstance(value, str),
+    "task": lambda value: isinstance(value, str),
     "groups": _is_numbering,
     "trunk": _is_trunk,
-    "backbone": lambda value: _is_text(value) and bool(re.fullmatch("[0-9a-f]{64}", value)),
+    "backbone": lambda value: isinstance(value, str) and bool(re.fullmatch("[0-9a-f]{64}", value)),
 }
 """What each field of `about` has to be."""
 
