@@ -228,7 +228,7 @@ def resize(deltas: Deltas, spec: Spec, key: PRNGKeyArray | None = None) -> Delta
     Raises:
         ConfigError: the specs are not of the same parameters, or the key is missing.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from lorasa_jax import deltas
         >>> tree = {"kernel": jnp.zeros((8, 16))}
