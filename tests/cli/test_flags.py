@@ -263,7 +263,7 @@ def test_help_shows_few_flags_and_help_all_shows_all(capsys: pytest.CaptureFixtu
         with pytest.raises(SystemExit) as stop:
             parse(RunConfig, [*argv, word])
         assert stop.value.code == 0
-        shown[word] = capsys.readouterr().out
+        shown[word] = " ".join(capsys.readouterr().out.replace("│", " ").split())
     steps = parse(RunConfig, argv).total_steps  # of the preset
     assert all(f"(default: {steps})" in text for text in shown.values())
     assert "--ppo.lr" not in shown["--help"]
