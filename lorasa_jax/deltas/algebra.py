@@ -34,6 +34,11 @@ class Deltas:
     arrays: Any
     spec: Spec
 
+    def __repr__(self) -> str:
+        """What they are of, in one line."""
+        shapes = {path: {name: jnp.shape(leaf) for name, leaf in parts.items()} for path, parts in self.arrays.items()}
+        return f"Deltas({shapes})"
+
     @property
     def n_owners(self) -> int:
         """N; raises `ConfigError` if the arrays have no owner axis."""

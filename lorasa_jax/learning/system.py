@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple, TypedDict
 
 import jax
@@ -213,7 +214,8 @@ def _actors(sharing: Sharing, config: Config, spec: EnvSpec, dist: Distribution)
 def _require_placement(actor: Policy, config: Config) -> None:
     """Refuses a placement that matches no layer of a user's network."""
     names = layer_names(jax.eval_shape(actor.init, jax.random.key(0)).shared)
-    for pattern in config.adapted_layers:
+    chosen = (config.adapted_layers, *(level.layers for level in config.adapter_levels))
+    for pattern in dict.fromkeys(chain.from_iterable(chosen)):
         require(
             any(name in Layers((pattern,)) for name in names),
             f"placement {pattern!r} names no layer of the network {config.actor.module}{nearest(pattern, names)}; "

@@ -162,8 +162,11 @@ def _shares(by: str, n_rows: int, config: Config, used: int) -> str:
     if used == count:
         return text
     if runs:
-        return f"{text}, which have equal shares; a multiple of {count} would occupy all"
-    return f"{text}; all need equal shares of each of {config.ppo.minibatches} minibatches, and many environments"
+        return f"{text}, because devices have equal shares; a multiple of {count} runs would use all"
+    return (
+        f"{text}: devices have equal shares of each of {config.ppo.minibatches} minibatches, and at least {WORTHWHILE} "
+        "environments; --n-envs may be larger"
+    )
 
 
 def _too_few(by: str, n_rows: int, n_blocks: int, processes: int) -> str:

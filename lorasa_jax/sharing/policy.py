@@ -24,6 +24,7 @@ from lorasa_jax.core.types import PolicyParams, PyTree
 from lorasa_jax.deltas import Deltas
 from lorasa_jax.sharing import variants
 from lorasa_jax.sharing.schemes import Level, Sharing, split
+from lorasa_jax.sharing.variants import layer_names
 
 
 class Policy(NamedTuple):
@@ -236,10 +237,14 @@ def _fitted(network: Network | OwnNetwork, sharing: Sharing, obs_dim: int, least
 def _require_all_used(policy: Policy, obs_dim: int, name: str) -> None:
     """Raises `ConfigError` if the outputs of a team do not depend on all parameters that its agents own."""
     params = jax.eval_shape(policy.init, jax.random.key(0))
-    stacks, layers = split(params), ", ".join(params.shared)
+    stacks, layers = split(params), ", ".join(layer_names(params.shared))
     for level in policy.sharing.stacks:
         empty = not jax.tree.leaves(stacks[level])
-        require(not empty, f"the adapters fit no layer of the network {name}; its layers are {layers}")
+        require(
+            not empty,
+            f"the adapters fit no layer of the network {name}; its layers are {layers}. A placement names layers, or "
+            "gives a pattern such as attention/*",
+        )
     n, zeros = policy.sharing.n_agents, jnp.zeros
     owner = zeros((1, 1, n), int) if policy.sharing.dynamic_roles else None
     seen = policy.initial_carry(1), zeros((1, 1, n, obs_dim)), zeros((1, 1), bool)

@@ -125,7 +125,7 @@ def save(directory: Path | str, params: PolicyParams, system: System) -> Path:
     require(
         len(params.agents) == 1,
         f"a folder has the adapters of agents alone, and levels {' '.join(config.levels)} have others besides; "
-        "lorasa_jax.deltas.save keeps one level",
+        'save each level with lorasa_jax.deltas.save(folder, team.deltas("team")), team.deltas("agent")',
     )
     require_shapes("these are not the parameters of one seed", params, shapes_of(system))
     about = Origin(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from lorasa_jax.config import Config, require
+from lorasa_jax.config import Config, ConfigError, require
 from lorasa_jax.core.own_network import with_networks
 from lorasa_jax.core.types import PolicyParams, Weights
 from lorasa_jax.deltas import Deltas
@@ -36,7 +36,7 @@ class Team:
         config: of its run.
         system: of the phase that the run was in.
         params: of the actors: trunks, and what agents own.
-        weights: every agent's full weights, and the statistics of inputs.
+        weights: every agent's full weights, made of `params` (see `with_params`), and the statistics of inputs.
         checkpoint: where they were found.
     """
 
@@ -55,6 +55,10 @@ class Team:
         """The run that it comes from, in one line."""
         config = self.config
         return f"Team({config.env} {config.task}, {config.algo}, {config.sharing}, from {self.checkpoint})"
+
+    def with_params(self, params: PolicyParams) -> Team:
+        """Returns the same team with other parameters, such as those of `lorasa_jax.adapters.attach`."""
+        return replace(self, params=params, weights=self.weights._replace(actors=self.system.weights(params)))
 
     def initial_carry(self, batch: int = 1) -> Float[Array, "E N H"]:
         """Returns the recurrent states before the first step, all zero; H is 0 without recurrence."""
@@ -163,6 +167,10 @@ def load_run(
     require(config.env != "own" or env is not None, f"the run in {directory} has an environment of its own; give env")
     checkpoints = [path] if inside else complete(directory / "checkpoints")
     require(bool(checkpoints), f"{directory} has no checkpoint yet; one is written after a minute, or at the end")
-    saved = load_team(checkpoints[-1], config, env or make_env(config), best=best)
+    try:
+        saved = load_team(checkpoints[-1], config, env or make_env(config), best=best)
+    except ConfigError as error:
+        hint = "; if the run was given its network from Python, give it here: load_run(path, actor=...)"
+        raise ConfigError(f"{error}{'' if actor or config.actor.module else hint}") from None
     params, weights = (jax.tree.map(lambda leaf: leaf[row], tree) for tree in (saved.params, saved.weights))
     return Team(config, saved.system, params, weights, checkpoints[-1])

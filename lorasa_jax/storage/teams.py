@@ -82,8 +82,8 @@ def _require_own(own: PyTree, system: System) -> None:
     names = {path.rpartition("/")[2] for path in by_path(own)}
     require(
         own.keys() <= {"agent"} and (names <= {"left", "right", "full"} or names <= {"kernel", "bias"}),
-        "only low-rank adapters, or layers, of each agent's own can be moved; those of sharing "
-        f"{system.config.sharing} with levels {' '.join(system.config.levels)} are of another kind",
+        "this works for low-rank adapters or layers that each agent has for itself alone, not for sharing "
+        f"{system.config.sharing} with levels {' '.join(system.config.levels)}",
     )
 
 

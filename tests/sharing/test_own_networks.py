@@ -155,6 +155,7 @@ def not_flax(n_in, n_out, config):
         (lambda n_in, n_out, config: Pair(), {}, "the network Pair must return an array, got tuple; a"),
         (not_flax, {}, "the network python:not_flax must be a flax.linen module or a function of nnx.Rngs"),
         (OWN["conv"], {"placement": ("conv", "fc1")}, "placement 'fc1' names no layer of the network python:conv_att"),
+        (OWN["conv"], {"levels": ("agent:2/conv+haed",)}, "placement 'haed' names no layer of the network python"),
     ],
 )  # fmt: skip
 def test_a_network_that_does_not_fit_is_refused_in_one_line(network, changes, message):

@@ -249,7 +249,7 @@ def test_what_is_not_an_agents_own_correction_stays_where_it_is(changes: dict[st
         refusal(adapters.unmerge, networks, params.agents, system),
         refusal(adapters.resize, params, system, system, (0, 1, 2)),
     ):
-        assert "only low-rank adapters, or layers, of each agent's own can be moved" in said
+        assert "this works for low-rank adapters or layers that each agent has for itself alone" in said
 
 
 def test_a_merged_network_is_plain_flax() -> None:

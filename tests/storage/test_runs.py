@@ -74,6 +74,16 @@ def test_adapters_are_saved_from_a_loaded_team(kept, tmp_path):
     assert (folder / "owner_0" / "adapter_config.json").is_file()
 
 
+def test_a_team_plays_with_the_parameters_that_it_is_given(kept):
+    team = loaded(kept)
+    obs = jax.random.normal(KEY, (64, team.env.spec.n_agents, team.env.spec.obs_dim))
+    same = team.with_params(team.params)
+    assert_close(same.weights.actors, team.weights.actors)
+    no_adapters = team.with_params(team.params._replace(agents=jax.tree.map(jnp.zeros_like, team.params.agents)))
+    assert (same.act(obs, team.initial_carry(64))[0] == team.act(obs, team.initial_carry(64))[0]).all()
+    assert (no_adapters.act(obs, team.initial_carry(64))[0] != team.act(obs, team.initial_carry(64))[0]).any()
+
+
 def test_plugins_that_a_run_names_are_run_only_where_asked(kept, tmp_path, monkeypatch):
     monkeypatch.setattr(plugins, "_loaded", {})
     run, mine = shutil.copytree(kept.run, tmp_path / "run"), tmp_path / "mine.py"
