@@ -158,7 +158,16 @@ def _one_line(box: str) -> str:
         found = found[1:]  # without the title
     flags = [word for part in found[1:] for word in part.split() if word.startswith("--")]
     unknown = found[0].startswith("Unrecognized") and flags
-    return found[0] + (f" (did you mean {flags[0]}?)" if unknown and flags[0] != "--help" else "")
+    return _in_words(found[0]) + (f" (did you mean {flags[0]}?)" if unknown and flags[0] != "--help" else "")
+
+
+def _in_words(message: str) -> str:
+    """A message of tyro, with the nearest choice, and without the names of Python's functions."""
+    wrong = re.search(r"invalid choice '(.*?)' for argument '.*?'(?=\. Expected one of \((.*)\))", message)
+    if wrong:
+        return message[: wrong.end()] + nearest(wrong[1], re.findall(r"'(.*?)'", wrong[2])) + message[wrong.end() :]
+    message = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"expected a whole number, got \1", message)
+    return re.sub(r"could not convert string to float: (.*)", r"expected a number, got \1", message)
 
 
 def parse_settings(config_type: type[C], settings: dict[str, Any], path: Path) -> C:

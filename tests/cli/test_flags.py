@@ -256,6 +256,24 @@ def test_help_is_instant_and_needs_no_jax() -> None:
     assert time.perf_counter() - began < 10  # a wide margin: what keeps it short is that jax is not loaded
 
 
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (
+            ["--algo", "mapo"],
+            "invalid choice 'mapo' for argument '--algo' (did you mean 'mappo' or 'a2po'?). Expected ",
+        ),
+        (["--algo", "xyz"], "invalid choice 'xyz' for argument '--algo'. Expected one of ('mappo', "),
+        (["--rank", "two"], "Error parsing --rank: expected a whole number, got 'two'"),
+        (["--ppo.lr", "low"], "Error parsing --ppo.lr: expected a number, got 'low'"),
+    ],
+)
+def test_a_wrong_value_is_answered_with_what_was_expected(
+    capsys: pytest.CaptureFixture[str], argv: list[str], said: str
+) -> None:
+    assert said in wrong(capsys, *argv)
+
+
 @pytest.mark.parametrize("argv", [["--env", "mujoco"], ["--env", "smax", "--preset", "paper"]])
 def test_help_shows_few_flags_and_help_all_shows_all(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
     shown = {}

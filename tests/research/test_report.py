@@ -162,7 +162,12 @@ def test_a_document_that_cannot_be_written_is_as_before(kept: Path, tmp_path: Pa
 
 
 def test_committed_files_are_small() -> None:
-    kept = {path for folder in ("docs/figures", "docs/gallery", "results") for path in (ROOT / folder).rglob("*") if path.is_file()}
+    kept = {
+        path
+        for folder in ("docs/figures", "docs/gallery", "results")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file()
+    }
     assert all(path.stat().st_size < 300_000 for path in kept)
     drawn = {ROOT / report.FIGURES_IN / f"{name}.png" for name in report.Reporter(ROOT).figures}
     by_benchmarks = {ROOT / "docs/figures/resources.png"}
