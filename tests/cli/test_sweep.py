@@ -159,7 +159,7 @@ def test_every_sweep_of_the_repository_can_be_planned(path: Path) -> None:
         ("base: {env: toy}\ngrids: [{rnak: 1}]", "there is no setting 'rnak' (did you mean 'rank'"),
         ("base: {env: toy}\ngrids: [{ppo.lrr: 1}]", "there is no setting 'ppo.lrr'"),
         ("base: {env: toy}\ngrids: [{rank: 0}]", "rank must be positive, got 0"),
-        ("base: {env: toy}\ngrids: [{rank: four}]", "a.yaml: Error parsing --rank: invalid literal"),
+        ("base: {env: toy}\ngrids: [{rank: four}]", "a.yaml: Error parsing --rank: expected a whole number"),
         ("base: {env: toy, ppo.lrr: 1}\ngrids: [{rank: 1}]", "there is no setting 'ppo.lrr'"),
         ("base: {env: toy}\ngrids: [{task: nothing}]", "no toy game 'nothing'"),
         ("base: {env: toy, ppo: }\ngrids: [{ppo.lr: 1}]", "ppo is a section, with settings of its own"),
