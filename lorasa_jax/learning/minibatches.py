@@ -19,7 +19,7 @@ class Batch(NamedTuple):
     """One minibatch: B chunks of L steps, each with its initial recurrent states."""
 
     obs: Float[Array, "L B M D"]
-    view: Float[Array, "L B V D2"]
+    view: Float[Array, "L B V D2"] | Float[Array, "L B 1 D2"]
     avail: Bool[Array, "L B M A"]
     mask: Bool[Array, "L B M"]
     actor_first: Bool[Array, "L B M"]
@@ -71,7 +71,7 @@ def make_batch(
         fields["owner"] = trajectory.owner
     if block is not None:
         narrowed = ACTOR + (CRITIC if system.critic.sharing.n_agents > 1 else ())
-        fields |= {name: jnp.take(fields[name], block, axis=2) for name in narrowed}
+        fields |= {name: jnp.take(fields[name], block, axis=2) for name in narrowed if fields[name].shape[2] > 1}
     if system.config.ppo.advantage_norm == "rollout":
         fields["advantage"] = normalise_advantages(fields["advantage"], fields["mask"])
     length = system.config.chunk_length
@@ -79,19 +79,25 @@ def make_batch(
 
 
 def minibatch(batch: Batch, envs: Int[Array, "Q M"] | None) -> Batch:
-    """Returns all chunks of environment envs[q, m] for each agent m; with None, of all environments."""
+    """Returns all chunks of environment envs[q, m] for each agent m; with None, of all environments.
+
+    If all values see the same, the critic's fields of all agents are those of environment envs[q, 0].
+    """
 
     def pick(x: Array, envs: Int[Array, "Q M"] | None, axis: int) -> Array:
         if envs is not None:
-            width = x.shape[axis + 1]  # M, or the number of values
-            x = x[(*(slice(None),) * axis, envs[:, :width], jnp.arange(width))]
+            every, width = (slice(None),) * axis, envs.shape[1]
+            x = x[(*every, envs[:, 0])] if width == 1 else x[(*every, envs, jnp.arange(width))]
         return jax.lax.collapse(jnp.moveaxis(x, 0, axis - 1), axis - 1, axis + 1)
 
-    def pick_all(x: Array, axis: int) -> Array:
-        return by_shard(partial(pick, axis=axis), x, envs, axis)
+    def pick_all(name: str, x: Array) -> Array:
+        axis = 1 if name in CARRIES else 2
+        picked = envs
+        if envs is not None and name in CRITIC and batch.view.shape[3] == 1:
+            picked = envs[:, :1]
+        return by_shard(partial(pick, axis=axis), x, picked, axis)
 
-    axes = {name: 1 if name in CARRIES else 2 for name in Batch._fields}
-    return Batch(**{k: jax.tree.map(partial(pick_all, axis=axes[k]), x) for k, x in batch._asdict().items()})
+    return Batch(**{name: jax.tree.map(partial(pick_all, name), x) for name, x in batch._asdict().items()})
 
 
 def minibatch_indices(key: PRNGKeyArray, n_envs: int, minibatches: int, width: int) -> Int[Array, "B Q M"]:

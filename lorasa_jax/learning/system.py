@@ -75,7 +75,8 @@ class System(NamedTuple):
         weights: `weights(params) -> PolicyParams` maps parameters of `actor` to those of `acting`. Both
             phases of a scheme have the same `acting`, so they share the programs that only play.
         critic: the critic; its outputs are values in normalised units.
-        critic_view: `critic_view(obs [..., N, D], state [..., S]) -> [..., V, D']`.
+        critic_view: `critic_view(obs [..., N, D], state [..., S]) -> [..., V, D']`: the critic's input. The axis of
+            values has length 1 if all values see the same, the state.
         actor_first: `actor_first(first [...], alive [..., N]) -> [..., N]`: steps at which the actors'
             recurrent states are reset to zero.
         critic_first: the same for the critic, [..., V].
@@ -193,12 +194,9 @@ def _critic_scope(config: Config, spec: EnvSpec) -> str:
 
 def _critic(config: Config, spec: EnvSpec, scope: str) -> dict[str, Any]:
     """The critic and its inputs."""
-    n_values = 1 if scope == "team" else spec.n_agents
 
     def critic_view(obs: Array, state: Array) -> Array:
-        if scope == "own":
-            return obs
-        return jnp.broadcast_to(state[..., None, :], (*state.shape[:-1], n_values, spec.state_dim))
+        return obs if scope == "own" else state[..., None, :]
 
     sharing = critic_sharing(scope, spec.n_agents, config.critic.separate)
     seen = (spec.obs_dim, spec.obs_widths) if scope == "own" else (spec.state_dim, None)

@@ -44,8 +44,9 @@ class Policy(NamedTuple):
         initial_carry: `initial_carry(n_envs) -> [E, N, H]` of zeros.
         unroll: `unroll(params, carry [E, N, H], obs [T, E, N, D], first [T, E], block=None, owner=None)
             -> (carries [T, E, N, H] after each step, outputs [T, E, N, O])`. With `block`
-            (indices, [M]) the agent axes of inputs and outputs contain only the block. `first` may
-            be [T, E, M] if each agent's environments have a different order. `owner` [T, E, N]
+            (indices, [M]) the agent axes of inputs and outputs contain only the block. `obs` may be [T, E, 1, D]
+            if all agents observe the same; what does not depend on the agent is then computed once.
+            `first` may be [T, E, M] if each agent's environments have a different order. `owner` [T, E, N]
             names the owners if they change.
     """
 
@@ -83,7 +84,7 @@ def make_policy(
     def unroll(
         params: PolicyParams,
         carry: Float[Array, "E M H"],
-        obs: Float[Array, "T E M D"],
+        obs: Float[Array, "T E M D"] | Float[Array, "T E 1 D"],
         first: Bool[Array, "T E"] | Bool[Array, "T E M"],
         block: Int[Array, " M"] | None = None,
         owner: Int[Array, "T E M"] | None = None,
@@ -98,9 +99,10 @@ def make_policy(
 
         means = valid if valid is None or block is None else valid[block]
         members = jnp.arange(sharing.n_agents) if block is None else block
-        axes = (axis, own_axes, 0, 1, 2, 2 if first.ndim == 3 else None, 0, 2)
+        apart = obs.shape[2] == len(members)
+        axes = (axis, own_axes, 0, 1, 2 if apart else None, 2 if first.ndim == 3 else None, 0, 2)
         return jax.vmap(one_agent, in_axes=axes, out_axes=2)(
-            trunks, own, members, carry, obs, first, means, owners
+            trunks, own, members, carry, obs if apart else obs[:, :, 0], first, means, owners
         )  # fmt: skip
 
     policy = Policy(

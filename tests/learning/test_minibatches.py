@@ -68,10 +68,25 @@ def test_every_chunk_meets_the_carries_it_began_in(scope, reset_on_death):
         critic_carry=jnp.broadcast_to(by_chunk[..., None, None], t.critic_carry.shape),
         first=jnp.asarray(by_step % 3 == 0),
     )
+    # The critic's fields may come from other environments than the actors', so values say who is alive there.
+    t = t._replace(value=jnp.broadcast_to(t.alive if scope == "agent" else 1.0, t.value.shape).astype(float))
     batch = batched(system, t, t.value)
     batch = batches.minibatch(batch, batches.minibatch_indices(KEY, config.n_envs, 2, N)[1])
-    for first, inputs in ((batch.actor_first, batch.obs), (batch.critic_first, batch.view)):
+    views = jnp.broadcast_to(batch.view, (*batch.value.shape, batch.view.shape[-1]))
+    fields = (batch.actor_first, batch.obs, batch.mask), (batch.critic_first, views, batch.value > 0)
+    for first, inputs, alive in fields:
         opens = inputs[..., 0] % 3 == 0
-        np.testing.assert_array_equal(first, opens | ~batch.mask if reset_on_death else opens)
-    for inputs, carry in ((batch.obs, batch.actor_carry), (batch.view, batch.critic_carry)):
+        np.testing.assert_array_equal(first, opens | ~alive if reset_on_death else opens)
+    for inputs, carry in ((batch.obs, batch.actor_carry), (views, batch.critic_carry)):
         np.testing.assert_array_equal(inputs[..., 0], np.broadcast_to(carry[None, ..., 0], inputs.shape[:-1]))
+
+
+def test_the_critics_minibatch_is_one_of_environments_where_all_values_see_the_state():
+    system = make_system(small_config(critic={"scope": "agent"}, ppo={"minibatches": 2}), make_diary(N))
+    t = random_trajectory(system)
+    envs = batches.minibatch_indices(KEY, system.config.n_envs, 2, N)[0]
+    t = t._replace(value=jnp.broadcast_to(jnp.arange(float(system.config.n_envs))[:, None], t.value.shape))
+    batch = batches.minibatch(batched(system, t, t.value), envs)
+    assert batch.view.shape[2] == 1
+    for m in range(N):
+        assert set(np.unique(batch.value[..., m])) == set(np.asarray(envs[:, 0]).tolist())

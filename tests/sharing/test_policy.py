@@ -94,6 +94,16 @@ def test_every_agent_may_have_its_environments_in_an_order_of_its_own(scheme):
 
 
 @every_scheme
+@pytest.mark.parametrize("block", [None, (2, 0)])
+def test_what_all_agents_observe_may_be_given_once(scheme, block):
+    t, (carry, obs, first) = team(scheme), team(scheme).inputs
+    members = block if block is None else jnp.array(block)
+    carry, common = carry if block is None else carry[:, members], obs[:, :, :1]
+    repeated = jnp.broadcast_to(common, (T, E, carry.shape[1], D))
+    assert_close(t.unroll(t.params, carry, common, first, members), t.unroll(t.params, carry, repeated, first, members))
+
+
+@every_scheme
 def test_an_observation_changes_what_its_own_agent_does_from_then_on_and_nothing_else(scheme):
     t, (carry, obs, first) = team(scheme), team(scheme).inputs
     time, env, agent = 1, 2, 1
