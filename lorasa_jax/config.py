@@ -97,7 +97,7 @@ class Config:
     algo: AlgorithmName = "mappo"
     """Algorithm. mappo: all agents are updated at once. a2po: one after another, each corrected for the agents before
     it. sequential: as a2po, without the correction of advantages."""
-    sharing: SchemeName = "lorasa"
+    sharing: SchemeName = presets.DEFAULT_SHARING
     """Sharing scheme: which agents share which parameters."""
     groups: tuple[int, ...] | None = None
     """The cluster of each agent, numbered from 0 (seps, seps_lora); by default found before training."""
@@ -120,7 +120,8 @@ class Config:
     """Owners of adapters: `SCOPE[:RANK][@FACTOR][/LAYERS]` for each level, such as team:8 agent:4@0.1 or
     agent:4/head+early. Adapters of all levels add up. Scopes: team: one for all agents; unit_type: one for all units of
     a type, also if types are redrawn in every episode (smax); agent: one for every agent. FACTOR multiplies the
-    learning rate; auto: 1 / sqrt(K) for K owners if all agents receive the same reward, otherwise 1."""
+    learning rate; auto: 1 / sqrt(K) for K owners if all agents receive the same reward, otherwise 1. Without FACTOR: 1
+    beside a frozen trunk, otherwise auto."""
     rank: int = 8
     """Rank of the adapters at levels without a rank. Layers no wider than this get a full-rank adapter. Under hyper:
     width of an embedding."""
@@ -321,7 +322,7 @@ class Config:
             env: the family of environments.
             task: the task; empty: the family's default task.
             preset: its name, or the path of a YAML file.
-            algo: the algorithm.
+            algo: the algorithm. A preset's cases may depend on it, on the task, and on the setting `sharing`.
             settings: changes to the preset, by name; those of a section as a dictionary, `ppo={"lr": 1e-3}`.
 
         Raises:
@@ -334,9 +335,10 @@ class Config:
             ('3s5z', 4, 0.001, 4)
         """
         require(env in TASKS, f"unknown env {env!r}{nearest(env, TASKS)}; families: {', '.join(TASKS)}")
-        case = {"task": task or TASKS[env], "algo": algo}
+        chosen = {"task": task or TASKS[env], "algo": algo}
+        case = {**chosen, "sharing": settings.get("sharing", "")}
         found = presets.read_preset(env, presets.find_preset(env, preset), case)
-        return cls.from_dict(presets.merged(found, {**settings, "env": env, **case}))
+        return cls.from_dict(presets.merged(found, {**settings, "env": env, **chosen}))
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any], ignore: Collection[str] = ()) -> Self:

@@ -31,18 +31,19 @@ class LevelSettings(NamedTuple):
     Attributes:
         scope: one of `SCOPES`.
         rank: rank of the corrections; None: the default rank.
-        factor: learning rate of this level relative to the phase; auto: derived from the environment.
+        factor: learning rate of this level relative to the phase; auto: derived from the environment; None: 1 beside a
+            frozen trunk, otherwise auto.
         layers: names, patterns or groups of layers; empty: the default layers.
     """
 
     scope: str
     rank: int | None = None
-    factor: Factor = 1.0
+    factor: Factor | None = None
     layers: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         rank = "" if self.rank is None else f":{self.rank}"
-        factor = "" if self.factor == 1 else f"@{self.factor}".removesuffix(".0")
+        factor = "" if self.factor is None else f"@{self.factor}".removesuffix(".0")
         return f"{self.scope}{rank}{factor}" + ("/" + "+".join(self.layers) if self.layers else "")
 
 
@@ -53,14 +54,14 @@ class AdapterLevel(NamedTuple):
         scope: one of `SCOPES`.
         rank: r.
         scale: alpha / r, the factor of its products.
-        factor: its learning rate relative to the phase; auto: derived from the environment.
+        factor: its learning rate relative to the phase, as in `LevelSettings`.
         layers: the corrected layers, from input to output.
     """
 
     scope: str
     rank: int
     scale: float
-    factor: Factor
+    factor: Factor | None
     layers: tuple[str, ...]
 
 
@@ -74,9 +75,9 @@ def parse_level(word: str) -> LevelSettings:
     )
     good = rank is None or (rank.isdecimal() and 0 < int(rank) <= LARGEST_INT)
     require(good, f"levels: the rank in {word!r} must be a positive whole number, got {rank!r}; {_FORM}")
-    rate = _factor("1" if factor is None else factor)
+    rate = None if factor is None else _factor(factor)
     require(
-        rate == "auto" or SMALLEST_FLOAT <= rate <= LARGEST_FLOAT,
+        rate is None or rate == "auto" or SMALLEST_FLOAT <= rate <= LARGEST_FLOAT,
         f"levels: the learning rate factor in {word!r} must be a positive number or auto, got {factor!r}; {_FORM}",
     )
     names = () if layers is None else tuple(layers.split("+"))
@@ -118,37 +119,28 @@ DEFAULT = ("agent",)
 def from_old_names(
     levels: tuple[LevelSettings, ...], adapter_key: str | None, ranks: tuple[int, ...] | None
 ) -> tuple[LevelSettings, ...]:
-    """Returns the levels that the old settings `adapter_key` and `ranks` describe.
+    """Returns the levels that the old settings `adapter_key` and `ranks` describe. An old setting replaces levels.
 
     Warns:
         Renamed: an old setting is given.
 
     Raises:
-        ConfigError: they contradict the levels, or each other.
+        ConfigError: ranks do not fit the levels.
     """
     if adapter_key is None and ranks is None:
         return levels
-    now, told = " ".join(map(str, levels)), f"adapter-key {adapter_key}" if adapter_key else f"ranks {_words(ranks)}"
+    told = f"adapter-key {adapter_key}" if adapter_key else f"ranks {_words(ranks)}"
     if adapter_key is not None:
         old = parse_levels(adapter_key.split(","))
-        named = [level.scope for level in levels] == [level.scope for level in old]
-        require(
-            named or levels == parse_levels(DEFAULT),
-            f"levels {now} and {told}, its old name, name different owners; give levels alone",
-        )
-        levels = levels if named else old
+        if [level.scope for level in levels] != [level.scope for level in old]:
+            levels = old
     if ranks is not None:
         require(
             len(ranks) == len(levels) and min(ranks) > 0,
             f"ranks (old; now in levels) must be a positive number for each of {' '.join(map(str, levels))}, "
             f"got {_words(ranks)}",
         )
-        pairs = list(zip(levels, ranks, strict=True))
-        require(
-            all(level.rank in (None, rank) for level, rank in pairs),
-            f"levels {now} and ranks {_words(ranks)}, its old name, name different ranks; give levels alone",
-        )
-        levels = tuple(level._replace(rank=rank) for level, rank in pairs)
+        levels = tuple(level._replace(rank=rank) for level, rank in zip(levels, ranks, strict=True))
     message = f"{told} is an old name and goes with the next release; say levels {' '.join(map(str, levels))}"
     warnings.warn(message, Renamed, stacklevel=5)
     return levels

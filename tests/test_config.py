@@ -205,15 +205,15 @@ def test_configuration_does_not_load_jax():
 def test_levels_say_who_owns_what_and_leave_the_rest_to_the_settings_of_all():
     config = Config(levels=("agent:4@0.1/head+early", "team"), rank=3, alpha=6.0, actor=NetworkConfig(layers=1))
     everywhere = ("fc1", "gru_in", "gru_hidden", "after1", "head")
-    assert config.adapter_levels == (("team", 3, 2.0, 1.0, everywhere), ("agent", 4, 1.5, 0.1, ("fc1", "head")))
-    assert Config().adapter_levels == (("agent", 8, 1.0, 1.0, Config().adapted_layers),)
+    assert config.adapter_levels == (("team", 3, 2.0, None, everywhere), ("agent", 4, 1.5, 0.1, ("fc1", "head")))
+    assert Config().adapter_levels == (("agent", 8, 1.0, None, Config().adapted_layers),)
 
 
 def test_equal_levels_are_written_alike():
     """From the coarsest scope to the finest, also where one word holds several; and they come back from JSON."""
     config = Config(levels=("agent:08@1.0 team:2@1e-1",))
-    assert config == Config(levels=["team:2@0.1", "agent:8"])
-    assert config.levels == ("team:2@0.1", "agent:8")
+    assert config == Config(levels=["team:2@0.1", "agent:8@1"])
+    assert config.levels == ("team:2@0.1", "agent:8@1")
     assert Config(**json.loads(json.dumps({"levels": config.levels}))) == config
 
 
@@ -230,11 +230,6 @@ def test_equal_levels_are_written_alike():
         ({"levels": ("team", "agent:2", "agent")}, r"the scope agent more than once \(agent:2 and agent\)"),
         ({"levels": ()}, "levels must name an owner, one or more of team, unit_type, agent"),
         ({"levels": "agent"}, "levels must be a list"),
-        (
-            {"levels": ("team",), "adapter_key": "agent"},
-            "levels team and adapter-key agent, its old",
-        ),
-        ({"levels": ("agent:2",), "ranks": (3,)}, "levels agent:2 and ranks 3, its old name, name different ranks"),
         ({"ranks": (2, 4)}, "ranks .* must be a positive number for each of agent, got 2 4"),
         ({"ranks": (0,)}, "ranks .* must be a positive number for each of agent, got 0"),
         ({"ranks": ()}, "ranks .* must be a positive number for each of agent, got none"),

@@ -205,6 +205,7 @@ def _parse(config_type: type[C], argv: Sequence[str]) -> C:
     selectors.add_argument("--preset", default=RunConfig.preset)
     selectors.add_argument("--task", default="")
     selectors.add_argument("--algo", default=Config.algo)
+    selectors.add_argument("--sharing", default="")
     selectors.add_argument("--resume", type=Path, nargs="?")
     chosen, _ = selectors.parse_known_args(argv)
     if chosen.resume is not None:
@@ -214,7 +215,7 @@ def _parse(config_type: type[C], argv: Sequence[str]) -> C:
     unset = chosen.preset == RunConfig.preset and not (PRESETS / chosen.env).is_dir()
     if chosen.env not in TASKS or unset:
         return read_flags(config_type, argv)
-    case = {"task": chosen.task or TASKS[chosen.env], "algo": chosen.algo}
+    case = {"task": chosen.task or TASKS[chosen.env], "algo": chosen.algo, "sharing": chosen.sharing}
     settings = [*preset_flags(config_type, chosen.env, chosen.preset, case), "--preset", chosen.preset]
     defaults = read_flags(config_type, settings)
     return read_flags(config_type, argv, default=defaults)
@@ -258,7 +259,7 @@ def from_settings(config_type: type[C], settings: dict[str, Any], path: Path) ->
 
 
 def preset_flags(config_type: type[Config], env: str, preset: str, case: dict[str, str]) -> Iterator[str]:
-    """Yields a preset's settings for a task and an algorithm as command-line words."""
+    """Yields a preset's settings for a case, as command-line words."""
     path = find_preset(env, preset)
     settings = {**read_preset(env, path, case), "env": env}
     require("plugins" not in settings, f"{path} names plugins, and a preset runs nothing; name them with --plugins")

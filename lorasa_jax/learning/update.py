@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -320,7 +320,7 @@ def _update_actor(
         # The loss averages over the pool: the agents of a trunk, or all. An owner averages over its own samples.
         if name != "shared" or sharing.shared_across_trunks:
             grad = jax.vmap(lambda scale, tree: jax.tree.map(lambda g: scale * g, tree))(undilute, grad)
-        factor = 1.0 if name == "shared" else sharing.stacks[name].factor
+        factor: Any = 1.0 if name == "shared" else sharing.stacks[name].factor
         stacks[name], states[name], norm = system.optimizer.apply(
             stacks[name], states[name], grad, factor * rates.actor, moved
         )

@@ -28,14 +28,14 @@ class Level:
         adapter: the parameters of each owner.
         n_owners: K.
         owner: the owner of each agent, 0 <= owner[i] < K; None: it changes, and every time step names it.
-        factor: learning rate of the level, relative to the phase; `make_sharing` replaces auto by a number.
+        factor: learning rate of the level, relative to the phase; `make_sharing` replaces auto and None by a number.
     """
 
     scope: str
     adapter: Adapter
     n_owners: int
     owner: tuple[int, ...] | None
-    factor: Factor = 1.0
+    factor: Factor | None = 1.0
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,8 @@ def make_sharing(spec: EnvSpec, config: Config) -> Sharing:
         f"groups have no meaning under sharing {config.sharing}; leave them out, or choose seps or seps_lora",
     )
     sharing = _with_freezing(SCHEMES[config.sharing](spec.n_agents, config), config)
-    sharing = replace(sharing, levels=tuple(_with_factor(_with_owners(level, spec), spec) for level in sharing.levels))
+    levels = (_with_factor(_with_owners(level, spec), spec, sharing.frozen) for level in sharing.levels)
+    sharing = replace(sharing, levels=tuple(levels))
     require(
         config.algo == "mappo" or not sharing.dynamic_roles,
         f"in {spec.name} roles change, and with them who shares an adapter, so agents cannot move one by one; "
@@ -304,16 +305,19 @@ def _with_owners(level: Level, spec: EnvSpec) -> Level:
     return replace(level, n_owners=spec.n_roles, owner=None)
 
 
-def _with_factor(level: Level, spec: EnvSpec) -> Level:
+def _with_factor(level: Level, spec: EnvSpec, frozen: bool) -> Level:
     """The level with a number for its factor.
 
     `auto` is 1 / sqrt(K) for K owners if all agents receive the same reward. The advantages of each agent then contain
     noise from the actions of all agents, and each owner has about 1 / K of the samples to average this noise. Adam's
     step does not shrink with noise, so the rate is lowered by the square root of the batch ratio (Malladi et al. 2022).
     If each agent receives its own reward, `auto` is 1.
+
+    Without a factor, the level has 1 beside a frozen trunk, as in the paper, and otherwise `auto`.
     """
-    if level.factor != "auto":
-        return level
+    factor = level.factor if level.factor is not None else 1.0 if frozen else "auto"
+    if factor != "auto":
+        return replace(level, factor=factor)
     return replace(level, factor=level.n_owners**-0.5 if spec.team_reward else 1.0)
 
 

@@ -86,8 +86,8 @@ def test_old_names_of_levels_are_taken_with_one_line(
     assert "adapter-key unit_type,agent is an old name" in said and said.endswith("say levels unit_type:4 agent:8\n")
 
 
-def test_old_and_new_names_of_levels_that_differ_are_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "name different owners; give levels alone" in wrong(capsys, "--levels", "team", "--adapter-key", "agent")
+def test_an_old_name_of_levels_replaces_those_of_a_preset() -> None:
+    assert parse(RunConfig, ["--adapter-key", "agent"]).levels == ("agent",)
 
 
 def test_settings_that_a_network_of_ones_own_ignores_are_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,9 +119,9 @@ def test_a_preset_knows_tasks_and_algorithms_apart(words: str, expected: tuple) 
 def test_a_case_of_a_preset_must_say_what_it_sets(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("cases:\n- {map: 3m, set: {rank: 2}}\n")
-    assert "each of its cases says for which task or algo" in wrong(capsys, "--preset", str(path))
+    assert "each of its cases says for which task, algo or sharing" in wrong(capsys, "--preset", str(path))
     path.write_text("cases:\n- {task: 3m, set: }\n")
-    assert "each of its cases says for which task or algo" in wrong(capsys, "--preset", str(path))
+    assert "each of its cases says for which task, algo or sharing" in wrong(capsys, "--preset", str(path))
 
 
 def test_a_preset_starts_from_another_and_may_be_for_its_cases_alone(
@@ -131,7 +131,11 @@ def test_a_preset_starts_from_another_and_may_be_for_its_cases_alone(
     path.write_text("base: fast\nppo: {gamma: 0.25}\nonly_cases: true\ncases:\n- {task: 3m, set: {rank: 2}}\n")
     fast, mine = (parse(RunConfig, ["--task", "3m", "--preset", name]) for name in ("fast", str(path)))
     assert mine == replace(fast, preset=str(path), rank=2, ppo=replace(fast.ppo, gamma=0.25))
-    assert "has no case for task 2s3z and algo mappo" in wrong(capsys, "--preset", str(path))
+    assert "has no case for task 2s3z, algo mappo, sharing lorasa" in wrong(capsys, "--preset", str(path))
+    path.write_text("base: fast\nsharing: nps\ncases:\n- {sharing: nps, set: {rank: 3}}\n")
+    own, given = (parse(RunConfig, ["--preset", str(path), *words]) for words in ([], ["--sharing", "lorasa"]))
+    assert (own.rank, own.levels) == (3, ("agent",))  # the preset's scheme decides, unless another one is given
+    assert (given.rank, given.levels) == (8, ("team", "agent@auto"))
     path.write_text(f"base: {path}\n")
     assert "cannot start from itself" in wrong(capsys, "--preset", str(path))
 

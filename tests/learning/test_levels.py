@@ -65,7 +65,7 @@ def test_a_team_level_at_full_rank_is_training_the_kernels_of_the_trunk():
 
 
 def test_a_level_takes_its_factor_of_every_step():
-    plain, slow = (make("lorasa_joint", levels=("team", level)) for level in ("agent", "agent@0.1"))
+    plain, slow = (make("lorasa_joint", levels=("team", level)) for level in ("agent@1", "agent@0.1"))
     before = random_params(plain.actor)
     full, tenth = updated(plain, before), updated(slow, before)
     assert_close((tenth.shared, tenth.agents["team"]), (full.shared, full.agents["team"]), atol=1e-6)

@@ -71,6 +71,20 @@ def test_the_rate_of_owners_falls_with_their_number_where_all_are_paid_the_same(
     assert [level.factor for level in make_sharing(spec, given).levels] == [0.3]
 
 
+@pytest.mark.parametrize(
+    ("settings", "factor"),
+    [
+        ({"sharing": "lorasa"}, 1.0),
+        ({"sharing": "lorasa", "freeze_trunk": False}, N**-0.5),
+        ({"sharing": "lorasa_joint"}, N**-0.5),
+        ({"sharing": "lorasa_joint", "levels": ("agent@1",)}, 1.0),
+    ],
+)
+def test_without_a_factor_adapters_have_the_papers_rate_on_a_frozen_trunk_and_auto_beside_a_free_one(settings, factor):
+    sharing = make_sharing(make_diary(N).spec, small_config(**settings))
+    assert [level.factor for level in sharing.levels] == [pytest.approx(factor)]
+
+
 @pytest.mark.parametrize(("scope", "values", "agent_id"), [("team", 1, False), ("agent", N, True), ("own", N, True)])
 def test_the_critic_is_one_network(scope, values, agent_id):
     sharing = critic_sharing(scope, N)
