@@ -42,5 +42,5 @@ def report(paths: list[Path]) -> str:
 
 
 if __name__ == "__main__":
-    everything = [*ROOT.glob("*.md"), *sorted(ROOT.glob("docs/*.md"))]
+    everything = [*ROOT.glob("*.md"), *sorted(ROOT.glob("docs/**/*.md"))]
     print(report([Path(name).resolve() for name in sys.argv[1:]] or everything))

@@ -22,9 +22,10 @@ from lorasa_jax.files import write_text
 from research import figures, tables
 from research.runs import RECORD, Experiment, read_experiments, read_notes
 
-SHOWN_IN = "docs/results.md"
-"""The document that must show every experiment."""
-DOCUMENTS = ("README.md", SHOWN_IN, "docs/reproduce.md")
+DOCUMENTS = ("README.md", "docs/**/*.md")
+"""Patterns of the documents in which blocks are filled."""
+SHOWN_IN = "docs/results"
+"""The folder with a page for every experiment."""
 FIGURES_IN = "docs/figures"
 BEGIN, END = "<!-- results: begin ", "<!-- results: end -->"
 BLOCK = re.compile(rf"^{BEGIN}([^>\n]*?) -->\n.*?^{END}$", re.DOTALL | re.MULTILINE)
@@ -79,9 +80,12 @@ class Reporter:
             path = os.path.relpath(self.root / FIGURES_IN / f"{name}.png", document.parent)
             yield f"![{CAPTIONS[self.figures[name][0]]}]({path})"
 
+    def documents(self) -> list[Path]:
+        """Returns all documents, those without blocks too."""
+        return sorted(path for pattern in DOCUMENTS for path in self.root.glob(pattern))
+
     def document(self, path: Path) -> tuple[str, list[str]]:
         """Returns a document as it should be, and the blocks that differ from it now."""
-        require(path.is_file(), f"there is no {path}; --root names a repository with {', '.join(DOCUMENTS)}")
         found, changed = path.read_text(encoding="utf-8"), []
         said = f"{path}: every `{BEGIN}PART NAME -->` needs an `{END}` of its own, each on a line"
         require(len(MARK.findall(found)) == 2 * len(BLOCK.findall(found)), said)
@@ -96,7 +100,7 @@ class Reporter:
 
     def outdated(self) -> Iterator[tuple[Path, str, Callable[[], object]]]:
         """Yields every file that is not what the records give: its path, what is wrong, and what writes it anew."""
-        for path in (self.root / name for name in DOCUMENTS):
+        for path in self.documents():
             text, changed = self.document(path)
             if changed:
                 wrong = f"is not what the records give in {', '.join(map(repr, changed))}"
@@ -107,12 +111,12 @@ class Reporter:
                 yield path, "is not drawn from the records", partial(figures.draw, kind, data, path)
 
     def not_shown(self) -> str:
-        """Returns which experiment the results do not show, and what to do; empty if they show all."""
-        path = self.root / SHOWN_IN
-        shown = BLOCK.findall(path.read_text(encoding="utf-8"))
+        """Returns which experiment no page shows, and what to do; empty if all are shown."""
+        pages = (path.read_text(encoding="utf-8") for path in (self.root / SHOWN_IN).glob("*.md"))
+        shown = {asked for page in pages for asked in BLOCK.findall(page)}
         missing = next((name for name in self.experiments if f"all {name}" not in shown), "")
-        place = f"give it a place with `{BEGIN}all {missing} -->` and `{END}`"
-        return missing and f"{path} does not show the experiment {missing}; {place}"
+        page = f"{self.root / SHOWN_IN / missing}.md with `{BEGIN}all {missing} -->` and `{END}`"
+        return missing and f"no page shows the experiment {missing}; write {page}"
 
 
 @dataclass(frozen=True)

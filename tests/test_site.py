@@ -15,7 +15,7 @@ from lorasa_jax.cli.flags import FREE
 pytest.importorskip("mkdocs", reason="needs the extra `docs`")
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +49,16 @@ def test_every_page_of_the_navigation_exists_and_every_page_is_in_it(site):
     pages = {name for name in files.src_uris if name.endswith((".md", ".ipynb"))}
     assert len(leaves(config.nav)) == len(set(leaves(config.nav)))
     assert set(leaves(config.nav)) == pages
-    assert {path.name for path in (ROOT / "docs").glob("*.md")} <= pages
+    assert {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")} <= pages
     assert {f"examples/{path.stem}.md" for path in (ROOT / "examples").glob("*.py")} <= pages
     assert {f"notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.ipynb")} <= pages
+
+
+def test_the_overview_of_results_links_to_every_page_of_an_experiment():
+    overview = (ROOT / "docs" / "results.md").read_text()
+    pages = [f"results/{path.name}" for path in (ROOT / "docs" / "results").glob("*.md")]
+    assert len(pages) > 10
+    assert [page for page in pages if f"]({page})" not in overview] == []
 
 
 def test_programs_in_the_folder_of_documents_are_no_part_of_the_site(site):

@@ -32,6 +32,7 @@ SMALL = [
 ]  # fmt: skip
 SEEDS = (3, 4, 5)
 CURVES = {"1-ps_id": [0.25, 0.5, 0.5, 0.75], "2-lorasa": [1.0, 1.0], "3-ps_restart": [0.5, 0.75], "4-nps": [0.25] * 4}
+DOCUMENTS = {"README.md": "seeds four", "docs/results/four.md": "all four", "docs/reproduce.md": "cost"}
 FINAL = {"1-ps_id": 0.75, "2-lorasa": 1.0, "3-ps_restart": 0.8, "4-nps": 1.0}
 
 
@@ -94,11 +95,11 @@ def test_trunks_are_called_frozen_only_where_they_are(
 def kept(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository that holds its record, and documents that show it."""
     root = tmp_path_factory.mktemp("repository")
-    (root / "docs").mkdir()
+    (root / "docs/results").mkdir(parents=True)
     notes = {"tuned_on": "seed 99", "targets": [a_target(minus="ps_restart", at_least=0.2), a_target(at_least=0.95)]}
     (root / "results" / "four").mkdir(parents=True)
     (root / "results" / "four" / "notes.yaml").write_text(json.dumps(notes))
-    for name, asked in zip(report.DOCUMENTS, ("seeds four", "all four", "cost"), strict=True):
+    for name, asked in DOCUMENTS.items():
         (root / name).write_text(f"By hand.\n{report.BEGIN}{asked} -->\n{report.END}\nMore.\n")
     report.main(["--add", str(sweep), "--root", str(root)])
     return root
@@ -398,11 +399,11 @@ def test_a_diagnosis_is_shown_as_it_was_said(kept: Path, tmp_path: Path) -> None
     another = {"versions": versions, "trained_with": None, "said": ["own_number, seed 4"]}
     write_json(folder.with_name("diagnosis-4") / "diagnosis.json", another)
     report.main(["--root", str(root)])
-    text = (root / "docs/results.md").read_text()
+    text = (root / "docs/results/four.md").read_text()
     assert "* `python experiments/run.py --env toy`, commit `0123456789`" in text
     assert "* `python experiments/diagnose.py 'runs/a run'`, commit `0123456789`" in text
     assert "```\nown_number, seed 3\n  distance  0.5\n```" in text
-    assert "![swap](../results/four/diagnosis/swap.png)" in text
+    assert "![swap](../../results/four/diagnosis/swap.png)" in text
     assert "```\nown_number, seed 4\n```" in text
     report.main(["--check", "True", "--root", str(root)])
 
@@ -427,11 +428,11 @@ def test_targets_are_shown_met_or_missed(kept: Path) -> None:
 
 
 def test_a_document_keeps_its_prose_and_is_current_once_written(kept: Path) -> None:
-    for name in report.DOCUMENTS:
+    for name in DOCUMENTS:
         text = (kept / name).read_text()
         assert text.startswith("By hand.\n") and text.endswith("\nMore.\n")
         assert len(text) > 300
-    assert "seed 99" in (kept / "docs/results.md").read_text()
+    assert "seed 99" in (kept / "docs/results/four.md").read_text()
     before = {path: path.read_bytes() for path in kept.rglob("*.md")}
     assert not list(report.Reporter(kept).outdated())
     report.main(["--check", "True", "--root", str(kept)])
@@ -444,7 +445,7 @@ def test_what_differs_from_the_records_is_one_line(
 ) -> None:
     root = tmp_path / "root"
     shutil.copytree(kept, root)
-    results, record = root / "docs/results.md", root / "results/four/record.json"
+    results, record = root / "docs/results/four.md", root / "results/four/record.json"
     if what == "a number":
         results.write_text(results.read_text().replace("0.650", "0.651"))
     elif what == "a record":
@@ -469,14 +470,14 @@ def test_what_differs_from_the_records_is_one_line(
         (f"{report.BEGIN}seeds -->\n{report.END}\n", "they give beside, anchors, plan, cost, all four, seeds four"),
         (f"{report.BEGIN}all four -->\n", "needs an `<!-- results: end -->` of its own"),
         (f"{report.END}\n{report.BEGIN}all four -->\n", "needs an `<!-- results: end -->` of its own"),
-        ("nothing\n", "does not show the experiment four"),
+        ("nothing\n", "no page shows the experiment four; write "),
     ],
 )
 def test_a_block_that_cannot_be_filled_is_one_line(
     text: str, said: str, kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(kept, tmp_path / "root")
-    (tmp_path / "root/docs/results.md").write_text(text)
+    (tmp_path / "root/docs/results/four.md").write_text(text)
     with pytest.raises(SystemExit) as stop:
         report.main(["--check", "True", "--root", str(tmp_path / "root")])
     assert stop.value.code == 2
