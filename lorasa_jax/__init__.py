@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from lorasa_jax.sharing.variants import low_rank as low_rank
     from lorasa_jax.storage.runs import Team as Team
     from lorasa_jax.storage.runs import load_run as load_run
+    from lorasa_jax.storage.runs import load_team as load_team
 
 _HOMES = {
     "sharing.variants": ("Adapter", "low_rank"),
@@ -88,7 +89,7 @@ _HOMES = {
     "sharing.schemes": ("SCHEMES", "Sharing", "register_scheme"),
     "learning.trainer": ("Trainer", "attach_adapters", "count_params", "make_trainer", "train"),
     "core.types": ("PolicyParams", "Schedule", "TrainState", "Trajectory"),
-    "storage.runs": ("Team", "load_run"),
+    "storage.runs": ("Team", "load_run", "load_team"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lorasa_jax"
 ORDER = (
-    "checks", "files", "yaml_reader", "presets", "levels", "sections", "config", "registries", "plugins",
+    "checks", "files", "yaml_reader", "presets", "trained", "levels", "sections", "config", "registries", "plugins",
     "surroundings",
     "core.types", "core.trees", "core.axes", "deltas", "envs", "core", "sharing", "learning", "running",
     "storage", "analysis", "adapters", "cli",

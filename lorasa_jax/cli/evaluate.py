@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from lorasa_jax.cli.flags import read_flags
 from lorasa_jax.cli.paths import require_place
 from lorasa_jax.cli.saved import Label, labels_of, load_run, measures, points_of
 from lorasa_jax.config import require
+from lorasa_jax.trained import find_team
 
 if TYPE_CHECKING:
     import jax
@@ -28,7 +29,7 @@ class EvaluateConfig:
     """Evaluate the teams of a saved run: whole episodes from start states that training did not use."""
 
     run: tyro.conf.Positional[Path]
-    """Run directory, or one of its checkpoints, RUN/checkpoints/N."""
+    """Run directory, one of its checkpoints, RUN/checkpoints/N, or a trained team by its name or folder."""
     episodes: int = 256
     """Episodes of each seed."""
     sampled: bool = False
@@ -106,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     with polite():
         config = read_flags(EvaluateConfig, sys.argv[1:] if argv is None else argv)
+        config = replace(config, run=find_team(config.run))
         changes: dict[str, Any] = {"eval_episodes": config.episodes} | ({"task": config.task} if config.task else {})
         team, checkpoint = load_run(config.run, best=config.best, **changes)
         task = team.system.env.spec.name

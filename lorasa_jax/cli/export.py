@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from lorasa_jax.cli.paths import require_place
 from lorasa_jax.cli.saved import find_checkpoint, find_row, labels_of, load_run, row_config
 from lorasa_jax.config import require
 from lorasa_jax.files import whole
+from lorasa_jax.trained import find_team
 
 if TYPE_CHECKING:
     from jax.export import Exported
@@ -30,7 +31,7 @@ class ExportConfig:
     """Export the policy of a saved run as a program, or its adapters as files."""
 
     run: tyro.conf.Positional[Path]
-    """Run directory, or one of its checkpoints, RUN/checkpoints/N."""
+    """Run directory, one of its checkpoints, RUN/checkpoints/N, or a trained team by its name or folder."""
     out: Path | None = None
     """File for the program of all agents' merged networks (jax.export, for CPU and CUDA)."""
     adapters: Path | None = None
@@ -99,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     with polite():
         config = read_flags(ExportConfig, sys.argv[1:] if argv is None else argv)
+        config = replace(config, run=find_team(config.run))
         team, checkpoint = load_run(config.run)
         row = find_row(config.run, config.seed, config.row)
         if config.adapters is not None:

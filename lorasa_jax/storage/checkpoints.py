@@ -47,19 +47,38 @@ _HOMES = {
 
 def take_snapshot(state: RunState, config: Config) -> Snapshot:
     """Returns a copy of the run; keys as their bits."""
+    return _snapshot(state.rows, _leaves_of(local((state.train, state.best))), state, config)
+
+
+def take_team(rows: int, config: Config, phase: str, params: PolicyParams, inputs: PyTree) -> Snapshot:
+    """Returns a copy of what `load_team` reads of the last team of a run, and nothing else.
+
+    Args:
+        rows: iterations of the run, which name the checkpoint.
+        config: of a run of one seed.
+        phase: of the run.
+        params: of the actors of one seed.
+        inputs: statistics by which what they see is standardised.
+    """
+    learner = jax.tree.map(lambda leaf: leaf[None], {"actor": params, "inputs": inputs})
+    no_arrays: Any = None
+    state = RunState(phase, no_arrays, no_arrays, (), (), (), 1, 0.0, 0.0)
+    return _snapshot(rows, by_path({"learner": learner}), state, config)
+
+
+def _snapshot(rows: int, leaves: dict[str, Any], state: RunState, config: Config) -> Snapshot:
+    """Sorts the leaves into items, and keeps of the state what is no array."""
     items: dict[str, Arrays] = {item: {} for item in _HOMES}
-    for name, leaf in _leaves_of(local((state.train, state.best))).items():
+    for name, leaf in leaves.items():
         item = next(item for item, home in _HOMES.items() if name.startswith(home))
         bits = jax.random.key_data(leaf) if _is_key(leaf) else leaf
         items[item][name.removeprefix(_HOMES[item])] = np.array(bits)
-    known = state._asdict()
-    del known["train"], known["best"]
     meta = {
         "config": settings(config),
         "versions": {"jax": jax.__version__, "numpy": np.__version__},
-        "run": known,
+        "run": {name: value for name, value in state._asdict().items() if name not in ("train", "best")},
     }
-    return Snapshot(state.rows, {item: arrays for item, arrays in items.items() if arrays}, meta)
+    return Snapshot(rows, {item: arrays for item, arrays in items.items() if arrays}, meta)
 
 
 def _leaves_of(arrays: tuple[TrainState, Best]) -> dict[str, Any]:
@@ -92,6 +111,7 @@ def load(path: Path, config: Config, env: Env, **parts: Unpack[Parts]) -> RunSta
         ConfigError: the checkpoint is damaged, or belongs to another run.
     """
     meta = read_run(path)
+    _require_whole(path, meta)
     _require_same_run(path, meta["config"], config, env)
     run = meta["run"]
     require_same_parts(run["parts"], parts, f"the run of checkpoint {path}")
@@ -151,6 +171,8 @@ def load_team(
         ConfigError: the checkpoint is damaged, does not fit the environment, or holds NaN, or the parts are others.
     """
     meta = read_run(path)
+    if valued or best:
+        _require_whole(path, meta)
     if valued or names_of(parts):
         require_same_parts(meta["run"]["parts"], parts, f"the run of checkpoint {path}")
     system = make_system(config, env, adapting=meta["run"]["phase"] == ADAPTERS, **parts)
@@ -178,6 +200,15 @@ def load_team(
     read: dict[str, dict[str, Any]] = jax.tree.unflatten(jax.tree.structure(template), leaves)
     flat = {name: part for where in read.values() for name, part in where.items()}
     return SavedTeam(system, flat.pop("actor"), **flat)
+
+
+def _require_whole(path: Path, meta: dict[str, Any]) -> None:
+    """Refuses a checkpoint of `take_team`: those of a run hold its best teams, too."""
+    require(
+        BEST_ITEM in meta["leaves"],
+        f"checkpoint {path} holds one team as it plays, without critic, optimisers and best teams; "
+        "name a checkpoint of the run that it comes from",
+    )
 
 
 def _require_needed(path: Path, items: dict[str, Described], needed: dict[str, Any], who: str) -> None:

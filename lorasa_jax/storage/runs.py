@@ -1,10 +1,10 @@
-"""A finished or stopped run, loaded in one line: a trained team that plays in any loop."""
+"""Trained teams that play in any loop: loaded in one line from a run, saved, and loaded again."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,17 @@ from lorasa_jax.core.types import PolicyParams, Weights
 from lorasa_jax.deltas import Deltas
 from lorasa_jax.envs import make_env
 from lorasa_jax.envs.base import Env
-from lorasa_jax.learning.system import System
+from lorasa_jax.files import whole, write_text
+from lorasa_jax.learning.system import System, is_two_phase
 from lorasa_jax.plugins import load_plugins, require_loaded
-from lorasa_jax.storage import adapter_files
-from lorasa_jax.storage.arrays import complete
-from lorasa_jax.storage.checkpoints import load_team
+from lorasa_jax.running.state import ADAPTERS, SHARED
+from lorasa_jax.storage import adapter_files, checkpoints
+from lorasa_jax.storage.arrays import complete, write
+from lorasa_jax.trained import find_team
 
 COMMAND = ("preset", "out", "gif", "track", "cache", "save_every", "resume", "shard", "distributed", "plugins")
 """Settings in `config.json` that say how a command ran, and not what it computed."""
+_ABOUT, _VERSIONS = "about.json", "versions.json"
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,12 @@ class Team:
     """The policies of one trained team.
 
     Attributes:
-        config: of its run.
+        config: of its run, as that of one seed.
         system: of the phase that the run was in.
         params: of the actors: trunks, and what agents own.
         weights: every agent's full weights, made of `params` (see `with_params`), and the statistics of inputs.
         checkpoint: where they were found.
+        about: where they come from: command, commit and packages of the run, and what `save` was told besides.
     """
 
     config: Config
@@ -45,6 +49,7 @@ class Team:
     params: PolicyParams
     weights: Weights
     checkpoint: Path
+    about: dict[str, Any] = field(default_factory=dict)
 
     @property
     def env(self) -> Env:
@@ -119,6 +124,34 @@ class Team:
         """Writes its adapters into a new folder (`lorasa_jax.adapters.save`), and returns the folder."""
         return adapter_files.save(directory, self.params, self.system)
 
+    def save(self, directory: Path | str, about: Mapping[str, Any] | None = None) -> Path:
+        """Writes the team into a new folder, and returns the folder. `load_team`, and the commands that play, read it.
+
+        The folder has the form of a run directory, with one checkpoint of what playing takes: the actors' parameters
+        and the statistics of inputs. Without critic and optimisers, training cannot go on from it.
+
+        Args:
+            directory: the folder; must not exist.
+            about: more to keep in `about.json`, as JSON, such as measured results.
+
+        Raises:
+            ConfigError: the folder exists.
+            OSError: it cannot be written.
+        """
+        path = Path(directory)
+        require(not path.exists(), f"{path} exists already; name another folder for the team")
+        phase = ADAPTERS if is_two_phase(self.config, self.env) and self.params.agents else SHARED
+        snapshot = checkpoints.take_team(
+            int(self.checkpoint.name), self.config, phase, self.params, self.weights.inputs
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as folder:
+            folder.mkdir()
+            write(folder / "checkpoints", snapshot)
+            for name, content in (("config.json", self.config.to_dict()), (_ABOUT, {**self.about, **(about or {})})):
+                write_text(folder / name, json.dumps(content, indent=2) + "\n")
+        return path
+
 
 def load_run(
     path: Path | str,
@@ -151,11 +184,7 @@ def load_run(
     directory = path.resolve().parents[1] if inside else path
     settings = directory / "config.json"
     require(settings.is_file(), f"there is no run in {directory}: it has no config.json")
-    try:
-        known = json.loads(settings.read_text())
-    except ValueError:
-        known = None
-    require(isinstance(known, dict), f"{settings} is no valid JSON; a run writes it whole, so it was changed since")
+    known = _read(settings)
     named = known.get("plugins", ())
     require(
         isinstance(named, list | tuple) and all(isinstance(plugin, str) for plugin in named),
@@ -165,12 +194,43 @@ def load_run(
     config = with_networks(Config.from_dict(known, ignore=COMMAND), actor, critic)
     require(0 <= row < config.seeds, f"the rows of this run are 0 to {config.seeds - 1}, got {row}")
     require(config.env != "own" or env is not None, f"the run in {directory} has an environment of its own; give env")
-    checkpoints = [path] if inside else complete(directory / "checkpoints")
-    require(bool(checkpoints), f"{directory} has no checkpoint yet; one is written after a minute, or at the end")
+    found = [path] if inside else complete(directory / "checkpoints")
+    require(bool(found), f"{directory} has no checkpoint yet; one is written after a minute, or at the end")
     try:
-        saved = load_team(checkpoints[-1], config, env or make_env(config), best=best)
+        saved = checkpoints.load_team(found[-1], config, env or make_env(config), best=best)
     except ConfigError as error:
         hint = "; if the run was given its network from Python, give it here: load_run(path, actor=...)"
         raise ConfigError(f"{error}{'' if actor or config.actor.module else hint}") from None
     params, weights = (jax.tree.map(lambda leaf: leaf[row], tree) for tree in (saved.params, saved.weights))
-    return Team(config, saved.system, params, weights, checkpoints[-1])
+    alone = replace(config, seed=config.seed + row, seeds=1)
+    return Team(alone, saved.system, params, weights, found[-1], _about(directory))
+
+
+def load_team(team: Path | str, **given: Any) -> Team:
+    """Returns a team that comes with the library, or one that `Team.save` wrote.
+
+    Args:
+        team: the name of a team of the library, or a folder.
+        given: `env`, `actor`, `critic` and `plugins`, as for `load_run`, if the team needs them.
+
+    Raises:
+        ConfigError: there is no such team, it is damaged, or something that it needs is not given.
+    """
+    return load_run(find_team(team), **given)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        known = json.loads(path.read_text())
+    except (ValueError, RecursionError):
+        known = None
+    require(isinstance(known, dict), f"{path} is no valid JSON; it was written whole, so it was changed since")
+    return dict(known)
+
+
+def _about(directory: Path) -> dict[str, Any]:
+    """What a saved team says of itself; of a run, what made it."""
+    if (directory / _ABOUT).is_file():
+        return _read(directory / _ABOUT)
+    known = _read(directory / _VERSIONS) if (directory / _VERSIONS).is_file() else {}
+    return {name: known[name] for name in ("command", "commit", "packages") if name in known}

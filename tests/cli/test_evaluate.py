@@ -20,6 +20,7 @@ from lorasa_jax.cli import train as run
 from lorasa_jax.cli.flags import RunConfig, parse
 from lorasa_jax.cli.saved import labels_of, load_run
 from lorasa_jax.learning import trainer
+from lorasa_jax.storage.runs import load_run as load_row
 
 EXPERIMENTS = Path(evaluate.__file__).parent
 
@@ -133,6 +134,20 @@ def test_what_cannot_be_played_is_one_line(
     saved: Path, capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], said: str
 ) -> None:
     assert said in refusal(capsys, str(saved), *argv)
+
+
+def test_a_saved_team_is_evaluated_as_its_seed_of_the_run(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    team = load_row(saved, row=1)
+    folder = team.save(tmp_path / "team")
+    assert (team.config.seed, labels_of(folder)) == (4, [{"seed": 4}])
+    evaluate.main([str(folder), "--episodes", "16"])
+    first, *lines, note = capsys.readouterr().out.splitlines()
+    assert first == f"own_number, 16 greedy episodes of each seed, from {folder / 'checkpoints' / '10'}"
+    assert lines[0] == "return    1.000 [1.000, 1.000]"
+    assert note.endswith("over the 16 episodes of one seed")
+    assert "holds one team as it plays" in refusal(capsys, str(folder), "--best", "True")
 
 
 def test_what_is_no_run_is_named(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
