@@ -32,6 +32,8 @@ def figures_of(runs: pd.DataFrame) -> Iterator[tuple[str, str, Data]]:
     for experiment, mine in by("experiment", runs).items():
         panels = {task: _curves(by("scheme", found)) for task, found in by("task", mine).items()}
         yield f"{experiment}-curves", "curves", panels
+        if mine["dial"].notna().all():
+            yield f"{experiment}-dial", "dial", {name: _shares(found) for name, found in _with_share(mine).items()}
         if whole := everywhere(mine):
             yield f"{experiment}-profile", "profile", {name: scores(found).tolist() for name, found in whole.items()}
     if panels := {title: _curves(points) for title, points in overview(runs).items()}:
@@ -48,6 +50,19 @@ def _curves(schemes: dict[str, pd.DataFrame]) -> Data:
         }
         for scheme, runs in schemes.items()
     }
+
+
+def _with_share(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Returns the schemes with a column `share`: the way from random play (0) to the task's best scheme (1)."""
+    tasks = runs.groupby("task")
+    best = runs["task"].map(runs.groupby(["task", "scheme"])["score"].mean().groupby("task").max())
+    random = tasks["random_return"].transform("mean")
+    return by("scheme", runs.assign(share=(runs["score"] - random) / (best - random)))
+
+
+def _shares(runs: pd.DataFrame) -> Data:
+    """Returns the share of every seed, by the number on the dial."""
+    return {f"{dial:g}": found.round(9).tolist() for dial, found in runs.groupby("dial")["share"]}
 
 
 def digest(data: Data) -> str:
@@ -81,7 +96,7 @@ def draw(kind: str, data: Data, path: Path) -> None:
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     for axis, (title, schemes) in zip(axes.flat, panels.items(), strict=False):
-        (_draw_curves if kind == "curves" else _draw_profile)(axis, title, schemes, styles)
+        {"curves": _draw_curves, "profile": _draw_profile, "dial": _draw_dial}[kind](axis, title, schemes, styles)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
     labelled = {line.get_label(): line for axis in axes.flat for line in axis.get_legend_handles_labels()[0]}
@@ -108,6 +123,16 @@ def _draw_curves(axis: Axes, title: str, schemes: Data, styles: dict[str, Data])
         axis.set_ylabel(f"greedy {spaced(found['metric'])}")
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.set(title=title, xlabel="environment steps")
+
+
+def _draw_dial(axis: Axes, title: str, schemes: Data, styles: dict[str, Data]) -> None:
+    """Draws means over seeds with 95 % bootstrap intervals, over the number on the dial."""
+    for name, found in schemes.items():
+        values = [np.array(seeds) for seeds in found.values()]
+        low, high = np.array([stats.bootstrap_interval(each) for each in values]).T
+        axis.plot(list(found), [each.mean() for each in values], marker="o", ms=3, **styles[name])
+        axis.fill_between(list(found), low, high, color=styles[name]["color"], alpha=0.15, lw=0)
+    axis.set(title=title, xlabel="number of roles", ylabel="share of the way from random to the best")
 
 
 def _draw_profile(axis: Axes, title: str, schemes: Data, styles: dict[str, Data]) -> None:

@@ -12,7 +12,8 @@ A record is one small file per experiment, `results/NAME/record.json`:
 
 A point is one combination of the settings that vary. It has sizes, exact ceilings where the game has them, and `runs`,
 one per seed. `results/NAME/notes.yaml`, written by hand, holds what a record cannot: the seeds that settings were
-chosen on (`tuned_on`), and targets that were set before the runs (`targets`).
+chosen on (`tuned_on`), targets that were set before the runs (`targets`), and the number that sets each task apart, if
+the tasks differ in one (`dial`: its `name`, and its value in each of `tasks`).
 """
 
 from __future__ import annotations

@@ -32,6 +32,8 @@ BLOCK = re.compile(rf"^{BEGIN}([^>\n]*?) -->\n.*?^{END}$", re.DOTALL | re.MULTIL
 MARK = re.compile(rf"^({BEGIN}|{END})", re.MULTILINE)
 CAPTIONS = {
     "curves": "greedy play over environment steps: means of seeds, 95 % bootstrap intervals; dotted: switches",
+    "dial": "greedy play at the end over the number of roles: 0 is random play, 1 the best scheme; "
+    "means of seeds, 95 % bootstrap intervals",
     "profile": "share of runs, over all tasks, that end above each result",
 }
 
@@ -58,6 +60,7 @@ class Reporter:
             "cost": tables.cost(self.experiments.values()),
             **{f"all {name}": self.everything(e, document) for name, e in self.experiments.items()},
             **{f"seeds {name}": tables.seeds(e) for name, e in self.experiments.items()},
+            **{f"dial {name}": self.dial(e, document) for name, e in self.experiments.items() if "dial" in e.notes},
         }
         said = f"{document}: the records give no block {asked!r}{nearest(asked, known)}"
         require(asked in known, f"{said}; they give {', '.join(known)}")
@@ -65,7 +68,7 @@ class Reporter:
 
     def everything(self, e: Experiment, document: Path) -> tables.Blocks:
         """Yields all on one experiment but its single seeds, with what `diagnose.py` printed and drew."""
-        for part in (tables.setting, tables.targets, tables.overall, tables.schemes, tables.comparisons):
+        for part in (tables.setting, tables.targets, tables.dial, tables.overall, tables.schemes, tables.comparisons):
             yield from part(e)
         for kind in CAPTIONS:
             yield from self.picture(f"{e.name}-{kind}", document)
@@ -73,6 +76,11 @@ class Reporter:
             yield from tables.diagnosis(said)
             for picture in sorted(said.parent.glob("*.png")):
                 yield f"![{picture.stem}]({os.path.relpath(picture, document.parent)})"
+
+    def dial(self, e: Experiment, document: Path) -> tables.Blocks:
+        """Yields the figure and the table of tasks that differ in one number."""
+        yield from self.picture(f"{e.name}-dial", document)
+        yield from tables.dial(e)
 
     def picture(self, name: str, document: Path) -> tables.Blocks:
         """Yields a figure, if there is one of this name."""

@@ -10,6 +10,7 @@ The table has one row per run, with all that the record says of the run, its poi
 * `since`: the step of the switch; of a shared policy, the first switch of a run that continues it.
 * `of_nps`: the share of parameters that actors have beside those of separate networks.
 * `ceiling_greedy`, `ceiling_sampled`: what the scheme can earn, exactly; NaN: not known.
+* `dial`: the number that sets the task apart from the others of its experiment, as its notes say; NaN: none.
 * `bounded`: results lie between 0 and 1, so that tasks can be put together.
 * `switches`, `adapts`, `separate`: the scheme has a second phase; it trains what agents own; agents share nothing.
 """
@@ -56,8 +57,10 @@ def read_experiments(folder: Path) -> dict[str, Experiment]:
     """
     found = {}
     for path in sorted(folder.glob(f"*/{RECORD}")):
-        name, record = path.parent.name, paths.read_json(path)
-        found[name] = Experiment(name, record, read_notes(path.with_name("notes.yaml")), table_of(name, record))
+        name, record, notes = path.parent.name, paths.read_json(path), read_notes(path.with_name("notes.yaml"))
+        runs = table_of(name, record)
+        runs["dial"] = runs["task"].map(notes.get("dial", {}).get("tasks", {})).astype(float)
+        found[name] = Experiment(name, record, notes, runs)
     require(bool(found), f"there is no {RECORD} in any folder of {folder}; add finished runs with --add")
     return found
 
@@ -147,10 +150,10 @@ def everywhere(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def overview(runs: pd.DataFrame) -> dict[str, dict[str, pd.DataFrame]]:
     """Returns the runs of `SCHEMES` in the tasks where adapters, shared and separate policies ran, by title.
 
-    The first point of a sharing scheme stands for it. Games whose best result is known are left out.
+    The first point of a sharing scheme stands for it. Games whose best result is known are left out, and dials.
     """
     found = {}
-    for (_, title), mine in runs.groupby(["experiment", "title"], sort=False):
+    for (_, title), mine in runs[runs["dial"].isna()].groupby(["experiment", "title"], sort=False):
         points = by("sharing", mine[mine["scheme"].isin(mine.drop_duplicates("sharing")["scheme"])])
         if {"ps_id", "nps", "lorasa"} <= points.keys() and mine["ceiling_greedy"].isna().all():
             found[title] = {scheme: points[scheme] for scheme in SCHEMES if scheme in points}

@@ -142,6 +142,20 @@ def targets(e: Experiment) -> Blocks:
     yield from markdown(rows, "**Targets**, set before the runs: means of greedy play")
 
 
+def dial(e: Experiment) -> Blocks:
+    """Every scheme at every value of the number in which the tasks differ."""
+    rows, measure = [], metric_of(e.runs)
+    for value, mine in by("dial", e.runs).items():
+        points = by("scheme", mine)
+        row = {e.notes["dial"]["name"]: f"{value:g}"}
+        rows.append(row | {f"`{name}`": mean(found, "greedy", measure) for name, found in points.items()})
+    sizes = e.runs.drop_duplicates("scheme")
+    if rows:
+        rows.append({e.notes["dial"]["name"]: "parameters beside `nps`"})
+        rows[-1] |= {f"`{name}`": f"{size:.2f}" for name, size in zip(sizes["scheme"], sizes["of_nps"], strict=True)}
+    yield from markdown(rows, f"Greedy {spaced(measure)} at the end")
+
+
 def overall(e: Experiment) -> Blocks:
     """All tasks together, if their results can be put together."""
     whole, measure, rows = everywhere(e.runs), metric_of(e.runs), []

@@ -33,11 +33,8 @@ ALGOS = {
 
 # Every pair of choices is met in the slow suite; here each choice is met once. A whole run below has ids and adapters.
 FEW = [
-    ("ps", "mappo", "specialisation", "feed-forward"),
-    ("nps", "a2po by epochs", "specialisation", "feed-forward"),
     ("lorasa", "a2po by agents", "own_number", "feed-forward"),
     ("lorasa_joint", "mappo", "own_number", "feed-forward"),
-    ("seps", "a2po by agents", "specialisation", "feed-forward"),
 ]
 ALL = [
     case if case in FEW else pytest.param(*case, marks=pytest.mark.slow)
@@ -88,6 +85,7 @@ def test_every_scheme_lands_on_its_ceiling(scheme, algo, task, network):
     assert sampled == pytest.approx(reached[1], abs=0.06)
 
 
+@pytest.mark.slow
 def test_a_whole_run_of_adapters_from_the_start_specialises():
     config = make_config("specialisation", "lorasa", switch_step=0)
     result, known = run(config, make_env(config)), ceilings("specialisation")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lorasa_jax.envs import Env
     from lorasa_jax.running.callbacks import AnyCallback
     from lorasa_jax.running.state import Diverged, Report, Result, RunState
+    from lorasa_jax.sharing.schemes import Sharing
     from lorasa_jax.storage.saver import Saver
 
 
@@ -126,16 +127,16 @@ def train(config: RunConfig, began: float) -> None:
     from lorasa_jax.cli.run_dir import RunDir
     from lorasa_jax.envs import make_env
     from lorasa_jax.learning.clustering import with_groups
-    from lorasa_jax.learning.system import is_two_phase
     from lorasa_jax.learning.trainer import make_trainer
     from lorasa_jax.running.devices import is_leader
+    from lorasa_jax.sharing.schemes import make_sharing
 
     prepare(many=config.shard != "off" and not config.distributed, keep=config.cache)
     env = make_env(config)
     config = with_groups(config, env, print if is_leader() else lambda text: None)
     make_trainer(config, env)  # raises errors of settings before anything is written
     if is_leader():
-        for note in notes(config, is_two_phase(config, env)):
+        for note in notes(config, make_sharing(env.spec, config)):
             complain(f"note: {note}")
     if not is_leader():
         follow(config, env)
@@ -228,14 +229,17 @@ def find_start(
     return start
 
 
-def notes(config: Config, two_phase: bool) -> Iterator[str]:
-    """Yields warnings about unexpected effects of these settings."""
-    if two_phase and config.switch_step == "auto" and config.iterations == 1:
+def notes(config: Config, sharing: Sharing) -> Iterator[str]:
+    """Yields what a user may not expect of these settings."""
+    for level in sharing.levels:
+        if level.factor != 1:
+            yield f"adapters of the level {level.scope} have {level.factor:.2g} of the learning rate"
+    if sharing.two_phase and config.switch_step == "auto" and config.iterations == 1:
         yield (
             "the budget is a single iteration, so the second phase begins at step 0, on an untrained trunk; raise "
             "--total-steps"
         )
-    if not two_phase and config.switch_step != "auto":
+    if not sharing.two_phase and config.switch_step != "auto":
         yield f"--switch-step has no effect under --sharing {config.sharing}, which has a single phase"
 
 

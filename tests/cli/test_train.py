@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from helpers import make_diary
 
 from lorasa_jax.cli import display, page, run_dir, signals
 from lorasa_jax.cli import flags as cli
@@ -32,6 +33,7 @@ from lorasa_jax.envs import make_env
 from lorasa_jax.learning import clustering as grouping
 from lorasa_jax.running import loop
 from lorasa_jax.running.state import Diverged
+from lorasa_jax.sharing.schemes import make_sharing
 from lorasa_jax.storage import arrays as storage
 from lorasa_jax.storage.saver import Saver
 
@@ -602,9 +604,10 @@ def test_a_run_that_goes_on_under_another_switch_is_told_so(directory: Path, tmp
 
 def test_what_a_user_may_not_expect_is_told() -> None:
     once = cli.parse(cli.RunConfig, ["--env", "toy", "--total-steps", "1024"])
-    assert [note[:39] for note in run.notes(once, two_phase=True)] == ["the budget is a single iteration, so th"]
-    assert not [*run.notes(replace(once, total_steps=4096), two_phase=True)]
+    adapters, shared = (make_sharing(make_diary(4).spec, config) for config in (once, replace(once, sharing="ps")))
+    assert [note[:39] for note in run.notes(once, adapters)] == ["the budget is a single iteration, so th"]
+    assert not [*run.notes(replace(once, total_steps=4096), adapters)]
     late = replace(once, total_steps=4096, switch_step=1024, sharing="ps")
-    assert [*run.notes(late, two_phase=False)] == [
-        "--switch-step has no effect under --sharing ps, which has a single phase"
-    ]
+    assert [*run.notes(late, shared)] == ["--switch-step has no effect under --sharing ps, which has a single phase"]
+    joint = make_sharing(make_diary(4).spec, replace(once, sharing="lorasa_joint"))
+    assert [*run.notes(once, joint)] == ["adapters of the level agent have 0.5 of the learning rate"]

@@ -74,7 +74,8 @@ def movers(*pushes: float) -> Env:
 # ---------------------------------------------------------------- from play to groups
 
 
-@pytest.mark.parametrize("kinds", [(0, 0, 1, 1), pytest.param((0, 1, 0, 0), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kinds", [(0, 0, 1, 1), (0, 1, 0, 0)])
 def test_agents_of_one_kind_are_found(kinds):
     """Over several keys; the kinds are numbered in the order of first appearance."""
     env = kinds_env(*kinds)
@@ -89,7 +90,8 @@ def test_agents_that_continuous_actions_push_differently_are_apart():
     ("task", "n", "groups"),
     [
         ("specialisation", 3, (0, 0, 0)),  # nothing sets agents apart
-        ("own_number", 2, (0, 1)),  # each is paid for something else, though episodes last one step
+        # Each is paid for something else, though episodes last one step.
+        pytest.param("own_number", 2, (0, 1), marks=pytest.mark.slow),
         ("probe_value", 1, (0,)),
     ],
 )

@@ -593,3 +593,20 @@ def test_numbers_are_printed_the_same_everywhere() -> None:
     (table,) = tables.markdown([{"task": "humanoid_9|8", "n": "+1"}])
     assert table.splitlines() == ["| task | n |", "|---|---:|", "| humanoid_9\\|8 | +1 |"]
     assert tables.ranges([4, 0, 1, 2, 7]) == "0-2, 4, 7"
+
+
+def test_tasks_that_differ_in_a_number_have_a_table_and_a_figure_over_it_and_no_place_among_all_tasks(kept):
+    e = read(kept)
+    notes = {**e.notes, "dial": {"name": "roles", "tasks": {"own_number": 4}}}
+    open_game = e.runs.assign(ceiling_greedy=float("nan"))
+    e = e._replace(notes=notes, runs=open_game.assign(dial=4.0))
+    title, table = tables.dial(e)
+    assert title == "Greedy return at the end"
+    head, _, row, sizes = table.splitlines()
+    assert head.split(" | ")[:2] == ["| roles", "`ps_id`"] and row.startswith("| 4 | 0.650 [0.550, 0.750] |")
+    assert sizes.startswith("| parameters beside `nps` |")
+    found = {name: (kind, data) for name, kind, data in figures.figures_of(e.runs)}
+    kind, shares = found["four-dial"]
+    # From random play, 0.25, to the mean of the best scheme, 0.9.
+    assert kind == "dial" and shares["ps_id"]["4"] == pytest.approx([0.5 / 0.65, 0.4 / 0.65, 0.3 / 0.65])
+    assert "beside" not in found and "beside" in {name for name, *_ in figures.figures_of(open_game)}

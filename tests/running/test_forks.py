@@ -173,6 +173,7 @@ def test_forks_of_what_has_not_been_evaluated_yet_measure_random_play_themselves
     assert fork(forked.configs[:2], ENV, [(unknown, row), (known, row)]).random_return == ()
 
 
+@pytest.mark.slow
 def test_a_masked_rank_learns_as_the_true_one(forked):
     """And placements likewise: what a fork lacks stays zero to the bit."""
     together, after = jax.jit(forked.trainer.update), forked.start.train

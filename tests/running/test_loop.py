@@ -117,7 +117,8 @@ def test_each_seed_ends_as_it_would_alone_at_its_own_switch(finished, row):
     assert (state.key == expected.key).all()
 
 
-@pytest.mark.parametrize("algo", ["mappo", pytest.param("a2po", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("algo", ["mappo", "a2po"])
 def test_one_agent_in_one_environment_is_a_team_too(algo):
     size = {"n_agents": 1, "n_envs": 1, "eval_episodes": 1, "ppo": {"minibatches": 1}}
     config = small_config(env="toy", task="probe_policy", sharing="lorasa", algo=algo, **size)

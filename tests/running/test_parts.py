@@ -43,10 +43,6 @@ def test_the_loss_that_is_handed_in_is_the_one_that_trains() -> None:
         new, metrics = jax.jit(trainer.step)(state)
         return state.learner, new.learner, metrics
 
-    def program(**parts: Any) -> str:
-        trainer = make_trainer(config, env, **parts)
-        return jax.jit(trainer.step).lower(jax.eval_shape(trainer.init, KEY)).as_text()
-
     before, idle, metrics = after(policy_loss=nothing, optimizer=optax.sgd)
     assert_same(idle.actor, before.actor)
     assert any(differs(idle.critic, before.critic))
@@ -54,6 +50,14 @@ def test_the_loss_that_is_handed_in_is_the_one_that_trains() -> None:
     _, own, metrics = after(policy_loss=unclipped)
     assert any(differs(own.actor, before.actor))
     assert jnp.isfinite(metrics["gain"])
+
+
+@pytest.mark.slow
+def test_the_librarys_own_loss_handed_in_gives_the_same_program() -> None:
+    def program(**parts: Any) -> str:
+        trainer = make_trainer(two_phases().config, two_phases().env, **parts)
+        return jax.jit(trainer.step).lower(jax.eval_shape(trainer.init, KEY)).as_text()
+
     assert program(policy_loss=policy_loss) == program() != program(policy_loss=unclipped)
 
 

@@ -46,19 +46,15 @@ def lower(config: Config, shard: str = "off") -> dict[str, str]:
     return runner.programs.texts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
         {"env": "particles", "task": "spread_4x2"},
-        *(
-            pytest.param(changes, marks=pytest.mark.slow)
-            for changes in [
-                {"env": "smax", "task": "2s3z", "recurrent": True},
-                {"env": "smax", "task": "smacv2_5_units", "levels": ("unit_type", "agent")},
-                {"env": "smax", "task": "2s3z", "algo": "a2po", "recurrent": True},
-                {"env": "mabrax", "task": "hopper_3x1", "standardise": True},
-            ]
-        ),
+        {"env": "smax", "task": "2s3z", "recurrent": True},
+        {"env": "smax", "task": "smacv2_5_units", "levels": ("unit_type", "agent")},
+        {"env": "smax", "task": "2s3z", "algo": "a2po", "recurrent": True},
+        {"env": "mabrax", "task": "hopper_3x1", "standardise": True},
     ],
     ids=lambda changes: "-".join(str(changes[name]) for name in ("task", "algo") if name in changes),
 )
