@@ -58,6 +58,7 @@ class Reporter:
             "anchors": tables.anchors(self.runs, self.anchors),
             "plan": tables.plan(self.runs),
             "cost": tables.cost(self.experiments.values()),
+            "teams": tables.teams(),
             **{f"all {name}": self.everything(e, document) for name, e in self.experiments.items()},
             **{f"seeds {name}": tables.seeds(e) for name, e in self.experiments.items()},
             **{f"dial {name}": self.dial(e, document) for name, e in self.experiments.items() if "dial" in e.notes},

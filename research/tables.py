@@ -17,6 +17,7 @@ import pandas as pd
 from lorasa_jax.analysis import statistics as stats
 from lorasa_jax.cli import paths, saved
 from lorasa_jax.config import require
+from lorasa_jax.trained import ABOUT, TRAINED
 
 from research.runs import PLAYS, SCHEMES, Experiment, by, evaluations, everywhere, overview, pairs_of, without_flags
 
@@ -360,6 +361,23 @@ def plan(runs: pd.DataFrame) -> Blocks:
         row |= {"seeds, to `ps_restart`": str(paired), "seeds, to `nps`": str(unpaired)}
         row |= {"hours a seed": f"{hours:.1f}", "hours in all": f"{max(paired, unpaired) * hours:,.0f}"}
         rows.append(row)
+    yield from markdown(rows)
+
+
+def teams() -> Blocks:
+    """The trained teams of the library, with what each took and how well it plays."""
+    rows = []
+    for folder in sorted(path.parent for path in TRAINED.glob(f"*/{ABOUT}")):
+        config, about = (paths.read_json(folder / name) for name in ("config.json", ABOUT))
+        greedy, size = about["greedy"], sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        results = []
+        for measure, found in ((name, greedy[name]) for name in ("win_rate", "return") if name in greedy):
+            mean, *bounds = (number(value, measure) for value in (found["mean"], *found["interval"]))
+            results.append(f"{spaced(measure)} {mean} [{', '.join(bounds).replace(' %', '')}]")
+        row = {"name": f"`{folder.name}`", "game": f"{config['env']} {config['task']}", "scheme": config["sharing"]}
+        row |= {"steps": f"{config['total_steps']:,}", "greedy play": ", ".join(results)}
+        row |= {"episodes": str(greedy["episodes"]), "size": f"{size / 1000:.0f} KB"}
+        rows.append(row | {"command": f"`{shlex.join(without_flags(about['command'], '--out'))}`"})
     yield from markdown(rows)
 
 

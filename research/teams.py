@@ -13,19 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from lorasa_jax import load_run
 from lorasa_jax.analysis.statistics import bootstrap_interval
 from lorasa_jax.cli import evaluate
-from lorasa_jax.cli.saved import labels_of
+from lorasa_jax.cli.saved import labels_of, measures
 from lorasa_jax.cli.saved import load_run as load_rows
 from lorasa_jax.trained import TRAINED
 
 TEAMS = {
     "2s3z": "--env smax --task 2s3z",
     "spread_30x5": "--env particles --task spread_30x5 --sharing lorasa_joint",
-    "halfcheetah_2x3": "--env mujoco --task halfcheetah_2x3 --total-steps 1000000",
+    "halfcheetah_2x3": "--env mujoco --task halfcheetah_2x3 --total-steps 400000",
 }
 """The flags that each team is trained with."""
 EPISODES = {"halfcheetah_2x3": 32}
@@ -42,15 +41,16 @@ def train(name: str) -> Path:
 
 
 def measure(run: Path, episodes: int) -> dict[str, Any]:
-    """Returns the means of greedy play and their 95 % intervals over episodes, as `evaluate.py` prints them."""
+    """Returns the results of greedy play, with the episodes, means and intervals that `evaluate.py` prints."""
     team, _ = load_rows(run, eval_episodes=episodes)
     keys = jax.vmap(jax.random.split)(evaluate.keys(labels_of(run), 0))[:, 0]
     played = evaluate.play(team, keys, greedy=True)
-    measures = ("return", "win_rate", "length") if team.system.env.spec.winnable else ("return", "length")
-    found = {name: played[name][0] for name in measures}
-    intervals = {f"{name}_interval": list(bootstrap_interval(values)) for name, values in found.items()}
-    deviation = {"return_deviation": float(np.std(found["return"]))}
-    return {"episodes": episodes, **{name: float(x.mean()) for name, x in found.items()}, **intervals, **deviation}
+    found: dict[str, Any] = {"episodes": episodes}
+    for name, _ in measures(team.system.env.spec.winnable):
+        values = played[name][0]
+        interval = list(bootstrap_interval(values))
+        found[name] = {"mean": float(values.mean()), "interval": interval, "deviation": float(values.std())}
+    return found
 
 
 def main() -> None:

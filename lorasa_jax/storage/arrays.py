@@ -113,6 +113,8 @@ def _save(path: Path, args: Any) -> None:
     try:
         with _orbax() as checkpointer, _plain(path.parent) as named:
             checkpointer.save(named / path.name, args=args)
+        for note in path.rglob("commit_success.txt"):
+            note.write_text("")  # orbax notes where it wrote: a folder of this machine, and not the last name
     except OSError:
         raise
     except Exception as error:  # whatever its libraries make of it

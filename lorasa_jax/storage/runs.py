@@ -24,11 +24,10 @@ from lorasa_jax.plugins import load_plugins, require_loaded
 from lorasa_jax.running.state import ADAPTERS, SHARED
 from lorasa_jax.storage import adapter_files, checkpoints
 from lorasa_jax.storage.arrays import complete, write
-from lorasa_jax.trained import find_team
+from lorasa_jax.trained import ABOUT, find_team
 
 COMMAND = ("preset", "out", "gif", "track", "cache", "save_every", "resume", "shard", "distributed", "plugins")
 """Settings in `config.json` that say how a command ran, and not what it computed."""
-_ABOUT, _VERSIONS = "about.json", "versions.json"
 
 
 @dataclass(frozen=True)
@@ -135,11 +134,16 @@ class Team:
             about: more to keep in `about.json`, as JSON, such as measured results.
 
         Raises:
-            ConfigError: the folder exists.
+            ConfigError: the folder exists, or `about` is no JSON.
             OSError: it cannot be written.
         """
         path = Path(directory)
         require(not path.exists(), f"{path} exists already; name another folder for the team")
+        files = {"config.json": self.config.to_dict(), ABOUT: {**self.about, **(about or {})}}
+        try:
+            texts = {name: json.dumps(content, indent=2) + "\n" for name, content in files.items()}
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"about must hold plain numbers, texts, lists and dictionaries: {error}") from None
         phase = ADAPTERS if is_two_phase(self.config, self.env) and self.params.agents else SHARED
         snapshot = checkpoints.take_team(
             int(self.checkpoint.name), self.config, phase, self.params, self.weights.inputs
@@ -148,8 +152,8 @@ class Team:
         with whole(path) as folder:
             folder.mkdir()
             write(folder / "checkpoints", snapshot)
-            for name, content in (("config.json", self.config.to_dict()), (_ABOUT, {**self.about, **(about or {})})):
-                write_text(folder / name, json.dumps(content, indent=2) + "\n")
+            for name, text in texts.items():
+                write_text(folder / name, text)
         return path
 
 
@@ -230,7 +234,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _about(directory: Path) -> dict[str, Any]:
     """What a saved team says of itself; of a run, what made it."""
-    if (directory / _ABOUT).is_file():
-        return _read(directory / _ABOUT)
-    known = _read(directory / _VERSIONS) if (directory / _VERSIONS).is_file() else {}
+    if (directory / ABOUT).is_file():
+        return _read(directory / ABOUT)
+    known = _read(directory / "versions.json") if (directory / "versions.json").is_file() else {}
     return {name: known[name] for name in ("command", "commit", "packages") if name in known}

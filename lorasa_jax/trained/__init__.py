@@ -8,6 +8,8 @@ from lorasa_jax.checks import nearest, require
 
 TRAINED = Path(__file__).parent
 """The folder of the teams."""
+ABOUT = "about.json"
+"""The file beside a saved team that says where it comes from."""
 
 
 def find_team(team: Path | str) -> Path:

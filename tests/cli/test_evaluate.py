@@ -150,6 +150,11 @@ def test_a_saved_team_is_evaluated_as_its_seed_of_the_run(
     assert "holds one team as it plays" in refusal(capsys, str(folder), "--best", "True")
 
 
+def test_a_name_that_no_team_has_is_answered_with_all_names(capsys: pytest.CaptureFixture[str]) -> None:
+    said = refusal(capsys, "spred_30x5")
+    assert "there is no folder and no trained team 'spred_30x5' (did you mean 'spread_30x5'?); teams: " in said
+
+
 def test_what_is_no_run_is_named(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"there is no run in {tmp_path}" in refusal(capsys, str(tmp_path))
     assert f"there is no checkpoint {saved}/checkpoints/9" in refusal(capsys, str(saved / "checkpoints" / "9"))
