@@ -462,7 +462,7 @@ def test_a_signal_that_is_sent_twice_is_one(number: int, capfd: pytest.CaptureFi
         os.kill(os.getpid(), number)
         assert stop.signal == number
         assert signal.getsignal(number) == signals.Stop.DEFAULTS[number]  # the next one acts at once
-    assert capfd.readouterr().err == "\nstopping; once more: at once\n"
+    assert capfd.readouterr().err == "\nstopping; press Ctrl-C again to stop at once\n"
 
 
 def test_what_is_ignored_stays_ignored() -> None:
