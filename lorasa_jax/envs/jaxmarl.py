@@ -104,7 +104,20 @@ def jaxmarl_env(game: Any, name: str = "") -> Env:
         later = JaxmarlState(_firm(after), state.steps + 1)
         return later, show(later, obs, paid, out, over)
 
-    return Env(spec, reset, step)
+    return Env(spec, reset, step, _drawer(game, name))
+
+
+def _drawer(game: Any, name: str) -> Callable[[EnvState], list[Any]] | None:
+    """The function that draws an episode, for particle worlds; None for other games."""
+    if not {"rad", "colour", "num_landmarks"} <= vars(game).keys():
+        return None
+
+    def draw(states: EnvState) -> list[Any]:
+        from lorasa_jax.envs.particles_drawing import draw_mpe  # Pillow is needed here only
+
+        return draw_mpe(jax.device_get(states.game.p_pos), game, name)
+
+    return draw
 
 
 def _spec(game: Any, agents: tuple[Any, ...], name: str) -> tuple[EnvSpec, np.ndarray, Orders]:
