@@ -15,6 +15,8 @@ WIDTH, HEADER = 420, 34
 """Pixels of a picture: the side of its square arena, and the height of the band above."""
 AGENT, RING, ITEM = 6, 12, 5
 """Radii, in pixels."""
+MPE_REACH = 2.0
+"""Half the width of the largest view of a particle world, as in JaxMARL's own pictures. Agents may leave it."""
 PAPER, GROUND, BORDER = "#0e1320", "#151c2d", "#3c4965"
 TEXT, FAINT, ITEMS = "#e8ecf4", "#8b97ae", "#e8ecf4"
 
@@ -43,7 +45,7 @@ def draw_mpe(places: Float[np.ndarray, "T K 2"], game: Any, title: str) -> list[
         game: an instance of `jaxmarl.environments.mpe.SimpleMPE`.
         title: what to write at the top.
     """
-    n, pixels = game.num_agents, _pixels_of(places)
+    n, pixels = game.num_agents, _pixels_of(places, MPE_REACH)
     sizes = np.asarray(game.rad) * (pixels(np.array([1.0, 0.0])) - pixels(np.zeros(2)))[0] / SHARP
     colours: list[Any] = [tuple(map(int, colour)) for colour in game.colour]
     colours[n:] = [FAINT if max(colour) < 100 else colour for colour in colours[n:]]
@@ -57,9 +59,12 @@ def draw_mpe(places: Float[np.ndarray, "T K 2"], game: Any, title: str) -> list[
     return frames
 
 
-def _pixels_of(places: Float[np.ndarray, "T K 2"]) -> Any:
-    """Returns the function from positions to pixels of the large picture, with y upwards, so that all places fit."""
-    reach = max(1.1, 1.05 * float(np.abs(places).max()))
+def _pixels_of(places: Float[np.ndarray, "T K 2"], most: float = np.inf) -> Any:
+    """Returns the function from positions to pixels of the large picture, with y upwards.
+
+    The picture shows all places, unless they are farther than `most` from the middle.
+    """
+    reach = min(max(1.1, 1.05 * float(np.abs(places).max())), most)
 
     def pixels(position: Float[np.ndarray, "*K 2"]) -> Float[np.ndarray, "*K 2"]:
         middle = np.array([WIDTH / 2, HEADER + WIDTH / 2])

@@ -280,5 +280,15 @@ def test_a_particle_world_is_drawn_where_it_is_in_the_colours_of_the_game():
             assert frame.getpixel(tuple(map(int, pixel))) == colour
 
 
+def test_an_agent_that_runs_away_does_not_shrink_the_picture():
+    env = world(SPREAD)
+    state, _ = env.reset(KEY)
+    at = jnp.zeros_like(state.game.p_pos).at[0].set(1.0)
+    states = state._replace(game=state.game.replace(p_pos=jnp.stack([at, at.at[1].set(9.0)])))
+    frame = env.draw(states)[0]
+    side, top = frame.width, frame.height - frame.width
+    assert frame.getpixel((side // 2 + side // 4, top + side // 4)) == (115, 243, 115)
+
+
 def test_other_games_are_not_drawn():
     assert world(RIDDLE).draw is None
