@@ -56,7 +56,7 @@ def require_loaded(plugins: Iterable[str], path: Path, advice: Callable[[list[st
     missing = [plugin for plugin in plugins if Path(plugin).name not in known]
     require(
         not missing,
-        f"{path} names plugins, and what a file names is not run unasked; {advice(missing)}",
+        f"{path} names plugins, which are not run without your consent; {advice(missing)}",
     )
 
 

@@ -80,7 +80,7 @@ class CriticConfig(NetworkConfig):
         super().__post_init__()
         require(
             not (self.separate and self.scope == "team"),
-            "critic.separate gives every agent a critic, and critic.scope team has one value for all; use agent or own",
+            "critic.separate gives every agent a critic, but critic.scope team has one value for all; use agent or own",
         )
 
 
@@ -217,7 +217,7 @@ class MabraxConfig:
         require(self.obsk is None or self.obsk >= 0, f"mabrax.obsk must be 0 or more, got {self.obsk}")
         require(
             self.obsk is None or self.maps == "kinematic",
-            f"mabrax.obsk {self.obsk} has no meaning under mabrax.maps upstream, whose tables are fixed; leave one out",
+            f"mabrax.obsk {self.obsk} has no effect with mabrax.maps upstream, whose tables are fixed; leave one out",
         )
 
 

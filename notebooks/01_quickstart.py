@@ -16,11 +16,11 @@
 # %% [markdown]
 # # Quickstart: from a shared policy to one adapter per agent
 #
-# A team can learn with **one shared policy**, which is cheap but makes everyone act alike, or with **one policy
-# per agent**, which is expensive. LoRASA does both, one after the other: it trains a shared policy, freezes it, and then
+# A team can learn with **one shared policy**, which is cheap but makes all agents act alike, or with **one policy
+# per agent**, which is expensive. LoRASA combines both. It trains a shared policy, freezes it, and then
 # trains a small low-rank correction of every layer for each agent ([arXiv 2502.05573](https://arxiv.org/abs/2502.05573)).
 #
-# This notebook goes from a game with a known answer to a battle in SMAX, StarCraft's little sister.
+# This notebook starts with a game whose optimum is known and ends with a battle in SMAX, a simplified StarCraft.
 
 # %%
 import os
@@ -51,18 +51,18 @@ from lorasa_jax.envs.toy import ceilings
 SMALL = bool(os.environ.get("LORASA_NOTEBOOK_SMALL"))
 
 # %% [markdown]
-# ## A game in which acting alike cannot win
+# ## A game that agents cannot win by acting alike
 #
-# In `specialisation` two players see exactly the same and choose between two actions. They are paid 1 if they differ and
-# 0.5 if they do not. What a team can earn is known exactly:
+# In `specialisation`, two players have the same observation and choose between two actions. Their reward is 1 if the actions differ
+# and 0.5 if they are equal. The highest returns are known exactly:
 
 # %%
 ceilings("specialisation")
 
 # %% [markdown]
-# A configuration is a frozen record, checked when it is made. Four of the sharing schemes: `ps` (one policy for all), `ps_id` (the
-# same, and every agent sees its number), `nps` (a policy per agent), `lorasa`. With `switch_step=0` the adapters start on
-# an untrained trunk, so that whatever is learnt, the adapters have learnt.
+# A configuration is immutable and is checked when it is created. Four of the sharing schemes are `ps` (one policy for all agents),
+# `ps_id` (the same, and every agent observes its number), `nps` (one policy per agent) and `lorasa`. With `switch_step=0` the trunk is
+# not trained, so only the adapters learn.
 
 # %%
 small_network = {"hidden": 32, "layers": 2, "layers_after": 0, "recurrent": False}
@@ -106,11 +106,11 @@ axis.axhline(ceilings("specialisation").optimum, color="grey", ls=":", label="op
 axis.set(xlabel="environment steps", ylabel="greedy return")
 axis.legend()
 # %% [markdown]
-# ## What an agent owns
+# ## Parameters of an agent
 #
-# The trunk is stored once, with a leading axis of length 1; every adapter leaf has a leading axis of agents. A layer of
-# width (in, out) gets `left` (in, r) and `right` (r, out), and the agent's kernel is K + left @ right. A layer no wider than
-# the rank gets a full correction.
+# The trunk is stored once, with a leading axis of length 1. Every adapter leaf has a leading axis of agents. A layer of
+# width (in, out) has `left` (in, r) and `right` (r, out), and the agent's kernel is K + left @ right. If a layer is no wider than
+# the rank, its correction has full rank.
 
 # %%
 actor = jax.tree.map(lambda leaf: leaf[0], result.states).learner.actor  # of the first seed
@@ -122,8 +122,8 @@ count_params(result.trainer)
 # %% [markdown]
 # ## A battle
 #
-# Two stalkers and three zealots against the same, played by a script. The policy is recurrent and sees only what its unit
-# sees; the critic sees everything. The trunk freezes by itself when learning slows (`switch_step="auto"`).
+# Two stalkers and three zealots fight an equal team that a script controls. The policy is recurrent and observes only what its unit
+# sees. The critic observes the full state. The trunk freezes automatically when learning slows down (`switch_step="auto"`).
 #
 # At full size this cell takes a few minutes on two CPU cores.
 
@@ -156,9 +156,9 @@ axis.axvline(result.switch_steps[0], color="tab:orange", ls="--", label="trunk f
 axis.set(xlabel="environment steps", ylabel="greedy win rate", ylim=(-0.03, 1.03))
 axis.legend()
 # %% [markdown]
-# ## How far did the agents move from their trunk?
+# ## How large are the corrections?
 #
-# The size of each agent's correction beside the kernel it corrects.
+# The norm of each agent's correction, relative to the norm of the kernel.
 
 # %%
 actor = jax.tree.map(lambda leaf: leaf[0], result.states).learner.actor
@@ -178,7 +178,7 @@ axis.set_yticks(range(len(layers)), layers)
 axis.set_xticks(range(env.spec.n_agents), [f"agent {i}" for i in range(env.spec.n_agents)])
 figure.colorbar(picture, label="|correction| / |kernel|")
 # %% [markdown]
-# ## Watch it play
+# ## Watch the team play
 
 # %%
 first = jax.tree.map(lambda leaf: leaf[0], result.states)

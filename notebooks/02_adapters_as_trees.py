@@ -14,11 +14,11 @@
 # ---
 
 # %% [markdown]
-# # Adapters as trees: what an agent owns, merged, swapped and transplanted
+# # Adapters as trees: merge, swap and transplant them
 #
-# After a LoRASA run every agent owns a few small matrices. They are a plain tree of arrays, so they can be looked at, exchanged,
-# written to a file, put on another trunk, or handed to agents that were never trained. This notebook does all of that, with a
-# team whose right answer is known. It needs a minute on a CPU.
+# After a LoRASA run every agent owns a few small matrices. They form a plain tree of arrays. You can inspect them, exchange them,
+# write them to a file, put them on another trunk, or give them to agents that were never trained. This notebook does all of this with a
+# team whose optimum is known. It needs a minute on a CPU.
 
 # %%
 import tempfile
@@ -39,10 +39,10 @@ from lorasa_jax.learning.system import make_system
 # %% [markdown]
 # ## A team of two hidden kinds
 #
-# In `two_kinds` each agent shows a symbol and is asked to show symbol 1 next. For agents 0 and 2 the next symbol is their action, for
-# agents 1 and 3 the opposite. Nothing they see tells them. With `switch_step=0` the trunk is frozen untrained, so that
-# whatever is learnt, the adapters have learnt. And with all agents in one group of `seps_lora` they have LoRASA's one trunk, but do
-# not see their numbers: an adapter then means the same whoever wears it.
+# In `two_kinds` each agent shows a symbol and should show symbol 1 next. The next symbol of agents 0 and 2 is their action. The next
+# symbol of agents 1 and 3 is the opposite. Their observations do not tell them which kind they are. With `switch_step=0` the trunk is not
+# trained, so only the adapters learn. All agents are in one group of `seps_lora`. So they share one trunk, as in LoRASA, but do
+# not observe their numbers. An adapter then has the same meaning for every agent.
 
 # %%
 network = {"hidden": 32, "layers": 2, "layers_after": 0, "recurrent": False}
@@ -68,8 +68,8 @@ result.final["greedy"]["return"]
 # %% [markdown]
 # ## The tree
 #
-# `shared` holds the trunk, with a leading axis of trunks (one here). `agents` holds the adapters by who owns them (here `agent`), with a leading axis of owners: `left`
-# (in, r) and `right` (r, out) for every layer, or a matrix `full` where a layer is no wider than the rank.
+# `shared` holds the trunk, with a leading axis of trunks (one here). `agents` holds the adapters by scope (here `agent`), with a leading
+# axis of owners. Every layer has `left` (in, r) and `right` (r, out), or a matrix `full` if the layer is no wider than the rank.
 
 # %%
 jax.tree.map(lambda leaf: leaf.shape, params._asdict())
@@ -77,7 +77,7 @@ jax.tree.map(lambda leaf: leaf.shape, params._asdict())
 # %% [markdown]
 # ## Merge
 #
-# Agent i's kernel is K + (alpha / r) L_i R_i. `merge` writes that out: four plain trees of flax parameters, which know nothing of adapters.
+# Agent i's kernel is K + (alpha / r) L_i R_i. `merge` computes it and returns four plain trees of flax parameters, without adapters.
 
 # %%
 networks = adapters.merge(params, system)
@@ -90,16 +90,16 @@ _, logits = plain.apply({"params": networks[3]}, jnp.zeros((1, 0)), seen[None], 
 print("agent 3's logits:", logits[0, 0])
 
 # %% [markdown]
-# `unmerge` takes the same adapters out again. What is left is the trunk, up to rounding.
+# `unmerge` subtracts the same adapters again. The result is the trunk, up to rounding.
 
 # %%
 back = adapters.unmerge(networks, params.agents, system)
 max(float(jnp.abs(a - b).max()) for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(params), strict=True))
 
 # %% [markdown]
-# ## Who is like whom?
+# ## Which agents are similar?
 #
-# The cosine between agents' corrections of all layers. Nobody told the agents that there are two kinds.
+# The cosine between the agents' corrections of all layers. Training does not use the kinds.
 
 # %%
 trunk = jax.tree.map(lambda leaf: leaf[0], params.shared)
@@ -119,8 +119,8 @@ figure.colorbar(picture, label="cosine")
 # %% [markdown]
 # ## Swap
 #
-# Adapters are rows of arrays: exchanging two agents' is an index. Between agents of one kind nothing is lost; between kinds both play wrong,
-# and the team earns half.
+# Adapters are rows of arrays, so an index exchanges those of two agents. Between agents of one kind, the return stays the same. Between
+# kinds, both agents play wrong, and the team earns half.
 
 
 # %%
@@ -146,8 +146,8 @@ print(f"the trunk by itself   {play(params._replace(agents=jax.tree.map(jnp.zero
 # %% [markdown]
 # ## Files
 #
-# A description, and a PEFT adapter folder per agent, with the numbers as safetensors. The description holds a digest of the trunk, so
-# that adapters are not put on a stranger by mistake.
+# The folder has a description, and a PEFT adapter folder per agent with the numbers as safetensors. The description contains a digest of
+# the trunk, so adapters cannot be attached to another trunk by mistake.
 
 # %%
 folder = adapters.save(Path(tempfile.mkdtemp()) / "team", params, system)
@@ -168,9 +168,9 @@ print(
 # %% [markdown]
 # ## Transplant
 #
-# A team of six: agents 4 and 5 have never played. Their adapters are copied from agents of their kind, or of the other one; or averaged
-# over the old team; or fresh, which leaves them with the trunk. (Under `lorasa` the trunk has an embedding for every agent's id; `resize`
-# then gives it two more of them, from the same sources.)
+# A team of six: agents 4 and 5 have never played. Their adapters are copies from agents of their kind, copies from the other kind,
+# averages over the old team, or new ones, which do not change the trunk. (With `lorasa` the trunk has an embedding for every agent's id.
+# `resize` then adds two of them, from the same sources.)
 
 # %%
 six = replace(config, n_agents=6, groups=(0,) * 6)
@@ -186,5 +186,5 @@ for name, added in {
     print(f"{name:18} {play_six(grown):.2f}")
 
 # %% [markdown]
-# Copies of the right kind make a team of six that plays as well as the four that were trained. From a run directory, `experiments/export.py RUN
-# --adapters FOLDER` writes such a folder, and `--out FILE` the merged policy as a program that needs only jax.
+# With copies of the right kind, the team of six plays as well as the four trained agents. For a run directory, `experiments/export.py RUN
+# --adapters FOLDER` writes such a folder, and `--out FILE` writes the merged policy as a program that only needs jax.

@@ -14,12 +14,12 @@
 # ---
 
 # %% [markdown]
-# # Two phases, and forks: one backbone, many continuations
+# # Two phases and forks: one backbone, many second phases
 #
-# A two-phase run asks three questions at once: *when* to freeze the shared policy, *how large* the adapters should be, and
-# whether adapters are what helps at all, or only the additional training. To answer them one by one, every continuation has to start from
-# **the same backbone**. Here one shared policy is trained, and its states at three moments are continued
-# in many ways, side by side in one program.
+# A two-phase run has three open questions: *when* to freeze the shared policy, *how large* the adapters should be, and
+# whether adapters help at all, or only the additional training. To answer them separately, all second phases have to start from
+# **the same backbone**. This notebook trains one shared policy and keeps its states at three moments. Many second phases start from
+# these states and run in parallel in one program.
 
 # %%
 import os
@@ -46,7 +46,7 @@ from lorasa_jax import (
 SMALL = bool(os.environ.get("LORASA_NOTEBOOK_SMALL"))
 
 # %% [markdown]
-# The game: eight agents see the same noise and their own number; agent i is paid if it plays action i.
+# The game: eight agents observe the same noise and their own number. Agent i is rewarded for action i.
 
 # %%
 small_network = {"hidden": 32, "layers": 2, "layers_after": 0, "recurrent": False}
@@ -71,8 +71,8 @@ switches = [batch * i for i in ((2, 4, 8) if SMALL else (5, 15, 30))]
 # %% [markdown]
 # ## The backbone
 #
-# `ps_id` is the first phase of `lorasa` by itself. `run` hands the whole run to its callbacks after every iteration. The backbone trains to the end of the budget: that is the
-# first control, *the shared policy continued*.
+# `ps_id` is the first phase of `lorasa` alone. `run` passes the state of the run to its callbacks after every iteration. The backbone
+# trains to the end of the budget. This is the first control, *the shared policy continued*.
 
 
 # %%
@@ -112,9 +112,9 @@ sorted(moments)
 # %% [markdown]
 # ## Forks
 #
-# Each fork is a configuration, and a place to go on from: a kept moment, and a row (a seed) in it. `share_programs`
-# says which of them can be rows of one program: all that have full-rank corrections on the same layers. Here ranks 1 and 4 are low everywhere,
-# and rank 32 is full everywhere.
+# Each fork consists of a configuration and a start: a kept state, and a row (a seed) of it. `share_programs`
+# determines which forks can be rows of one program: those with full-rank corrections on the same layers. Here, ranks 1 and 4 are low
+# rank on all layers, and rank 32 is full rank on all layers.
 
 # %%
 ranks, seeds = (1, 4) if SMALL else (1, 4, 32), range(config.seeds)
@@ -136,7 +136,7 @@ for group in groups:
         curves[switch, f"rank {rank}"] = seen.of(rows)
 
 # %% [markdown]
-# The second control: the same shared policy with a *fresh optimiser*, as adapters have one. It is a scheme of its own.
+# The second control is the same shared policy with a *new optimiser*, because adapters also have a new one. It is a scheme, `ps_restart`.
 
 # %%
 again = [replace(fork_, sharing="ps_restart") for fork_, point in zip(forks, points, strict=True) if point[1] == 1]
@@ -164,8 +164,8 @@ axes[0].set_ylabel("greedy return, mean of seeds")
 axes[-1].legend(fontsize=8)
 
 # %% [markdown]
-# A fork begins where its backbone stood, to the bit: an adapter starts as the identity. What lies above the black line is
-# due to the continuation, and what lies above *shared, fresh Adam* is due to the adapters. In this game the shared
-# policy sees its number and can do everything the adapters can; it is a place to look at the machinery, not an argument for either.
+# A fork starts with exactly the policy of its backbone, because a new adapter is the identity. Gains above the black line are
+# due to the second phase. Gains above *shared, fresh Adam* are due to the adapters. In this game the shared
+# policy observes its number, so it can do everything that adapters can. The game demonstrates the method; it is no evidence for or against adapters.
 #
 # The same from the command line, with checkpoints and a table: `python experiments/sweep.py experiments/sweeps/ranks.yaml`.

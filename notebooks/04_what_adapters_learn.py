@@ -16,9 +16,9 @@
 # %% [markdown]
 # # What adapters learn
 #
-# A LoRASA run ends with a number: the return. It does not say *how* the agents came to differ, whether they had to, or how much of their adapters
-# they need. `diagnose` asks a trained team these questions; on a saved run, `experiments/diagnose.py RUN` does the same.
-# This notebook asks them of a team whose right answers are known, and says how to read each figure. It needs a minute on a CPU.
+# The result of a LoRASA run is one number, the return. It does not say *how* the agents came to differ, whether they had to, or how much
+# of their adapters they need. `diagnose` answers these questions for a trained team. For a saved run, `experiments/diagnose.py RUN` does the same.
+# This notebook diagnoses a team whose optimum is known, and explains each figure. It needs a minute on a CPU.
 
 # %%
 import os
@@ -38,9 +38,9 @@ SMALL = bool(os.environ.get("LORASA_NOTEBOOK_SMALL"))
 # %% [markdown]
 # ## A team of two hidden kinds
 #
-# In `two_kinds` each agent shows a symbol and is asked to show symbol 1 next. For agents 0 and 2 the next symbol is their action, for agents 1 and 3 the
-# opposite, and nothing they see tells them. The trunk is frozen untrained (`switch_step=0`) and sees no ids, so whatever the agents
-# do differently is the adapters' work.
+# In `two_kinds` each agent shows a symbol and should show symbol 1 next. The next symbol of agents 0 and 2 is their action. The next
+# symbol of agents 1 and 3 is the opposite. Their observations do not tell them which kind they are. The trunk is not trained
+# (`switch_step=0`) and observes no ids, so all differences between agents come from the adapters.
 
 # %%
 network = {"hidden": 32, "layers": 2, "layers_after": 0, "recurrent": False}
@@ -66,11 +66,11 @@ found = diagnose(result.trainer.system, learner, jax.random.key(1), episodes=64)
 print(f"return {found.played['return'].mean:.2f}; of a team that acts alike 0.5")
 
 # %% [markdown]
-# ## Who acts like whom?
+# ## Which agents act alike?
 #
-# Every network goes through everything that each agent met, and its distributions of actions are compared with those of the others. 0: the same
-# in every situation; 1: never the same action. The mean over pairs is System Neural Diversity. Blocks along the black
-# lines mean that agents of one kind have learnt the same thing, though nobody told them that there are kinds.
+# Every network is evaluated on everything that each agent observed, and its action distributions are compared with those of the other
+# networks. A distance of 0 means equal in every situation, 1 means never the same action. The mean over pairs is System Neural Diversity. Blocks
+# along the black lines mean that agents of one kind have learnt the same, although training does not use the kinds.
 
 # %%
 display(draw_distance(found))
@@ -78,14 +78,14 @@ within, between = within_and_between(found.distance, found.roles)
 print(f"all pairs {mean_over_pairs(found.distance):.2f}, within a kind {within:.2f}, between kinds {between:.2f}")
 
 # %% [markdown]
-# Where agents see their ids there is a second matrix, in which every network keeps its own id: ids can tell agents apart without any adapter, and
-# the difference between the two matrices is what they do.
+# If agents observe their ids, there is a second matrix, in which every network keeps its own id. Ids can distinguish agents without any adapter.
+# The difference between the two matrices is the effect of the ids.
 #
-# ## Does it matter?
+# ## Do the differences matter?
 #
-# To act differently is not yet to be needed. In row i, agent i plays with the weights of another, all else being equal: the same start
-# states, the same chance. Faint numbers are changes whose 95 % interval holds zero; of a hundred pairs that are in truth equal, some five
-# would still not be faint. Here the wrong kind costs a quarter of the return, one agent's share, and the right kind nothing.
+# Agents can act differently without need. In row i, agent i plays with the weights of another agent, with the same start
+# states and the same random numbers. A number is faint if the 95 % interval of the change contains zero. If a hundred pairs were truly equal, about
+# five numbers would still not be faint. Here the wrong kind costs a quarter of the return, the share of one agent, and the right kind costs nothing.
 
 # %%
 display(draw_swap(found))
@@ -93,9 +93,9 @@ display(draw_swap(found))
 # %% [markdown]
 # ## Do gradients agree?
 #
-# The cosine between what two agents would change in the same weights. Below zero they pull a shared policy in opposite directions, which is what adapters
-# are for. That is a question about a team that still has something to learn, so here it is asked after four updates. Agents of one kind already agree, and those
-# of two kinds do not.
+# The figure shows the cosine between the gradients of two agents for the same weights. A negative cosine means that they change a shared policy in
+# opposite directions, a conflict that adapters resolve. This question needs a team that still has something to learn, so this figure shows the team after four updates.
+# Agents of one kind already agree, and agents of two kinds do not.
 
 # %%
 early = jax.tree.map(lambda leaf: leaf[0], states[3].train).learner
@@ -103,16 +103,16 @@ at_first = diagnose(result.trainer.system, early, jax.random.key(1), episodes=1)
 display(draw_gradient(at_first))
 
 # %% [markdown]
-# In brackets stands what to compare with: an agent's own gradient on two halves of the play, close to 1 where there is more to it than chance. Where it is far from
-# 1 the matrix shows noise, as it often does for a team that has learnt its task:
+# The number in brackets is the reference: the cosine of an agent's own gradients on two halves of the episodes. It is close to 1 if the gradient is
+# more than noise. If it is far from 1, the matrix shows noise, which is common for a team that has learnt its task:
 
 # %%
 print("of the trained team:", found.gradient_again.round(2))
 
 # %% [markdown]
-# How much of a gradient is chance, then? A policy that all share follows the mean over everybody's samples, an adapter the mean over its own agent's, which is up to as many times
-# noisier as there are agents. What counts is the noise beside the gradient itself: after how many steps of play is it no larger? In the mean of all, what the two kinds want largely cancels
-# out, so that takes longest; a kind agrees with itself; and an agent alone has to find the same as its kind in half the samples.
+# How noisy is a gradient? A shared policy follows the mean over the samples of all agents. An adapter follows the mean over its own agent's samples, so with N agents
+# its gradient can be N times noisier. The relevant quantity is the ratio of noise and gradient: after how many steps are they equally large? In the mean of all agents,
+# the two kinds mostly cancel, so this takes longest. Within a kind agents agree. A single agent has to find the same as its kind with half the samples.
 
 # %%
 for whose, part in at_first.noise.items():
@@ -122,8 +122,8 @@ for whose, part in at_first.noise.items():
 # %% [markdown]
 # ## How large are the corrections?
 #
-# The Frobenius norm of each layer's correction, scale L R, against that of the trunk's kernel; and how many directions it effectively uses, at most the
-# rank, 4 (a layer no wider than that has a full correction). The head's stands out because the trunk's was never trained and is all but zero.
+# The left figure shows the Frobenius norm of each layer's correction, scale L R, relative to that of the trunk's kernel. The right figure shows its effective rank, which
+# is at most the rank, 4 (a layer no wider than this has a full correction). The head has a large value because the trunk's head was never trained and is almost zero.
 
 # %%
 display(draw_layers(found))
@@ -131,15 +131,15 @@ display(draw_layers(found))
 # %% [markdown]
 # ## Are they sparse?
 #
-# Left, how large the entries are, for corrections and trunks, layer by layer: the further the lower bundle, the smaller the corrections. But small
-# entries may add up. So the other two figures drop the smallest ones, up to 100 %, which leaves the trunk alone. A line that stays flat and falls
-# at the very end says that few entries do the work. Here one in twenty is enough.
+# The left figure shows the sizes of the entries, for corrections and trunks, per layer. The lower the curves of the corrections, the smaller the corrections.
+# But many small entries can have a large sum. So the other two figures drop the smallest entries, up to 100 %, which leaves the trunk alone. If a line stays flat and falls
+# at the very end, few entries are needed. Here, one in twenty is enough.
 
 # %%
 display(draw_sparsity(found))
 
 # %% [markdown]
-# `found.left_out` names what could not be asked: schemes without adapters have no corrections, and a team with one network has nothing to swap.
+# `found.left_out` lists the questions that do not apply. For example, schemes without adapters have no corrections, and a team with one network has nothing to swap.
 #
 # From the command line, with all numbers in `diagnosis.json`: `python experiments/diagnose.py runs/smax-2s3z-mappo-lorasa-seed0`.
 

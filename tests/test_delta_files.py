@@ -164,7 +164,7 @@ def test_a_target_that_is_none_is_one_line(folder, change, message):
 @pytest.mark.parametrize("text", ["", "[1]", "{", "[" * 100_000, "\0", '{"format": 2}'])
 def test_a_file_that_is_no_specification_is_one_line(folder, text):
     (folder / "deltas.json").write_text(text)
-    with pytest.raises(ConfigError, match=r"no valid JSON object|is missing or invalid"):
+    with pytest.raises(ConfigError, match=r"is not a valid JSON object|is missing or invalid"):
         deltas.load(folder)
 
 
@@ -179,7 +179,7 @@ def test_weights_that_do_not_fit_are_one_line(folder):
 
     for damaged in (b"", good[:40], good[:-4], b"\xff" * 8 + good[8:], good + b"0"):
         weights.write_bytes(damaged)
-        refused("is no valid safetensors file")
+        refused("is not a valid safetensors file")
     save_file({**arrays, "x": np.zeros(1)}, weights)
     refused("x has no place in")
     save_file({name: array for name, array in arrays.items() if name != "a/bias"}, weights)
@@ -215,13 +215,13 @@ def packed(arrays, changes):
     ("changes", "message"),
     [
         ({"dtype": "I32"}, "a/bias in .* is I32"),
-        ({"dtype": "F64"}, "is no valid safetensors file"),
-        ({"dtype": "object"}, "is no valid safetensors file"),
+        ({"dtype": "F64"}, "is not a valid safetensors file"),
+        ({"dtype": "object"}, "is not a valid safetensors file"),
         ({"dtype": "BF16", "shape": [10]}, "a/bias in .* is BF16"),
         ({"shape": [1, 5]}, r"must be F32\[5\]"),
-        ({"shape": [2**40, 2**40]}, "is no valid safetensors file"),
-        ({"data_offsets": [0, 4]}, "is no valid safetensors file"),
-        ({"data_offsets": [0, 2**62]}, "is no valid safetensors file"),
+        ({"shape": [2**40, 2**40]}, "is not a valid safetensors file"),
+        ({"data_offsets": [0, 4]}, "is not a valid safetensors file"),
+        ({"data_offsets": [0, 2**62]}, "is not a valid safetensors file"),
     ],
 )
 def test_a_header_that_lies_is_refused_by_name(folder, changes, message):

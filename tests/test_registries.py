@@ -63,7 +63,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_registered_one() -> None:
 def test_a_scheme_whose_first_phase_is_no_scheme_cannot_be_forked() -> None:
     register_scheme("apart", lambda n, config: adapted(own_trunks(n, agent_id=True), config))
     config = small_config(sharing="apart")
-    with pytest.raises(ConfigError, match="no scheme is the first phase of sharing apart alone"):
+    with pytest.raises(ConfigError, match="no scheme consists of the first phase of sharing apart only"):
         backbone_config(config, make_toy("specialisation"))
 
 

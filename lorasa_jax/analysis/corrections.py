@@ -57,7 +57,7 @@ def corrections(system: System, params: PolicyParams) -> dict[str, Correction]:
     if sharing.dynamic_roles:
         require(
             len(sharing.levels) == 1 and sharing.n_trunks == 1,
-            "where owners change, corrections are of one owner and one trunk only if there is one level and one trunk",
+            "if owners change, corrections can only be computed for one level and one trunk",
         )
         level = sharing.levels[0]
         trunk_index = (0,) * level.n_owners

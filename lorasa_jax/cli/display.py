@@ -158,7 +158,7 @@ class Tracker:
             do(*row)
         except Exception as error:  # the tracker's package may raise anything
             if self._open:
-                complain(f"note: the tracker takes nothing more ({' '.join(str(error).split())}); the run goes on")
+                complain(f"note: the tracker accepts no more data ({' '.join(str(error).split())}); the run goes on")
             self._open = False
 
 

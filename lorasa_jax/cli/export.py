@@ -62,7 +62,9 @@ def export_policy(team: SavedTeam, row: int) -> Exported:
     from jax import export
 
     system = team.system
-    require(not system.acting.sharing.dynamic_roles, "adapters whose owners change have no merged policy to export")
+    require(
+        not system.acting.sharing.dynamic_roles, "adapters with changing owners cannot be exported as a merged policy"
+    )
     spec, weights = system.env.spec, jax.tree.map(lambda leaf: leaf[row], team.weights)
 
     def act(carry: jax.Array, obs: jax.Array, avail: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

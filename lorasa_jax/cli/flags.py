@@ -192,7 +192,7 @@ def _with_options(argv: Sequence[str]) -> list[str]:
             words.append(word)
             continue
         value = found[2] if found[2] is not None else next(rest, "")
-        require(bool(value) and not value.startswith("--"), f"{word} needs a value, which the game is given")
+        require(bool(value) and not value.startswith("--"), f"{word} needs a value for the game")
         options.append(f"{found[1].replace('-', '_')}={value}")
     return [*words, "--jaxmarl.options", *options] if options else words
 
@@ -227,16 +227,16 @@ def _parse_resumed(config_type: type[C], resume: Path, argv: Sequence[str], plug
     Named plugins replace those of the run, whose files may have moved.
     """
     path = run_of(resume) / "config.json"
-    require(path.is_file(), f"there is no run to go on with in {path.parent}: it has no config.json")
+    require(path.is_file(), f"there is no run to resume in {path.parent}: it has no config.json")
     require(
         not path.with_name(ROWS).exists(),
-        f"{path.parent} is a job of a sweep; the sweep's own command goes on with it (`command` in its versions.json)",
+        f"{path.parent} is a job of a sweep; resume it with the command of the sweep (`command` in its versions.json)",
     )
     load_plugins(plugins)
     kept = read_config(config_type, path, plugins)
     config = read_flags(config_type, argv, default=kept)
     for name, before, after in changed_settings(dataclasses.asdict(kept), dataclasses.asdict(config)):
-        require(name in FREE, f"--{name} cannot change when a run goes on: it is {before} in {path}, not {after}")
+        require(name in FREE, f"--{name} cannot change when a run is resumed: it is {before} in {path}, not {after}")
     return config
 
 
@@ -262,7 +262,7 @@ def preset_flags(config_type: type[Config], env: str, preset: str, case: dict[st
     """Yields a preset's settings for a case, as command-line words."""
     path = find_preset(env, preset)
     settings = {**read_preset(env, path, case), "env": env}
-    require("plugins" not in settings, f"{path} names plugins, and a preset runs nothing; name them with --plugins")
+    require("plugins" not in settings, f"{path} names plugins, but a preset cannot run plugins; use --plugins")
     yield from _flags(config_type, settings, path)
 
 

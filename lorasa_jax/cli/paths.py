@@ -32,11 +32,11 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file is missing or damaged.
     """
-    require(path.is_file(), f"there is no {path}; put it back")
+    require(path.is_file(), f"there is no {path}; restore it")
     try:
         found = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError):
-        raise ConfigError(f"{path} is no valid JSON; it has changed since it was written, so put it back") from None
+        raise ConfigError(f"{path} is not valid JSON; it was changed after it was written, so restore it") from None
     require(isinstance(found, dict), f"{path} must hold values by name")
     return dict(found)
 
@@ -72,7 +72,7 @@ def require_place(path: Path | None, flag: str = "--out") -> None:
         return
     shown = ascii(str(path))
     is_address = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path))
-    require(not is_address, f"{flag} {shown} is an address, and files are written to directories of this machine only")
+    require(not is_address, f"{flag} {shown} is an address, but files can only be written to local directories")
     require(path.parts[:1] != ("~",), f"{flag} {shown} would be a directory named ~; write $HOME, or the whole path")
     too_long = any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts)
     too_long |= len(os.fsencode(path.absolute())) > LONGEST_PATH

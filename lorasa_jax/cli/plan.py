@@ -119,7 +119,7 @@ def _flat(settings: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any
 def _points(path: Path, grid: dict[str, Any]) -> Iterator[Point]:
     """The product of a grid's lists; other values are the same for all its points."""
     for name in grid:
-        require(name not in RESERVED, f"{path}: {name} is no part of a grid; say it in base, or leave it out")
+        require(name not in RESERVED, f"{path}: {name} cannot vary in a grid; set it in base, or leave it out")
     choices = [value if isinstance(value, list) else [value] for value in grid.values()]
     for values in product(*choices):
         yield dict(zip(grid, values, strict=True))

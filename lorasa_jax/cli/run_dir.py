@@ -15,10 +15,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lorasa_jax.analysis.line_labels import name_lines
 from lorasa_jax.cli.command import invocation
 from lorasa_jax.cli.paths import read_json
 from lorasa_jax.cli.saved import rows_of, scan_rows, words
@@ -27,6 +28,9 @@ from lorasa_jax.config import Config, ConfigError, changed_settings, require
 from lorasa_jax.files import naming, whole, write_text
 from lorasa_jax.running.state import Report
 from lorasa_jax.surroundings import TOLD, switches
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 PACKAGES = ("lorasa-jax", "jax", "jaxlib", "flax", "optax", "chex", "jaxmarl", "brax", "mujoco", "numpy")
 
@@ -123,9 +127,7 @@ class RunDir:
             self.close()
             raise ConfigError(f"another process is writing {self.directory}; wait for it, or stop it") from None
         except OSError as error:
-            complain(
-                f"note: {self.directory} cannot be locked ({error.strerror}); see that no other process writes it too"
-            )
+            complain(f"note: {self.directory} cannot be locked ({error.strerror}); no other process should write to it")
 
     def begin(self) -> None:
         """Writes configuration and versions of a new run.
@@ -253,45 +255,45 @@ class RunDir:
         """Draws return and win rate of all seeds over environment steps."""
         if not self.rows:
             return
-        switches = self._switches()
         import matplotlib
 
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
-        from matplotlib.ticker import EngFormatter
 
-        figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True)
-        for axis, name in zip(axes, ("return", "win_rate"), strict=True):
-            for key, colour, label in ((name, "#9aa5b1", "training, sampled"), (f"eval_{name}", "#1f5fa8", "greedy")):
-                for i, (steps, values) in enumerate(self._curves(key)):
-                    axis.plot(
-                        steps,
-                        values,
-                        color=colour,
-                        lw=1.2,
-                        marker="." if key.startswith("eval") else None,
-                        alpha=0.75,
-                        label=None if i else label,
-                    )
-            for step in switches:
-                axis.axvline(step, color="#c2410c", ls="--", lw=1)
-            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-            axis.set(xlabel="environment steps", ylabel=name.replace("_", " "))
-            axis.spines[["top", "right"]].set_visible(False)
-            axis.grid(alpha=0.25)
-        if switches:
-            label = "adapters start" if self.config.freeze_trunk is False else "trunk frozen, adapters start"
-            axes[0].plot([], [], color="#c2410c", ls="--", lw=1, label=label)
-        axes[1].set_ylim(-0.03, 1.03)
-        if axes[0].get_legend_handles_labels()[0]:  # if an episode has ended
-            axes[0].legend(frameon=False, fontsize=8)
+        figure, axes = plt.subplots(1, 2, figsize=(11, 3.6), constrained_layout=True)
         config = self.config
         numbers = sorted({label["seed"] for label in self.labels})
         seeds = f"seed {numbers[0]}" if len(numbers) == 1 else f"seeds {numbers[0]}-{numbers[-1]}"
         figure.suptitle(f"{config.task}, {config.algo}, {config.sharing}, {seeds}", fontsize=11)
+        axes[1].set_ylim(-0.03, 1.03)
+        for axis, name in zip(axes, ("return", "win_rate"), strict=True):
+            self._draw_measure(axis, name)
+        for axis in axes:
+            name_lines(axis)
         with whole(self.directory / "curve.png") as file:
             figure.savefig(file, format="png", dpi=120)
         plt.close(figure)
+
+    def _draw_measure(self, axis: Axes, name: str) -> None:
+        """Draws a measure of all seeds, in training and in evaluations, and the switches."""
+        from matplotlib.ticker import EngFormatter
+
+        for key, colour, label in ((name, "#9aa5b1", "training, sampled"), (f"eval_{name}", "#1f5fa8", "greedy")):
+            for i, (steps, values) in enumerate(self._curves(key)):
+                marker = "." if key.startswith("eval") else None
+                axis.plot(steps, values, color=colour, lw=1.2, marker=marker, alpha=0.75, label=None if i else label)
+        switches, colour = sorted(self._switches()), "#c2410c"
+        for step in switches:
+            axis.axvline(step, color=colour, ls="--", lw=1)
+        if switches:
+            said = "adapters start" if self.config.freeze_trunk is False else "trunk frozen, adapters start"
+            axis.annotate(
+                said, (switches[0], 1), (0, 3), axis.get_xaxis_transform(), "offset points", color=colour, fontsize=8
+            )
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.set(xlabel="environment steps", ylabel=name.replace("_", " "))
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
 
     def _switches(self) -> set[int]:
         """The steps at which a seed switched from the shared phase to the adapters."""

@@ -49,7 +49,7 @@ def scan_rows(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
             row = None
         if not isinstance(row, dict):
             cut_short = end == len(content) and not line.endswith((b"\n", b"\r"))
-            require(cut_short, f"line {number} of {path} is no row of measurements; put the whole file back")
+            require(cut_short, f"line {number} of {path} is not a row of measurements; restore the file")
             return
         yield row, end
 

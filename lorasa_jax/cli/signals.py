@@ -57,12 +57,12 @@ class Stop:
     def _note(self, number: int, frame: object) -> None:
         self.signal = number
         self._set(dict.fromkeys(self._found, lambda again, frame: None))
-        say_now(f"\n{self._text}; once more: at once")
+        say_now(f"\n{self._text}; press Ctrl-C again to stop at once")
         time.sleep(self.TWICE)
         self._set(self.DEFAULTS)
 
 
-STOPPING = "stopping after this iteration and what is being compiled for it"
+STOPPING = "stopping after the current iteration and any pending compilation"
 
 
 class Interrupt:

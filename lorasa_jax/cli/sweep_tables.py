@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from lorasa_jax.analysis.line_labels import MOST, name_lines
 from lorasa_jax.cli.flags import RunConfig
 from lorasa_jax.cli.paths import read_json
 from lorasa_jax.cli.plan import Job
@@ -100,16 +101,20 @@ def draw(jobs: list[Job], path: Path) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import EngFormatter
 
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4), constrained_layout=True)
-    for axis, name in zip(axes, ("return", "win_rate"), strict=True):
-        axis.set_prop_cycle(color=plt.get_cmap("tab20").colors)  # type: ignore[attr-defined]
-        for point, (steps, values) in curves(jobs, path.parent, name).items():
+    drawn = {name: curves(jobs, path.parent, name) for name in ("return", "win_rate")}
+    names = list(drawn["return"])
+    colours = plt.get_cmap("tab10" if len(names) <= MOST else "tab20").colors  # type: ignore[attr-defined]
+    figure, axes = plt.subplots(1, 2, figsize=(12 + 0.09 * max(map(len, names), default=0), 4), constrained_layout=True)
+    for axis, (name, points) in zip(axes, drawn.items(), strict=True):
+        axis.set_prop_cycle(color=colours)
+        for point, (steps, values) in points.items():
             axis.plot(steps, values, lw=1.3, marker=".", label=point)
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.set(xlabel="environment steps", ylabel=f"greedy {name.replace('_', ' ')}")
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
-    axes[1].legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    if names and not all([name_lines(axis) for axis in axes]):
+        axes[1].legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     with whole(path) as file:
         figure.savefig(file, format="png", dpi=120)
     plt.close(figure)

@@ -83,5 +83,5 @@ def require_rule(rule: Any) -> None:
     states = [jax.tree.leaves(one.init({"kernel": jnp.zeros((2, 2))})) for one in made]
     same = all(bool(jnp.array_equal(one, other)) for one, other in zip(*states, strict=True))
     require(
-        same, "the state of optimizer holds the learning rate, which could then not change; put it into the updates"
+        same, "the state of optimizer contains the learning rate, so the rate could not change; apply it to the updates"
     )

@@ -200,7 +200,7 @@ def _read_owner(path: Path, spec: Spec) -> dict[str, _Arrays]:
                 )
             tensors = {name: file.get_tensor(name) for name in parts}
     except (SafetensorError, OSError, ValueError) as error:
-        raise ConfigError(f"{path} is no valid safetensors file: {' '.join(str(error).split())[:200]}") from None
+        raise ConfigError(f"{path} is not a valid safetensors file: {' '.join(str(error).split())[:200]}") from None
     require_finite(tensors, str(path))
     return {target.path: _unpack(target, tensors, str(path)) for target in spec.targets}
 
@@ -250,12 +250,12 @@ def _is_target(value: Any) -> bool:
 
 def _read_spec(path: Path) -> tuple[Spec, int, dict[str, Any]]:
     require(path.is_file(), f"there are no deltas in {path.parent}: it has no {SPEC_FILE}")
-    require(path.stat().st_size <= _LARGEST_SPEC, f"{path} is larger than any specification of deltas")
+    require(path.stat().st_size <= _LARGEST_SPEC, f"{path} is too large for a specification of deltas")
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):
         found = None
-    require(isinstance(found, dict), f"{path} is no valid JSON object")
+    require(isinstance(found, dict), f"{path} is not a valid JSON object")
     version = found.get("format")
     require(version == FORMAT, f"{path} has format {str(version)[:20]}, this version of lorasa_jax reads {FORMAT}")
     targets, good = found.get("targets"), {"owners": is_count(found.get("owners"))}

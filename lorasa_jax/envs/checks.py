@@ -113,7 +113,7 @@ def _require_same_state(spec: EnvSpec, before: Any, after: Any) -> None:
         require(
             then == now,
             f"{spec.name}: the state's {where} is {then[1]}{list(then[0])} after reset and {now[1]}{list(now[0])} "
-            "after step; a state keeps its shapes and types",
+            "after step; a state must keep its shapes and types",
         )
 
 

@@ -104,7 +104,20 @@ def jaxmarl_env(game: Any, name: str = "") -> Env:
         later = JaxmarlState(_firm(after), state.steps + 1)
         return later, show(later, obs, paid, out, over)
 
-    return Env(spec, reset, step)
+    return Env(spec, reset, step, _drawer(game, name))
+
+
+def _drawer(game: Any, name: str) -> Callable[[EnvState], list[Any]] | None:
+    """The function that draws an episode, for particle worlds; None for other games."""
+    if not {"rad", "colour", "num_landmarks"} <= vars(game).keys():
+        return None
+
+    def draw(states: EnvState) -> list[Any]:
+        from lorasa_jax.envs.particles_drawing import draw_mpe  # Pillow is needed here only
+
+        return draw_mpe(jax.device_get(states.game.p_pos), game, name)
+
+    return draw
 
 
 def _spec(game: Any, agents: tuple[Any, ...], name: str) -> tuple[EnvSpec, np.ndarray, Orders]:
@@ -113,7 +126,7 @@ def _spec(game: Any, agents: tuple[Any, ...], name: str) -> tuple[EnvSpec, np.nd
     discrete = all(hasattr(space, "n") for space in spaces)
     counts, orders_of = _choices(spaces) if discrete else _boxes(name, spaces)
     shown = jax.eval_shape(game.reset, jax.random.key(0))[0]
-    require(_is_by_agent(shown, agents), f"{name} does not say which part of what it shows is which agent's")
+    require(_is_by_agent(shown, agents), f"{name} has observations that cannot be assigned to agents")
     widths = [row.size for row in jax.eval_shape(lambda obs: _vectors(obs, agents), shown)]
     clock = _clock(game)
     spec = EnvSpec(
@@ -187,7 +200,7 @@ def _boxes(task: str, spaces: list[Any]) -> tuple[list[int], Orders]:
     sides: list[Any] = [(getattr(space, "low", np.inf), getattr(space, "high", np.inf)) for space in spaces]
     require(
         all(np.isfinite(side).all() for ends in sides for side in ends),
-        f"{task} has actions that are neither one of some nor in a box with ends; --env jaxmarl takes only these",
+        f"{task} has actions that are neither discrete nor in a bounded box; --env jaxmarl supports only these",
     )
     sizes = [int(np.prod(space.shape)) for space in spaces]
 

@@ -112,7 +112,9 @@ class _Host:
         name = name or str(getattr(game, "metadata", {}).get("name", type(game).__name__))
         self._spaces = [_space(name, agent, game.action_space(agent)) for agent in self.agents]
         continuous = {space.low is not None for space in self._spaces}
-        require(len(continuous) == 1, f"{name}: all agents must choose one of some actions, or all a vector")
+        require(
+            len(continuous) == 1, f"{name}: all agents must have discrete actions, or all must have continuous actions"
+        )
         first, _ = game.reset(seed=0)
         self._widths = [_vector(first[agent]).size for agent in self.agents]
         counts = [space.size for space in self._spaces]
@@ -215,9 +217,7 @@ def _space(name: str, agent: Any, space: Any) -> _Space:
         return _Space(int(space.n), int(getattr(space, "start", 0)))
     low, high = getattr(space, "low", None), getattr(space, "high", None)
     if low is None or high is None or not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise ConfigError(
-            f"{name}: the action space of {agent}, {space}, is neither one of some actions nor a box with finite ends"
-        )
+        raise ConfigError(f"{name}: the action space of {agent}, {space}, is neither discrete nor a bounded box")
     return _Space(int(np.prod(space.shape)), low=np.asarray(low), high=np.asarray(high))
 
 

@@ -186,7 +186,7 @@ def _critic_scope(config: Config, spec: EnvSpec) -> str:
         scope = "team" if together else "agent"
     require(
         spec.team_reward or scope != "team",
-        f"{spec.name} pays each agent by itself, and one value for the team cannot tell whose it is; "
+        f"{spec.name} rewards agents individually, but critic.scope team has one value for all; "
         "use critic.scope agent or own",
     )
     return scope
@@ -230,7 +230,7 @@ def alone(system: System) -> System:
         ConfigError: owners change from sample to sample, so no agent has its own weights.
     """
     sharing = system.acting.sharing
-    require(not sharing.dynamic_roles, "where the owners of adapters change, no agent has a network of its own")
+    require(not sharing.dynamic_roles, "if the owners of adapters change, no agent has its own network")
     policy = _actors(schemes.independent(sharing), system.config, system.env.spec, system.dist)
     return system._replace(actor=policy, acting=policy, weights=lambda params: params, train=("shared",))
 

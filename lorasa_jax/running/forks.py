@@ -64,7 +64,7 @@ def _first_phase(trunks: Sharing, config: Config) -> str:
         with suppress(ConfigError):  # not a scheme that needs groups if there are none
             if scheme(trunks.n_agents, config) == trunks:
                 return name
-    raise ConfigError(f"no scheme is the first phase of sharing {config.sharing} alone; register one")
+    raise ConfigError(f"no scheme consists of the first phase of sharing {config.sharing} only; register one")
 
 
 def _parameters(config: Config, env: Env) -> PyTree:
@@ -173,7 +173,10 @@ def fork(
     """
     common = common_config(configs)
     require(_fit(configs, env), "these forks do not fit into one program; share_programs(configs, env) says which do")
-    require(all(run.phase != ADAPTERS for run, _ in origins), "a fork begins in a first phase, not in a second one")
+    require(
+        all(run.phase != ADAPTERS for run, _ in origins),
+        "a fork must start from a state of a first phase, not of a second one",
+    )
     rows = [
         jax.jit(partial(_graft_into, common, config, env, parts))(jax.tree.map(lambda leaf, k=k: leaf[k], run.train))
         for config, (run, k) in zip(configs, origins, strict=True)

@@ -261,7 +261,7 @@ class _Runner:
         played = fetch(self.programs["evaluate"](weights, train.key, train.iteration, flags))
         fault = describe_faults(self.spec, played.pop("faults"))
         if fault is not None:
-            raise ConfigError(f"{fault}; mend the environment")
+            raise ConfigError(f"{fault}; fix the environment")
         return played
 
     def finish(self, state: RunState) -> Result:

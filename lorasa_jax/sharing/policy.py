@@ -222,7 +222,7 @@ def _fitted(network: Network | OwnNetwork, sharing: Sharing, obs_dim: int, least
     if isinstance(network, Network):
         require(
             not network.config.input_norm or least_width > 1,
-            "an input of one number becomes a constant when it is normalised, so the network would see nothing; set "
+            "normalisation turns an input of one number into a constant, so it carries no information; set "
             "actor.input_norm and critic.input_norm to False, or let agents see more",
         )
         return network.clone(n_ids=n_ids)

@@ -1,1 +1,1 @@
-"""What is written to disk, and read back."""
+"""Files: checkpoints, runs, adapters and teams."""

@@ -1,10 +1,10 @@
 """Adapters of a trained team as files, and on other backbones.
 
 A team's adapters are a folder of deltas (`lorasa_jax.deltas.files`), one PEFT adapter folder per agent. Its `about`
-says which team they come from (`Origin`). The network may be any.
+says which team they come from (`Origin`). Any network works.
 
-These functions are found in `lorasa_jax.adapters`. They are for what each agent has for itself: adapters of
-roles, and of several levels, are refused.
+`lorasa_jax.adapters` exports these functions. They only take adapters of individual agents: adapters of
+roles, or of several levels, are an error.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class Origin:
     """The team that adapters come from.
 
     Attributes:
-        env: family of environments they were trained in.
+        env: family of the environment in which they were trained.
         task: the task.
         groups: the trunk of each owner.
-        trunk: the shape of every leaf of one trunk, by its path.
-        backbone: SHA-256 of all trunks they were trained on (`lorasa_jax.core.trees.digest`).
+        trunk: the shape of every leaf of one trunk, by path.
+        backbone: SHA-256 of all trunks on which they were trained (`lorasa_jax.core.trees.digest`).
     """
 
     env: str
@@ -51,8 +51,8 @@ class TeamAdapters(NamedTuple):
     """The adapters of a team, without a backbone.
 
     Attributes:
-        deltas: of all agents, leaves [N, ...]; paths are those of one trunk.
-        about: where they come from.
+        deltas: the deltas of all agents, with leaves [N, ...] and the paths of one trunk.
+        about: the team that they come from.
     """
 
     deltas: Deltas
@@ -75,15 +75,15 @@ class TeamAdapters(NamedTuple):
 
 
 def deltas_of(params: PolicyParams, system: System, scope: str = "agent") -> Deltas:
-    """Returns the low-rank adapters of all owners of a scope; paths are those of one trunk.
+    """Returns the low-rank adapters of all owners of a scope, with the paths of one trunk.
 
     Args:
-        params: of one seed.
-        system: of the phase they belong to.
-        scope: whose they are.
+        params: the parameters of one seed.
+        system: the system of their phase.
+        scope: the owners: `agent`, `unit_type` or `team`.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: there are no such adapters.
     """
     level = system.actor.sharing.stacks.get(scope)
     found: tuple[Deltas, ...] = ()
@@ -94,7 +94,7 @@ def deltas_of(params: PolicyParams, system: System, scope: str = "agent") -> Del
 
 
 def require_shapes(what: str, tree: PyTree, needed: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuses a tree that has other leaves, or other shapes, than it needs; raises `ConfigError`."""
+    """Raises `ConfigError` unless the tree has exactly the needed leaves and shapes."""
     found = {name: tuple(leaf.shape) for name, leaf in by_path(tree).items()}
     for name in sorted({*found, *needed}):
         there, here = ("absent" if name not in shapes else list(shapes[name]) for shapes in (found, needed))
@@ -102,7 +102,7 @@ def require_shapes(what: str, tree: PyTree, needed: Mapping[str, tuple[int, ...]
 
 
 def shapes_of(system: System) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of the parameters of a system, of one seed."""
+    """Returns the shapes of a system's parameters, for one seed."""
     return {name: leaf.shape for name, leaf in by_path(jax.eval_shape(system.actor.init, jax.random.key(0))).items()}
 
 
@@ -110,21 +110,21 @@ def shapes_of(system: System) -> dict[str, tuple[int, ...]]:
 
 
 def save(directory: Path | str, params: PolicyParams, system: System) -> Path:
-    """Writes a team's adapters into a new folder, whole or not at all, and returns its path.
+    """Writes a team's adapters into a new folder atomically, and returns its path.
 
     Args:
         directory: the folder; must not exist.
-        params: of one seed, trunks and adapters.
-        system: of the phase in which they were trained.
+        params: trunks and adapters of one seed.
+        system: the system of the phase in which they were trained.
 
     Raises:
-        ConfigError: there are no low-rank adapters, others than agents own some, or they hold NaN; the folder exists.
-        OSError: it cannot be written.
+        ConfigError: there are no low-rank adapters, not only agents own some, they contain NaN, or the folder exists.
+        OSError: the folder cannot be written.
     """
     deltas, config = deltas_of(params, system), system.config
     require(
         len(params.agents) == 1,
-        f"a folder has the adapters of agents alone, and levels {' '.join(config.levels)} have others besides; "
+        f"a folder holds adapters of agents only, but levels {' '.join(config.levels)} include others; "
         'save each level with lorasa_jax.deltas.save(folder, team.deltas("team")), team.deltas("agent")',
     )
     require_shapes("these are not the parameters of one seed", params, shapes_of(system))
@@ -142,7 +142,7 @@ def load(directory: Path | str) -> TeamAdapters:
     """Returns the adapters in a folder.
 
     Raises:
-        ConfigError: they are missing, damaged, hold NaN, or are not what they say they are.
+        ConfigError: they are missing, damaged, inconsistent, or contain NaN.
     """
     deltas, fields = load_with_about(directory)
     where = f"{Path(directory) / SPEC_FILE}"
@@ -175,7 +175,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "trunk": _is_trunk,
     "backbone": lambda value: isinstance(value, str) and bool(re.fullmatch("[0-9a-f]{64}", value)),
 }
-"""What each field of `about` has to be."""
+"""The check of each field of `about`."""
 
 
 # On a backbone
@@ -184,19 +184,19 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
 def attach(
     backbone: PolicyParams | Path | str, adapters: TeamAdapters, *, seed: int = 0, any_backbone: bool = False
 ) -> PolicyParams:
-    """Returns the policies that adapters make of a backbone.
+    """Returns the policies of a backbone with these adapters.
 
-    The system that plays them must scale them as they were trained: alpha / rank of its configuration is
-    `adapters.scale`, which no shape shows.
+    The system that plays them must use the scale of their training: alpha / rank of its configuration must be
+    `adapters.scale`. The shapes do not show it, so it is not checked.
 
     Args:
-        backbone: parameters of one seed, of which only the trunks count, or a checkpoint.
-        adapters: as `load` gives them.
-        seed: which of a checkpoint's seeds, counted from 0.
-        any_backbone: also take one that they were not trained on, if its shapes are the same.
+        backbone: parameters of one seed, of which only the trunks are used, or a checkpoint.
+        adapters: the result of `load`.
+        seed: the seed of the checkpoint, counted from 0.
+        any_backbone: allow a backbone on which they were not trained, if the shapes are equal.
 
     Raises:
-        ConfigError: the backbone is another one, does not fit, or holds NaN.
+        ConfigError: the backbone is another one, does not fit, or contains NaN.
     """
     where, about = "this backbone", adapters.about
     if isinstance(backbone, PolicyParams):

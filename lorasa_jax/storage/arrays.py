@@ -1,16 +1,16 @@
-"""Checkpoints on disk: named arrays, whole or not at all, and read back only if nothing in them changed.
+"""Checkpoints on disk: named arrays, written atomically; corrupted data is rejected on load.
 
-A checkpoint is a directory of items, each of them arrays by their paths, beside
+A checkpoint is a directory of items and two files. An item holds arrays by path. The files are
 
 | file         | content |
 |---|---|
-| `meta`       | JSON: what the writer knows besides, and of every array its shape, type and SHA-256 |
-| `files.json` | SHA-256 of every file of the above, and of this list itself |
+| `meta`       | JSON: data of the writer, and the shape, type and SHA-256 of every array |
+| `files.json` | SHA-256 of every other file, and of this list itself |
 
-The arrays are written by orbax. It reads flipped bits and other types without a word, hence
-the digests; and its errors do not name a damaged file, hence a look at the files before it.
-It takes some characters of a path for patterns or addresses, hence links with plain names (`_plain`).
-A checkpoint gets its name, a number, when all of it has been written and opened again; what has another name is none.
+Orbax writes the arrays. It does not notice flipped bits or other types, so this module stores digests. Its errors do
+not name a damaged file, so this module checks the files first. It interprets some characters of a path as patterns or
+addresses, so this module gives it links with plain names (`_plain`).
+A checkpoint gets its final name, a number, after it was written and opened again. Other names are not checkpoints.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from lorasa_jax.core.trees import by_path, nested
 from lorasa_jax.files import naming
 
 KEEP = 2
-"""Complete checkpoints that stay."""
+"""Number of complete checkpoints that are kept."""
 FORMAT = 7
-"""Changes where what is written changes."""
+"""Version of the format. Increase it with every change of what is written."""
 _META, _FILES = "meta", "files.json"
 _UNFINISHED, _REMOVED = ".unfinished", ".removed"
 
@@ -47,18 +47,18 @@ Arrays = dict[str, np.ndarray]
 Described = dict[str, dict[str, Any]]
 _TYPES = re.compile("bool|u?int(8|16|32|64)|b?float16|float(32|64)|complex64")
 _PLAIN = re.compile(r"[\w/.,=+~ -]*")
-"""Paths that mean to orbax what they mean to everybody."""
+"""Paths that orbax does not interpret."""
 _MOST = 2**30
-"""Numbers in one item that are believed; a run of a million environments has fewer."""
+"""Maximum number of numbers in one item. A run of a million environments has fewer."""
 
 
 class Snapshot(NamedTuple):
     """A copy of a run on the host, ready to be written.
 
     Attributes:
-        rows: iterations of all seeds so far, which name the checkpoint.
-        items: by item, and by the leaf's path in it, the arrays.
-        meta: what JSON can hold.
+        rows: iterations of all seeds so far; the name of the checkpoint.
+        items: the arrays, by item and by path in the item.
+        meta: other data, as JSON.
     """
 
     rows: int
@@ -75,17 +75,17 @@ def _describe(array: np.ndarray) -> dict[str, Any]:
 
 
 def write(directory: Path, snapshot: Snapshot, keep: int | None = KEEP) -> Path:
-    """Writes a checkpoint below `directory`, drops all but the last two (`keep`; None: all stay), and returns its path.
+    """Writes a checkpoint into `directory`, removes all but the last `keep` ones (None: none), and returns its path.
 
     Raises:
-        OSError: it could not be written, or not be opened again, for instance because the disk is full; what was
-            there before still is. The error names the checkpoint.
+        OSError: it could not be written or opened again, for example because the disk is full. Older checkpoints
+            are kept. The error names the checkpoint.
     """
-    import orbax.checkpoint as ocp  # takes its time, and many runs never need it
+    import orbax.checkpoint as ocp  # slow to import, and many runs do not need it
 
     path, unfinished = directory / str(snapshot.rows), directory / f"{snapshot.rows}{_UNFINISHED}"
     described = {item: {name: _describe(a) for name, a in arrays.items()} for item, arrays in snapshot.items.items()}
-    # Orbax writes no empty arrays; their shape says all there is to know.
+    # Orbax does not write empty arrays; their shape is enough.
     trees = {item: nested({name: a for name, a in arrays.items() if a.size}) for item, arrays in snapshot.items.items()}
     args = {item: ocp.args.StandardSave(tree) for item, tree in trees.items() if tree}
     args[_META] = ocp.args.JsonSave({"format": FORMAT, **snapshot.meta, "leaves": described})
@@ -109,7 +109,7 @@ def write(directory: Path, snapshot: Snapshot, keep: int | None = KEEP) -> Path:
 
 
 def _save(path: Path, args: Any) -> None:
-    """Lets orbax write a checkpoint. What the file system said, it passes on as text in errors of its own."""
+    """Writes a checkpoint with orbax, and raises errors of the file system, which orbax only reports as text."""
     try:
         with _orbax() as checkpointer, _plain(path.parent) as named:
             checkpointer.save(named / path.name, args=args)
@@ -117,7 +117,7 @@ def _save(path: Path, args: Any) -> None:
             note.write_text("")  # orbax notes where it wrote: a folder of this machine, and not the last name
     except OSError:
         raise
-    except Exception as error:  # whatever its libraries make of it
+    except Exception as error:  # its libraries raise various errors
         known = re.search(r"(?:os_error_code='|OS error )(\d+)", str(error))
         if known is None:
             raise OSError(" ".join(str(error).split())[:100]) from error
@@ -126,8 +126,8 @@ def _save(path: Path, args: Any) -> None:
 
 @contextmanager
 def _plain(directory: Path) -> Iterator[Path]:
-    """Gives a directory a name that orbax understands: it fails on such as `[2026] lora` or `gs:`."""
-    directory = directory.absolute()  # orbax asks for it
+    """Gives a directory a name that orbax accepts; it fails with names such as `[2026] lora` or `gs:`."""
+    directory = directory.absolute()  # required by orbax
     if _PLAIN.fullmatch(str(directory)):
         yield directory
         return
@@ -138,10 +138,10 @@ def _plain(directory: Path) -> Iterator[Path]:
 
 
 def _require_space(directory: Path, snapshot: Snapshot) -> None:
-    """Leaves a disk that is nearly full to the run's record, which is small."""
+    """Raises `OSError` if the disk is nearly full, so that space is left for the small record of the run."""
     needed = 2 * sum(array.nbytes for arrays in snapshot.items.values() for array in arrays.values()) + 2**20
     disk = shutil.disk_usage(directory)
-    if disk.free < needed and disk.total > 0:  # some file systems do not know their sizes
+    if disk.free < needed and disk.total > 0:  # some file systems report no size
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -158,21 +158,21 @@ def complete(directory: Path) -> list[Path]:
 
 
 def clean(directory: Path) -> None:
-    """Removes what interrupted writing left below a directory, and nothing that anybody else put there."""
+    """Removes the remains of interrupted writing from a directory, and nothing else."""
     for path in directory.iterdir() if directory.is_dir() else ():
         if path.is_dir() and not {_UNFINISHED, _REMOVED}.isdisjoint(path.suffixes):
             shutil.rmtree(path)
 
 
 def drop_after(path: Path) -> None:
-    """Removes the checkpoints that are later than this one, since the run now goes on from here."""
+    """Removes the checkpoints after this one, because the run is resumed from here."""
     for later in complete(path.parent):
         if int(later.name) > int(path.name):
             _remove(later)
 
 
 def _remove(path: Path) -> None:
-    """Takes the name away first: half a checkpoint is none."""
+    """Removes a checkpoint. It is renamed first, so a partly removed checkpoint is not taken for a complete one."""
     removed = path.with_name(f"{path.name}{_REMOVED}")
     path.rename(removed)
     shutil.rmtree(removed)
@@ -182,7 +182,7 @@ def _remove(path: Path) -> None:
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """Returns the `meta` of a checkpoint, its descriptions of arrays checked.
+    """Returns the `meta` of a checkpoint, and checks its descriptions of arrays.
 
     Raises:
         ConfigError: there is no such checkpoint, it is damaged, or has another format.
@@ -197,7 +197,7 @@ def read_meta(path: Path) -> dict[str, Any]:
     require(
         version == FORMAT,
         f"checkpoint {path} has format {str(version)[:20]}, this version of lorasa_jax reads {FORMAT}; "
-        "go on with the one that wrote it",
+        "use the version that wrote it",
     )
     leaves = meta.get("leaves")
     require_ours(path, isinstance(leaves, dict) and all(map(_is_described, leaves.values())))
@@ -205,8 +205,8 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def require_ours(path: Path, is_ours: bool) -> None:
-    """Refuses a `meta` that is not what lorasa_jax writes."""
-    require(is_ours, f"{_META} of checkpoint {path} is not what lorasa_jax writes{elsewhere(path)}")
+    """Raises `ConfigError` unless `meta` has the form that lorasa_jax writes."""
+    require(is_ours, f"{_META} of checkpoint {path} was not written by lorasa_jax{elsewhere(path)}")
 
 
 def _is_described(item: Any) -> bool:
@@ -225,12 +225,12 @@ def _is_description(leaf: Any) -> bool:
 
 
 def is_list(value: Any, *types: type) -> bool:
-    """Says whether a value is a list of entries of these types."""
+    """Returns whether a value is a list with entries of these types."""
     return isinstance(value, list) and all(isinstance(entry, types) for entry in value)
 
 
 def read_item(path: Path, item: str) -> dict[str, Any]:
-    """Returns the arrays of one item as nested dictionaries: the trunks alone, say, by `shared`.
+    """Returns the arrays of one item, such as the trunks (`shared`), as nested dictionaries.
 
     Raises:
         ConfigError: the checkpoint has no such item, or is damaged.
@@ -241,24 +241,24 @@ def read_item(path: Path, item: str) -> dict[str, Any]:
 
 
 def read_arrays(path: Path, item: str, described: Described) -> Arrays:
-    """Returns the arrays of an item, by path, each of them as `meta` describes it.
+    """Returns the arrays of an item by path, and checks them against `meta`.
 
     Raises:
-        ConfigError: they are damaged, or not what was written.
+        ConfigError: they are damaged, or differ from what was written.
     """
     size = sum(math.prod(leaf["shape"]) for leaf in described.values())
-    require(size <= _MOST, f"{item} of checkpoint {path} says it holds {size:,} numbers, more than is believed")
+    require(size <= _MOST, f"{item} of checkpoint {path} says it holds {size:,} numbers, which is too many")
     empty = {name: np.zeros(leaf["shape"], leaf["dtype"]) for name, leaf in described.items() if 0 in leaf["shape"]}
     stored = by_path(_restore(path, item, described)) if len(empty) < len(described) else {}
     arrays = {name: np.asarray(array) for name, array in {**stored, **empty}.items()}
     for name, leaf in described.items():
         same = name in arrays and _describe(arrays[name]) == leaf
-        require(same, f"{name} in {item} of checkpoint {path} is not what was written{elsewhere(path)}")
+        require(same, f"{name} in {item} of checkpoint {path} differs from what was written{elsewhere(path)}")
     return arrays
 
 
 def _restore(path: Path, item: str, described: Described | None = None) -> Any:
-    """What orbax reads, from files that are as they were written."""
+    """Returns what orbax reads, after a check that the files are unchanged."""
     import orbax.checkpoint as ocp
 
     wrong = next((name for name, digest in _files(path, item).items() if _digest(path / name) != digest), None)
@@ -266,30 +266,30 @@ def _restore(path: Path, item: str, described: Described | None = None) -> Any:
         what = "is damaged" if os.path.exists(path / wrong) else "is missing"
         raise ConfigError(f"{wrong} of checkpoint {path} {what}{elsewhere(path)}")
     how = ocp.args.JsonRestore() if item == _META else ocp.args.StandardRestore()
-    # Orbax makes room for an array before it finds out whether its numbers are there.
+    # Orbax allocates an array before it checks that the numbers exist.
     _require_stored(path, item, described or {})
     with _reading(path, item) as named, _orbax() as checkpointer:
         return checkpointer.restore(named, args=ocp.args.Composite(**{item: how}))[item]
 
 
 def _require_stored(path: Path, item: str, described: Described) -> None:
-    """Opens an item, and compares the shapes and types of its arrays with their descriptions, without reading them."""
+    """Compares the shapes and types of the stored arrays with their descriptions, without reading the arrays."""
     import orbax.checkpoint as ocp
 
     expected = {name: (leaf["shape"], leaf["dtype"]) for name, leaf in described.items() if 0 not in leaf["shape"]}
     if not expected:
-        return  # empty arrays are in no file
+        return  # empty arrays are not stored
     with _reading(path, item) as named:
         leaves = by_path(ocp.StandardCheckpointHandler().metadata(named / item).tree)
     stored = {name: (list(leaf.shape), str(leaf.dtype)) for name, leaf in leaves.items()}
     for name in stored.keys() | expected.keys():
         same = stored.get(name) == expected.get(name)
-        require(same, f"{name} in {item} of checkpoint {path} is not what was written{elsewhere(path)}")
+        require(same, f"{name} in {item} of checkpoint {path} differs from what was written{elsewhere(path)}")
 
 
 @contextmanager
 def _reading(path: Path, item: str) -> Iterator[Path]:
-    """Gives a checkpoint a name for orbax, and says in one line whatever its files lead orbax to."""
+    """Gives a checkpoint a name for orbax, and turns any error of orbax into a `ConfigError` of one line."""
     try:
         with _plain(path) as named:
             yield named
@@ -300,7 +300,7 @@ def _reading(path: Path, item: str) -> Iterator[Path]:
 
 @contextmanager
 def _orbax() -> Iterator[Any]:
-    """What writes and reads. It logs pages about each error that it raises; here raising is enough."""
+    """Orbax's checkpointer, without the long log entries that it writes for each error it raises."""
 
     def is_other(record: logging.LogRecord) -> bool:
         return "orbax" not in record.pathname
@@ -315,7 +315,7 @@ def _orbax() -> Iterator[Any]:
 
 
 def _checkpointer() -> Any:
-    """Orbax's; of several processes each for itself alone, without waiting for the others."""
+    """Orbax's checkpointer. With several processes, each one works alone and does not wait for the others."""
     import orbax.checkpoint as ocp
 
     if jax.process_count() == 1:
@@ -329,7 +329,7 @@ def _checkpointer() -> Any:
 
 
 def _files(path: Path, item: str) -> dict[str, str]:
-    """The digests of the files that reading an item takes: its own, and those beside the items."""
+    """The digests of the files that are needed for an item: its own files, and those outside of items."""
     try:
         listed = json.loads((path / _FILES).read_text())
         texts = all(isinstance(digest, str) for digest in listed["files"].values())
@@ -340,7 +340,7 @@ def _files(path: Path, item: str) -> dict[str, str]:
     home = path.resolve()
     for found in (*listed["files"], *(str(found.relative_to(path)) for found in path.rglob("*"))):
         inside = "\0" not in found and (path / found).resolve().is_relative_to(home)
-        require(inside, f"{found!r} in checkpoint {path} leads out of it; no checkpoint that was written does")
+        require(inside, f"{found!r} in checkpoint {path} points outside it, so the checkpoint is rejected")
     return {name: digest for name, digest in listed["files"].items() if name.startswith(f"{item}/") or "/" not in name}
 
 
@@ -356,8 +356,8 @@ def _digest(path: Path) -> str:
 
 
 def elsewhere(path: Path) -> str:
-    """Returns what to do without this checkpoint, as the end of a message."""
+    """Returns advice for a missing or damaged checkpoint, as the end of a message."""
     older = [other for other in complete(path.parent) if path.name.isdecimal() and int(other.name) < int(path.name)]
     if older:
-        return f"; an older one is there, to be named instead: {older[-1]}"
-    return "; there is no older one: start the run again, in another directory"
+        return f"; use the older one: {older[-1]}"
+    return "; there is no older one, so start the run again in another directory"

@@ -1,15 +1,15 @@
-"""Checkpoints: a run between two iterations, as what is stored of it, and back.
+"""Checkpoints of runs: from the state between two iterations to items of arrays, and back.
 
-A checkpoint is a directory `checkpoints/ROWS` of the run, named by the rows of `metrics.jsonl` that came before it.
-How it is written, and what is checked before it is read, is in `storage/arrays.py`; its items are
+A checkpoint is the directory `checkpoints/ROWS` of a run. ROWS is the number of rows of `metrics.jsonl` before it.
+`storage/arrays.py` writes, checks and reads it. Its items are
 
 | item       | content |
 |---|---|
-| `shared`   | trunks, [K, G, ...]: the backbone, which can be read without the rest |
-| `adapters` | what agents own, [K, N, ...]; absent where they own nothing |
-| `best`     | actors of the best teams so far in this phase, and by what they were chosen |
+| `shared`   | the trunks, [K, G, ...]: the backbone, which can be read without the rest |
+| `adapters` | the agents' own parameters, [K, N, ...]; absent if there are none |
+| `best`     | the actors of the best teams so far in this phase, and their evaluations |
 | `train`    | everything else: critic, optimisers, value statistics, environments, keys |
-| `meta`     | the configuration, and what the loop knows besides |
+| `meta`     | the configuration, and the other variables of the loop |
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ _HOMES = {
     BEST_ITEM: "best/",
     TRAIN_ITEM: "",
 }
-"""Where among the leaves of a run (`_leaves_of`) those of each item live; a leaf belongs to the first that fits."""
+"""The prefix of each item's leaves among those of a run (`_leaves_of`); a leaf belongs to the first match."""
 
 
 def take_snapshot(state: RunState, config: Config) -> Snapshot:
-    """Returns a copy of the run; keys as their bits."""
+    """Returns a copy of the run, with the bits of keys."""
     return _snapshot(state.rows, _leaves_of(local((state.train, state.best))), state, config)
 
 
 def take_team(rows: int, config: Config, phase: str, params: PolicyParams, inputs: PyTree) -> Snapshot:
-    """Returns a copy of what `load_team` reads of the last team of a run, and nothing else.
+    """Returns a copy of one team, with only the arrays that `load_team` needs to play.
 
     Args:
         rows: iterations of the run, which name the checkpoint.
-        config: of a run of one seed.
-        phase: of the run.
-        params: of the actors of one seed.
-        inputs: statistics by which what they see is standardised.
+        config: the settings of the run, for one seed.
+        phase: the phase of the run.
+        params: the parameters of the actors.
+        inputs: the input statistics.
     """
     learner = jax.tree.map(lambda leaf: leaf[None], {"actor": params, "inputs": inputs})
     no_arrays: Any = None
@@ -67,7 +67,7 @@ def take_team(rows: int, config: Config, phase: str, params: PolicyParams, input
 
 
 def _snapshot(rows: int, leaves: dict[str, Any], state: RunState, config: Config) -> Snapshot:
-    """Sorts the leaves into items, and keeps of the state what is no array."""
+    """Sorts the leaves into items, and takes from the state everything but its arrays."""
     items: dict[str, Arrays] = {item: {} for item in _HOMES}
     for name, leaf in leaves.items():
         item = next(item for item, home in _HOMES.items() if name.startswith(home))
@@ -82,13 +82,13 @@ def _snapshot(rows: int, leaves: dict[str, Any], state: RunState, config: Config
 
 
 def _leaves_of(arrays: tuple[TrainState, Best]) -> dict[str, Any]:
-    """The leaves of a run by their paths: those of `TrainState` by their own, those of `Best` below `best`."""
+    """The leaves of a run by path: those of `TrainState`, and those of `Best` below `best`."""
     train, best = arrays
     return {**by_path(train), **by_path({"best": best})}
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """Returns the settings that decide what a run computes, as JSON gives them back."""
+    """Returns the settings that determine the results of a run, as JSON types."""
     whole = dataclasses.asdict(config)
     return json.loads(json.dumps({field.name: whole[field.name] for field in dataclasses.fields(Config)}))
 
@@ -102,10 +102,10 @@ def load(path: Path, config: Config, env: Env, **parts: Unpack[Parts]) -> RunSta
 
     Args:
         path: the checkpoint.
-        config: of the run that goes on: the checkpoint's own, or with a larger budget where
-            nothing so far depended on it.
+        config: the settings of the resumed run: those of the checkpoint, or a larger budget if
+            earlier steps did not depend on it.
         env: its environment.
-        parts: `policy_loss` and `optimizer` of the run, where it has its own (`lorasa_jax.learning.system.Parts`).
+        parts: `policy_loss` and `optimizer` of the run, if it has its own (`lorasa_jax.learning.system.Parts`).
 
     Raises:
         ConfigError: the checkpoint is damaged, or belongs to another run.
@@ -132,14 +132,14 @@ def load(path: Path, config: Config, env: Env, **parts: Unpack[Parts]) -> RunSta
 
 
 class SavedTeam(NamedTuple):
-    """What it takes to play with the teams of a checkpoint.
+    """The teams of a checkpoint, for play.
 
     Attributes:
-        system: of the phase the run was in.
-        params: of the actors of all seeds, leaves [K, ...].
-        inputs: statistics by which what they see is standardised, [K, ...].
-        critic: its parameters, [K, ...]; empty unless asked for.
-        value_norm: the critic's units, [K, ...]; likewise.
+        system: the system of the run's phase.
+        params: the parameters of the actors of all seeds, leaves [K, ...].
+        inputs: the statistics that standardise observations, [K, ...].
+        critic: the critic's parameters, [K, ...]; empty unless requested.
+        value_norm: the statistics of the critic's values, [K, ...]; empty unless requested.
     """
 
     system: System
@@ -157,18 +157,18 @@ class SavedTeam(NamedTuple):
 def load_team(
     path: Path, config: Config, env: Env, *, valued: bool = False, best: bool = False, **parts: Unpack[Parts]
 ) -> SavedTeam:
-    """Returns the teams of a checkpoint, without what only training needs.
+    """Returns the teams of a checkpoint, without the data that only training needs.
 
     Args:
         path: the checkpoint.
-        config: of its run, or with another task.
-        env: to play in: the run's own, or another of the same shapes.
-        valued: with the critic, which says what their play is worth, and for the gradients of training.
-        best: those that played best in the phase the run was in, instead of the last ones.
-        parts: what the system trains with, the same as in the run; only a team that is `valued` needs it.
+        config: the settings of its run, or the same with another task.
+        env: the environment to play in, with the shapes of the run's environment.
+        valued: also load the critic, which values and gradients need.
+        best: the teams with the best evaluations of the run's phase, instead of the last ones.
+        parts: the parts of the run's system; only needed if `valued`.
 
     Raises:
-        ConfigError: the checkpoint is damaged, does not fit the environment, or holds NaN, or the parts are others.
+        ConfigError: the checkpoint is damaged, does not fit the environment, or contains NaN, or the parts differ.
     """
     meta = read_run(path)
     if valued or best:
@@ -203,19 +203,19 @@ def load_team(
 
 
 def _require_whole(path: Path, meta: dict[str, Any]) -> None:
-    """Refuses a checkpoint of `take_team`: those of a run hold its best teams, too."""
+    """Refuses a checkpoint of `take_team`. Checkpoints of runs also have the best teams."""
     require(
         BEST_ITEM in meta["leaves"],
-        f"checkpoint {path} holds one team as it plays, without critic, optimisers and best teams; "
-        "name a checkpoint of the run that it comes from",
+        f"checkpoint {path} has only what one team needs to play, without critic, optimisers and best teams; "
+        "name a checkpoint of its run",
     )
 
 
 def _require_needed(path: Path, items: dict[str, Described], needed: dict[str, Any], who: str) -> None:
-    """Compares what a checkpoint says it holds with what is needed, before anything is read."""
+    """Compares the described leaves of a checkpoint with the needed ones, before any is read."""
     found = {_HOMES[item] + name: leaf for item, described in items.items() for name, leaf in described.items()}
     for name in sorted(needed.keys() ^ found.keys()):
-        where = "is missing from" if name in needed else f"is not known to {who}, but stands in"
+        where = "is missing from" if name in needed else f"is unknown to {who}, but is in"
         raise ConfigError(f"{name} {where} checkpoint {path}")
     for name, expected in needed.items():
         here = jax.eval_shape(jax.random.key_data, expected) if _is_key(expected) else expected
@@ -228,7 +228,7 @@ def _require_needed(path: Path, items: dict[str, Described], needed: dict[str, A
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """Returns the `meta` of a checkpoint of a run, with everything that is read of the type that is expected.
+    """Returns the `meta` of a run's checkpoint, and checks the types of its entries.
 
     Raises:
         ConfigError: there is no such checkpoint, or it is damaged.
@@ -242,7 +242,7 @@ def _is_run(meta: dict[str, Any]) -> bool:
     run, config = meta.get("run"), meta.get("config")
     if not (isinstance(run, dict) and isinstance(config, dict)):
         return False
-    run.setdefault("parts", {})  # those of older runs were the library's
+    run.setdefault("parts", {})  # older runs used the parts of the library
     numbers = (int, float)
     return (
         meta["leaves"].keys() <= _HOMES.keys()
@@ -272,7 +272,7 @@ def _is_evaluation(row: Any) -> bool:
 
 
 def _template(config: Config, env: Env, phase: str, parts: Parts) -> tuple[TrainState, Best]:
-    """The shapes of all seeds' states, and of their best teams."""
+    """The shapes of the states of all seeds, and of their best teams."""
     keys = jnp.stack([jax.random.key(config.seed)] * config.seeds)
     states = jax.eval_shape(over_seeds(make_trainer(config, env, **parts).init, config.seeds), keys)
     if phase == ADAPTERS:
@@ -282,8 +282,8 @@ def _template(config: Config, env: Env, phase: str, parts: Parts) -> tuple[Train
 
 
 def _place(array: np.ndarray, expected: Any) -> jax.Array:
-    """An array on the device, as a key where one is expected."""
-    # A copy: the device may otherwise work on this memory, and an update writes over its state.
+    """An array on the device, or a key if one is expected."""
+    # Without a copy, the device may use this memory, and an update would overwrite it.
     leaf = jnp.array(array, copy=True)
     return jax.random.wrap_key_data(leaf) if _is_key(expected) else leaf
 
@@ -298,13 +298,13 @@ def _require_same_run(path: Path, then: dict[str, Any], config: Config, env: Env
     require(config.total_steps > budget, f"total-steps can only grow: checkpoint {path} is of a run of {budget:,}")
     require(
         not config.ppo.anneal_lr,
-        "total-steps cannot change: with ppo.anneal-lr the learning rates so far followed from it",
+        "total-steps cannot change: with ppo.anneal-lr the learning rates so far depended on it",
     )
     if not is_two_phase(config, env):
         return
     require(
         config.switch_step != "auto",
-        "total-steps cannot change: with switch-step auto the time of the switch follows from it",
+        "total-steps cannot change: with switch-step auto the time of the switch depends on it",
     )
     require(
         dataclasses.replace(config, total_steps=budget).switch_iteration == config.switch_iteration,

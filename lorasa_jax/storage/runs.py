@@ -1,4 +1,4 @@
-"""Trained teams that play in any loop: loaded in one line from a run, saved, and loaded again."""
+"""Trained teams for any loop: loaded from a finished or stopped run, saved, and loaded again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from lorasa_jax.storage.arrays import complete, write
 from lorasa_jax.trained import ABOUT, find_team
 
 COMMAND = ("preset", "out", "gif", "track", "cache", "save_every", "resume", "shard", "distributed", "plugins")
-"""Settings in `config.json` that say how a command ran, and not what it computed."""
+"""Settings in `config.json` that do not affect the results of a run."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Team:
     """The policies of one trained team.
 
     Attributes:
-        config: of its run, as that of one seed.
-        system: of the phase that the run was in.
-        params: of the actors: trunks, and what agents own.
-        weights: every agent's full weights, made of `params` (see `with_params`), and the statistics of inputs.
-        checkpoint: where they were found.
-        about: where they come from: command, commit and packages of the run, and what `save` was told besides.
+        config: the settings of its run, for one seed.
+        system: the system of the run's phase.
+        params: the parameters of the actors: trunks, and agents' own parameters.
+        weights: every agent's full weights, computed from `params` (see `with_params`), and the input statistics.
+        checkpoint: the checkpoint that they were read from.
+        about: the command, commit and packages of its run, and what `save` was given.
     """
 
     config: Config
@@ -52,11 +52,11 @@ class Team:
 
     @property
     def env(self) -> Env:
-        """The environment it was trained in."""
+        """The environment in which it was trained."""
         return self.system.env
 
     def __repr__(self) -> str:
-        """The run that it comes from, in one line."""
+        """Its run, in one line."""
         config = self.config
         return f"Team({config.env} {config.task}, {config.algo}, {config.sharing}, from {self.checkpoint})"
 
@@ -65,7 +65,7 @@ class Team:
         return replace(self, params=params, weights=self.weights._replace(actors=self.system.weights(params)))
 
     def initial_carry(self, batch: int = 1) -> Float[Array, "E N H"]:
-        """Returns the recurrent states before the first step, all zero; H is 0 without recurrence."""
+        """Returns the recurrent states before the first step, which are zero; H is 0 for feed-forward networks."""
         return self.system.acting.initial_carry(batch)
 
     def act(
@@ -78,18 +78,18 @@ class Team:
         first: Bool[Array, " E"] | None = None,
         role: Int[Array, "E N"] | None = None,
     ) -> tuple[Int[Array, "E N"] | Float[Array, "E N A"], Float[Array, "E N H"]]:
-        """Returns what every agent does, and the recurrent states after it. It can be jitted and vmapped.
+        """Returns the actions of all agents, and the next recurrent states. It can be jitted and vmapped.
 
         Args:
-            obs: what every agent sees, as the environment shows it.
-            carry: from `initial_carry`, or from the step before.
-            avail: the actions that may be taken; None: all.
-            key: to draw actions with; None: the most probable ones.
-            first: environments whose episode begins here, where the state before counts as zero; None: none.
-            role: the role of every agent, where roles change.
+            obs: the observations of the environment.
+            carry: the result of `initial_carry` or of the previous step.
+            avail: the available actions; None: all.
+            key: the key to sample actions; None: take the most probable ones.
+            first: environments in which an episode begins, so the carry counts as zero; None: none.
+            role: the role of every agent, if roles change.
 
         Raises:
-            ConfigError: the observations do not have the shape that the team was trained on.
+            ConfigError: the shape of the observations differs from training.
         """
         system, spec = self.system, self.system.env.spec
         expected = (spec.n_agents, spec.obs_dim)
@@ -110,9 +110,9 @@ class Team:
         return system.dist.to_env(action), carries[0]
 
     def deltas(self, scope: str = "agent") -> Deltas:
-        """Returns the low-rank adapters of all owners of a scope, for `lorasa_jax.deltas`, of any network.
+        """Returns the low-rank adapters of all owners of a scope, for `lorasa_jax.deltas`. Any network works.
 
-        Paths are those of the trunk, `params.shared` without its first axis.
+        The paths are those of the trunk, `params.shared` without its first axis.
 
         Raises:
             ConfigError: there are no low-rank adapters of this scope.
@@ -120,21 +120,21 @@ class Team:
         return adapter_files.deltas_of(self.params, self.system, scope)
 
     def save_adapters(self, directory: Path | str) -> Path:
-        """Writes its adapters into a new folder (`lorasa_jax.adapters.save`), and returns the folder."""
+        """Writes the adapters into a new folder (`lorasa_jax.adapters.save`), and returns the folder."""
         return adapter_files.save(directory, self.params, self.system)
 
     def save(self, directory: Path | str, about: Mapping[str, Any] | None = None) -> Path:
-        """Writes the team into a new folder, and returns the folder. `load_team`, and the commands that play, read it.
+        """Writes the team into a new folder, and returns the folder. `load_team` and the commands that play read it.
 
-        The folder has the form of a run directory, with one checkpoint of what playing takes: the actors' parameters
-        and the statistics of inputs. Without critic and optimisers, training cannot go on from it.
+        The folder is a run directory with one small checkpoint: the actors' parameters and the input statistics.
+        Training cannot resume from it, because it has no critic and no optimisers.
 
         Args:
             directory: the folder; must not exist.
-            about: more to keep in `about.json`, as JSON, such as measured results.
+            about: more entries of `about.json`, such as measured results.
 
         Raises:
-            ConfigError: the folder exists, or `about` is no JSON.
+            ConfigError: the folder exists, or `about` cannot be written as JSON.
             OSError: it cannot be written.
         """
         path = Path(directory)
@@ -170,17 +170,17 @@ def load_run(
     """Returns the team of a run.
 
     Args:
-        path: of the run's directory, of which the newest checkpoint is taken, or of one checkpoint.
-        row: which of the run's seeds or forks, from 0.
-        best: the team that played best in an evaluation of the last phase, instead of the last one.
+        path: the run's directory, for its newest checkpoint, or one checkpoint.
+        row: the seed or fork of the run, counted from 0.
+        best: the team with the best evaluation of the last phase, instead of the last team.
         env: the environment of a run with `env="own"`.
-        actor: the network of a run that was handed one from Python.
-        critic: likewise.
-        plugins: files or modules to run first, which register what the run uses. Those that only the run's files name
-            are never run.
+        actor: the actor's network, if the run got it from Python.
+        critic: the critic's network, if the run got it from Python.
+        plugins: files or modules to run first, which register parts that the run uses. Plugins that only the run's
+            files name are never run.
 
     Raises:
-        ConfigError: there is no run or checkpoint, it is damaged, or something that it needs is not given.
+        ConfigError: there is no run or checkpoint, it is damaged, or a needed argument is missing.
     """
     load_plugins(plugins)
     path = Path(path)
@@ -197,13 +197,13 @@ def load_run(
     require_loaded(named, settings, "give plugins={}".format)
     config = with_networks(Config.from_dict(known, ignore=COMMAND), actor, critic)
     require(0 <= row < config.seeds, f"the rows of this run are 0 to {config.seeds - 1}, got {row}")
-    require(config.env != "own" or env is not None, f"the run in {directory} has an environment of its own; give env")
+    require(config.env != "own" or env is not None, f"the run in {directory} has its own environment; pass env")
     found = [path] if inside else complete(directory / "checkpoints")
     require(bool(found), f"{directory} has no checkpoint yet; one is written after a minute, or at the end")
     try:
         saved = checkpoints.load_team(found[-1], config, env or make_env(config), best=best)
     except ConfigError as error:
-        hint = "; if the run was given its network from Python, give it here: load_run(path, actor=...)"
+        hint = "; if the run got its network from Python, pass it here: load_run(path, actor=...)"
         raise ConfigError(f"{error}{'' if actor or config.actor.module else hint}") from None
     params, weights = (jax.tree.map(lambda leaf: leaf[row], tree) for tree in (saved.params, saved.weights))
     alone = replace(config, seed=config.seed + row, seeds=1)
@@ -228,12 +228,12 @@ def _read(path: Path) -> dict[str, Any]:
         known = json.loads(path.read_text())
     except (ValueError, RecursionError):
         known = None
-    require(isinstance(known, dict), f"{path} is no valid JSON; it was written whole, so it was changed since")
+    require(isinstance(known, dict), f"{path} is not valid JSON; it was changed after it was written")
     return dict(known)
 
 
 def _about(directory: Path) -> dict[str, Any]:
-    """What a saved team says of itself; of a run, what made it."""
+    """The origin of a saved team, or of a run."""
     if (directory / ABOUT).is_file():
         return _read(directory / ABOUT)
     known = _read(directory / "versions.json") if (directory / "versions.json").is_file() else {}

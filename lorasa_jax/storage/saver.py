@@ -1,4 +1,4 @@
-"""When a run is written to disk; what is written, and how, is in `storage/checkpoints.py` and `storage/arrays.py`."""
+"""When a run writes checkpoints. `storage/checkpoints.py` and `storage/arrays.py` define their content."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ from lorasa_jax.storage.checkpoints import take_snapshot
 
 
 class Saver(Callback):
-    """The callback that writes checkpoints of a run: in time, at the switch, and at the end.
+    """The callback that writes checkpoints of a run: at intervals, at the switch, and at the end.
 
-    What is due is copied at once and written in a thread,
-    one after the other. A checkpoint that cannot be written is reported, and the run goes on.
-    Of several processes each has a saver, and the first one writes.
+    The state is copied at once. A thread writes the copies one after the other. If a checkpoint cannot be written,
+    the error is reported and the run continues. Each process has a saver, and the first process writes.
 
     Args:
-        directory: where the checkpoints go.
-        config: of the run.
-        every: seconds between two checkpoints, at least; 0: one after every iteration.
-        complain: takes one line when a checkpoint could not be written.
+        directory: the directory of the checkpoints.
+        config: the settings of the run.
+        every: minimum number of seconds between two checkpoints; 0: one after every iteration.
+        complain: receives one line if a checkpoint could not be written.
 
     Attributes:
-        lost: why the last checkpoint that was due is not there; None: it is.
+        lost: the error of the last checkpoint; None: it was written.
     """
 
     def __init__(self, directory: Path, config: Config, every: float, complain: Callable[[str], None]):
@@ -44,16 +43,16 @@ class Saver(Callback):
             clean(directory)
 
     def begin(self, state: RunState) -> None:
-        """Takes note of the phase in which the run begins."""
+        """Records the phase in which the run begins."""
         self._phase = state.phase
 
     def __call__(self, report: Report, state: RunState) -> None:
-        """Writes the state where it is due."""
+        """Writes the state if a checkpoint is due."""
         if self._job is not None and self._job.done():
             self.wait()
         switched, self._phase = self._phase != state.phase, state.phase
         in_time = time.monotonic() - self._last >= self._every
-        # Clocks differ from process to process, and all must take part in copying what is spread over them.
+        # Clocks differ between processes, and all processes must take part in copying distributed arrays.
         if anywhere(is_leader() and (switched or in_time)):
             self.take(state)
 
@@ -62,7 +61,7 @@ class Saver(Callback):
         self.take(state)
 
     def take(self, state: RunState) -> None:
-        """Writes this state, unless it has been."""
+        """Writes this state unless it was written before."""
         self.wait()
         self._last = time.monotonic()
         exists = os.path.exists(self.directory / str(state.rows))
@@ -72,7 +71,7 @@ class Saver(Callback):
                 self._job = self._pool.submit(write, self.directory, snapshot)
 
     def wait(self) -> None:
-        """Returns when the last checkpoint that was begun is on disk, or has failed."""
+        """Waits until the last checkpoint is on disk or has failed."""
         job, self._job = self._job, None
         if job is None:
             return
@@ -90,6 +89,6 @@ class Saver(Callback):
         return max(complete(self.directory), key=lambda path: int(path.name), default=None)
 
     def close(self) -> None:
-        """Waits for what is being written."""
+        """Waits for the last checkpoint and stops the thread."""
         self.wait()
         self._pool.shutdown()

@@ -1,7 +1,7 @@
-"""A trained team as plain networks, and in another size or rank.
+"""Converts a trained team into plain networks, or into a team of another size or rank.
 
-These functions are found in `lorasa_jax.adapters`. They are for what each agent has for itself: adapters of
-roles, and of several levels, are refused.
+`lorasa_jax.adapters` exports these functions. They only take adapters of individual agents: adapters of
+roles, or of several levels, are an error.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from lorasa_jax.sharing import variants
 from lorasa_jax.storage.adapter_files import deltas_of, require_shapes, shapes_of
 
 _SAME = 1e-3
-"""How far, against the largest weight of a leaf, two ways to compute it may lie apart by rounding."""
+"""Tolerance for rounding errors, relative to the largest weight of a leaf."""
 
 # As plain networks
 
 
 def merge(params: PolicyParams, system: System) -> list[PyTree]:
-    """Returns every agent's full weights, each a plain tree of flax parameters of the same network.
+    """Returns the full weights of every agent, as plain trees of flax parameters of the same network.
 
     Args:
-        params: of one seed.
-        system: of the phase they belong to.
+        params: the parameters of one seed.
+        system: the system of their phase.
 
     Raises:
-        ConfigError: owners change in the course of play, so that no agent has weights of its own.
+        ConfigError: owners change during an episode, so agents have no weights of their own.
     """
     require(
         not system.actor.sharing.dynamic_roles, "adapters whose owners change cannot be merged into agents' networks"
@@ -49,12 +49,12 @@ def merge(params: PolicyParams, system: System) -> list[PyTree]:
 
 
 def unmerge(networks: Sequence[PyTree], own: PyTree, system: System) -> PolicyParams:
-    """Returns trunks and adapters, which `merge` made these networks of; the trunks up to rounding.
+    """Returns the trunks and adapters of merged networks: the inverse of `merge`, up to rounding.
 
     Args:
-        networks: one for each agent.
+        networks: one network per agent.
         own: the adapters in them.
-        system: of the phase they belong to.
+        system: the system of their phase.
 
     Raises:
         ConfigError: networks of one trunk differ in more than these adapters.
@@ -62,7 +62,7 @@ def unmerge(networks: Sequence[PyTree], own: PyTree, system: System) -> PolicyPa
     sharing = system.actor.sharing
     _require_own(own, system)
     require(len(networks) == sharing.n_agents, f"there must be {sharing.n_agents} networks, got {len(networks)}")
-    # What an adapter makes of a trunk of zeros is what it adds.
+    # With a trunk of zeros, the merged weights are what the adapter adds.
     nothing = jax.tree.map(jnp.zeros_like, networks[0])
     trunks = []
     for i, network in enumerate(networks):
@@ -73,12 +73,12 @@ def unmerge(networks: Sequence[PyTree], own: PyTree, system: System) -> PolicyPa
         expected = by_path(first[group])
         for name, leaf in by_path(trunk).items():
             far = jnp.abs(leaf - expected[name]).max() > _SAME * jnp.maximum(1.0, jnp.abs(expected[name]).max())
-            require(not far, f"{name}: these networks do not come of one trunk and these adapters")
+            require(not far, f"{name}: these networks do not consist of one trunk and these adapters")
     return PolicyParams(jax.tree.map(lambda *leaves: jnp.stack(leaves), *first), own)
 
 
 def _require_own(own: PyTree, system: System) -> None:
-    """Refuses what agents share with others, and what is neither a correction nor a layer."""
+    """Raises `ConfigError` unless agents own all parameters, as low-rank adapters or as layers."""
     names = {path.rpartition("/")[2] for path in by_path(own)}
     require(
         own.keys() <= {"agent"} and (names <= {"left", "right", "full"} or names <= {"kernel", "bias"}),
@@ -93,19 +93,19 @@ def _require_own(own: PyTree, system: System) -> None:
 def resize(
     params: PolicyParams, before: System, after: System, sources: Sequence[int | str], key: PRNGKeyArray | None = None
 ) -> PolicyParams:
-    """Returns the policies of a team in which every agent goes on from agents of another one.
+    """Returns the policies of a new team whose agents start from agents of another team.
 
-    The team may have another size, and its adapters another rank or alpha (`lorasa_jax.deltas.resize`). Where the trunk
-    tells agents apart by their ids, what it has for each id comes from the same sources (for a fresh agent it is the
-    average). A copy of agent i then computes what agent i does; with a smaller rank, nearly so.
+    The new team may have another size, and its adapters another rank or alpha (`lorasa_jax.deltas.resize`). If the
+    trunk has parameters for each id, they come from the same sources; a fresh agent gets the average. A copy of
+    agent i computes the same as agent i, or nearly the same if the rank is smaller.
 
     Args:
-        params: of one seed, of the team as it was.
-        before: its system, in the phase the parameters belong to.
+        params: the parameters of one seed of the old team.
+        before: the system of the old team, in the phase of the parameters.
         after: the system of the new team, in the same phase.
-        sources: for each agent of the new team the number of an old one, which is copied; or `average`:
-            the mean of all old agents' corrections (its best approximation of the new rank); or `fresh`.
-        key: needed where an agent starts afresh, and where the rank grows.
+        sources: for each new agent, the number of an old agent to copy, or `average`: the mean of all
+            old agents' corrections (its best approximation of the new rank), or `fresh`.
+        key: needed for fresh agents, and if the rank grows.
 
     Raises:
         ConfigError: the teams differ in more than size, rank and alpha, or the sources do not fit.
@@ -144,7 +144,7 @@ def resize(
 def _with_average(
     params: PolicyParams, before: System, after: System, key: PRNGKeyArray | None
 ) -> tuple[PyTree, PyTree]:
-    """What every agent owns, [N, ...], and the average of all; low-rank adapters at the rank of the new team."""
+    """The agents' own parameters, [N, ...], and their average; low-rank adapters with the rank of the new team."""
     own = params.agents["agent"]
     if any(path.endswith("/kernel") for path in by_path(own)):
         return own, jax.tree.map(lambda leaf: leaf.mean(axis=0), own)
@@ -160,9 +160,9 @@ def _with_average(
 
 
 def _axes_of_ids(before: System, after: System) -> dict[str, int]:
-    """By the name of a leaf, the axis that ends with an entry for every agent's id.
+    """For each leaf with an entry per id at the end of an axis, this axis.
 
-    In a network of the user's own it is the one along which teams of two sizes differ as their observations with ids.
+    In a user's network, it is the axis whose sizes in the two teams are the widths of their observations with ids.
     """
     if not before.config.actor.module:
         return {"shared/id/embedding": 1}
@@ -173,7 +173,7 @@ def _axes_of_ids(before: System, after: System) -> dict[str, int]:
 
 
 def _require_numbers_kept(system: System, axes: dict[str, int], sources: Sequence[int | str]) -> None:
-    """Refuses to give an agent another number where only the network knows what a number means."""
+    """Raises `ConfigError` if an agent gets another number and only the network knows the meaning of numbers."""
     network, spec = make_network(system.config.actor, system.env.spec.n_actions, head_gain=1.0), system.env.spec
     told = isinstance(network, OwnNetwork) and (
         system.actor.sharing.agent_id or replace(network, width=spec.obs_dim).takes_agent
@@ -195,6 +195,6 @@ def _check_sources(before: System, after: System, sources: Sequence[int | str], 
         require(good, f"a source must be one of the {n_old} agents, from 0, or average or fresh; got {source!r}")
         require(
             old.n_trunks == new.n_trunks and (not isinstance(source, int) or old.groups[source] == new.groups[j]),
-            f"agent {j} stands on another trunk than its source {source}; only adapters change hands, trunks do not",
+            f"agent {j} has another trunk than its source {source}; only adapters can be copied, trunks cannot",
         )
-    require("fresh" not in sources or key is not None, "an agent that starts afresh needs a key")
+    require("fresh" not in sources or key is not None, "a fresh agent needs a key")

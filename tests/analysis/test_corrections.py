@@ -131,5 +131,5 @@ def test_roles_that_change_have_corrections_of_their_own():
     parts = row_of(params.agents["unit_type"], 1)["head"]
     assert_close(found["head"].delta[1], 1.5 * parts["left"] @ parts["right"])
     both = lorasa(env, levels=("unit_type", "agent"))
-    with pytest.raises(ConfigError, match="only if there is one level and one trunk"):
+    with pytest.raises(ConfigError, match="only be computed for one level and one trunk"):
         corrections(both, random_params(both.actor))

@@ -134,5 +134,5 @@ def test_a_tracker_that_fails_is_said_once_and_no_run_ends(
         for step in range(100):
             track({"seed": 3, "env_steps": step, "return": 0.5})
     said = capsys.readouterr().err
-    assert "the tracker takes nothing more ([Errno 28] No space left on device); the run goes on" in said
+    assert "the tracker accepts no more data ([Errno 28] No space left on device); the run goes on" in said
     assert said.count("\n") == 1

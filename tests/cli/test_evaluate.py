@@ -147,7 +147,7 @@ def test_a_saved_team_is_evaluated_as_its_seed_of_the_run(
     assert first == f"own_number, 16 greedy episodes of each seed, from {folder / 'checkpoints' / '10'}"
     assert lines[0] == "return    1.000 [1.000, 1.000]"
     assert note.endswith("over the 16 episodes of one seed")
-    assert "holds one team as it plays" in refusal(capsys, str(folder), "--best", "True")
+    assert "has only what one team needs to play" in refusal(capsys, str(folder), "--best", "True")
 
 
 def test_a_name_that_no_team_has_is_answered_with_all_names(capsys: pytest.CaptureFixture[str]) -> None:

@@ -377,7 +377,7 @@ def test_a_job_of_a_sweep_goes_on_with_its_sweep(tmp_path: Path, capsys: pytest.
     (tmp_path / "rows.json").write_text("{}")
     with pytest.raises(SystemExit):
         cli.parse(cli.RunConfig, ["--resume", str(tmp_path)])
-    assert f"{tmp_path} is a job of a sweep; the sweep's own command goes on with it" in capsys.readouterr().err
+    assert f"{tmp_path} is a job of a sweep; resume it with the command of the sweep" in capsys.readouterr().err
 
 
 def test_a_file_that_cannot_be_written_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

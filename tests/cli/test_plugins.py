@@ -63,7 +63,7 @@ def test_flags_and_help_know_what_a_plugin_registers(
     preset.write_text("n_envs: 4\n")
     assert parse(RunConfig, ["--plugins", "mine.py", "--env", "line", "--preset", str(preset)]).n_envs == 4
     preset.write_text("plugins: [mine.py]\n")
-    assert "a preset runs nothing" in wrong(capsys, "--preset", str(preset))
+    assert "a preset cannot run plugins" in wrong(capsys, "--preset", str(preset))
     with pytest.raises(SystemExit) as stop:
         parse(RunConfig, ["--plugins", "mine.py", "--help"])
     assert stop.value.code == 0
@@ -92,14 +92,14 @@ def test_what_a_run_names_is_not_run_unasked_and_may_lie_elsewhere(
     record, known = mine.with_name("config.json"), {"sharing": "separate", "plugins": [str(mine)]}
     record.write_text(json.dumps(known))
     said = wrong(capsys, "--resume", str(mine.parent))
-    assert f"{record} names plugins, and what a file names is not run unasked; add --plugins {mine} at the end" in said
+    assert f"{record} names plugins, which are not run without your consent; add --plugins {mine} at the end" in said
     plugins.load_plugins([str(mine)])
     assert read_config(RunConfig, record).sharing == "separate"
     elsewhere = mine.parent / "elsewhere"
     elsewhere.mkdir()
     moved = mine.rename(elsewhere / mine.name)
     monkeypatch.setattr(plugins, "_loaded", {})
-    assert "not run unasked" in wrong(capsys, "--resume", str(mine.parent))
+    assert "not run without your consent" in wrong(capsys, "--resume", str(mine.parent))
     config = parse(RunConfig, ["--resume", str(mine.parent), "--plugins", str(moved)])
     assert (config.sharing, config.plugins) == ("separate", (str(moved),))
 

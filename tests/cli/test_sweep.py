@@ -155,7 +155,7 @@ def test_every_sweep_of_the_repository_can_be_planned(path: Path) -> None:
         ("grid: [{rank: 1}]", "must hold `base`, the settings of all points, and `grids`"),
         ("grids: {rank: 1}", "grids must be a list of products"),
         ("base: 3\ngrids: [{rank: 1}]", "base must hold settings"),
-        ("grids: [{seed: [1, 2]}]", "seed is no part of a grid"),
+        ("grids: [{seed: [1, 2]}]", "seed cannot vary in a grid"),
         ("base: {env: toy}\ngrids: [{rnak: 1}]", "there is no setting 'rnak' (did you mean 'rank'"),
         ("base: {env: toy}\ngrids: [{ppo.lrr: 1}]", "there is no setting 'ppo.lrr'"),
         ("base: {env: toy}\ngrids: [{rank: 0}]", "rank must be positive, got 0"),
@@ -163,7 +163,7 @@ def test_every_sweep_of_the_repository_can_be_planned(path: Path) -> None:
         ("base: {env: toy, ppo.lrr: 1}\ngrids: [{rank: 1}]", "there is no setting 'ppo.lrr'"),
         ("base: {env: toy}\ngrids: [{task: nothing}]", "no toy game 'nothing'"),
         ("base: {env: toy, ppo: }\ngrids: [{ppo.lr: 1}]", "ppo is a section, with settings of its own"),
-        ("base: {env: toy}\ngrids: [{shard: [rows, envs]}]", "shard is no part of a grid"),
+        ("base: {env: toy}\ngrids: [{shard: [rows, envs]}]", "shard cannot vary in a grid"),
         ("!!python/object/apply:os.system ['false']", "is not valid YAML"),
     ],
 )

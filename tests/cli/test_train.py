@@ -266,8 +266,8 @@ def test_a_larger_budget_goes_on_as_if_it_had_always_been_there(directory: Path,
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--rank", "3"], "--rank cannot change when a run goes on: it is 8 in"),
-        (["--ppo.lr", "0.25"], "--ppo.lr cannot change when a run goes on"),
+        (["--rank", "3"], "--rank cannot change when a run is resumed: it is 8 in"),
+        (["--ppo.lr", "0.25"], "--ppo.lr cannot change when a run is resumed"),
         (["--task", "synchronisation"], "--task cannot change"),
         (["--preset", "other"], "--preset cannot change"),
         (["--out", "elsewhere"], "--out cannot change"),
@@ -302,17 +302,17 @@ def test_a_checkpoint_or_rows_that_are_not_whole_are_one_line(
     assert stopped(["--resume", str(out)]) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
-    assert message.endswith(f"an older one is there, to be named instead: {older}\n")
+    assert message.endswith(f"use the older one: {older}\n")
     resume(older)
     assert outcome(out) == outcome(directory)
 
 
 def test_there_is_nothing_to_go_on_with_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert stopped(["--resume", str(tmp_path)]) == 2
-    assert f"no run to go on with in {tmp_path}: it has no config.json" in capsys.readouterr().err
+    assert f"no run to resume in {tmp_path}: it has no config.json" in capsys.readouterr().err
     (tmp_path / "config.json").write_text("{")
     assert stopped(["--resume", str(tmp_path)]) == 2
-    assert "is no valid JSON" in capsys.readouterr().err
+    assert "is not valid JSON" in capsys.readouterr().err
 
 
 def test_one_process_at_a_time_writes_a_directory(
@@ -462,7 +462,7 @@ def test_a_signal_that_is_sent_twice_is_one(number: int, capfd: pytest.CaptureFi
         os.kill(os.getpid(), number)
         assert stop.signal == number
         assert signal.getsignal(number) == signals.Stop.DEFAULTS[number]  # the next one acts at once
-    assert capfd.readouterr().err == "\nstopping; once more: at once\n"
+    assert capfd.readouterr().err == "\nstopping; press Ctrl-C again to stop at once\n"
 
 
 def test_what_is_ignored_stays_ignored() -> None:

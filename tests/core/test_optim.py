@@ -94,7 +94,7 @@ def test_any_optax_transformation_has_a_state_per_slot_and_leaves_slots_that_do_
         (lambda rate: rate, "it returned a float"),
         (
             lambda rate: optax.inject_hyperparams(optax.sgd)(rate),
-            "holds the learning rate, which could then not change",
+            "contains the learning rate, so the rate could not change",
         ),
     ],
 )

@@ -198,5 +198,5 @@ def test_an_input_that_normalisation_would_erase_is_refused(part):
     env = make_bits(lambda seen: seen._replace(obs=seen.obs[:, :1], state=seen.state[:1]))
     spec = replace(SPEC, **({"obs_dim": 1} if part == "actor" else {"state_dim": 1}))
     said = said_of(lambda: make_trainer(small_config(env="own"), env._replace(spec=spec)))
-    assert said.startswith("an input of one number becomes a constant when it is normalised")
+    assert said.startswith("normalisation turns an input of one number into a constant")
     make_trainer(small_config(env="own", **{part: {"input_norm": False}}), env._replace(spec=spec))

@@ -260,3 +260,35 @@ def test_a_match_of_rounds_is_cut_when_all_have_been_played():
     assert env.spec.episode_limit == 101  # 10 rounds of 10 steps, and one: some games ask before they count
     seen = play("coin_game")[0]
     assert len(seen) - 1 == 100 and seen[-1].truncated and not seen[-1].terminated
+
+
+def test_a_particle_world_is_drawn_where_it_is_in_the_colours_of_the_game():
+    from lorasa_jax.envs.particles_drawing import HEADER, WIDTH
+
+    env = world("MPE_simple_tag_v3")  # three adversaries and one good agent
+    state, _ = env.reset(KEY)
+    corners = np.array([[1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]])
+    at = np.concatenate([corners, np.zeros((len(state.game.p_pos) - 4, 2))])
+    places = np.stack([at, np.concatenate([np.roll(corners, 1, axis=0), at[4:]])])
+    states = state._replace(game=state.game.replace(p_pos=jnp.asarray(places)))
+    frames = env.draw(states)
+    assert len(frames) == 2 and frames[0].size == (WIDTH, HEADER + WIDTH)
+    colours = [(243, 115, 115)] * 3 + [(115, 243, 115)]
+    for frame, place in zip(frames, places, strict=True):
+        for (x, y), colour in zip(place, colours, strict=False):
+            pixel = (WIDTH / 2 + x * WIDTH / 2.2, HEADER + WIDTH / 2 - y * WIDTH / 2.2)
+            assert frame.getpixel(tuple(map(int, pixel))) == colour
+
+
+def test_an_agent_that_runs_away_does_not_shrink_the_picture():
+    env = world(SPREAD)
+    state, _ = env.reset(KEY)
+    at = jnp.zeros_like(state.game.p_pos).at[0].set(1.0)
+    states = state._replace(game=state.game.replace(p_pos=jnp.stack([at, at.at[1].set(9.0)])))
+    frame = env.draw(states)[0]
+    side, top = frame.width, frame.height - frame.width
+    assert frame.getpixel((side // 2 + side // 4, top + side // 4)) == (115, 243, 115)
+
+
+def test_other_games_are_not_drawn():
+    assert world(RIDDLE).draw is None

@@ -294,7 +294,7 @@ def test_an_unknown_task_is_one_line_that_names_what_there_is(task, config, said
 def test_settings_that_contradict_are_refused():
     with pytest.raises(ConfigError, match="obsk must be 0 or more, got -1"):
         MabraxConfig(obsk=-1)
-    with pytest.raises(ConfigError, match=r"mabrax\.obsk 1 has no meaning under mabrax\.maps upstream"):
+    with pytest.raises(ConfigError, match=r"mabrax\.obsk 1 has no effect with mabrax\.maps upstream"):
         MabraxConfig(obsk=1, maps="upstream")
     with pytest.raises(ConfigError, match="n-agents is fixed by the split in mabrax; ant_4x2 says"):
         make_env(Config(env="mabrax", n_agents=3))

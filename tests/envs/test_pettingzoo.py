@@ -151,5 +151,5 @@ def test_actions_of_another_kind_are_refused():
         def action_space(self, agent: str) -> Any:
             return "sentences"
 
-    with pytest.raises(ConfigError, match="the action space of a, sentences, is neither one of some actions"):
+    with pytest.raises(ConfigError, match="the action space of a, sentences, is neither discrete nor a bounded box"):
         pettingzoo_env(Odd, 1, episode_limit=1)

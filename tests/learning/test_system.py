@@ -117,5 +117,5 @@ def test_alone_every_agent_decides_as_in_its_team(scheme):
 def test_where_owners_change_nobody_is_alone():
     env = with_roles(ENV, n_roles=2)
     system = make_system(small_config(sharing="lorasa", levels=("unit_type",)), env, adapting=True)
-    with pytest.raises(ConfigError, match="no agent has a network of its own"):
+    with pytest.raises(ConfigError, match="no agent has its own network"):
         alone(system)

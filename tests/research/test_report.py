@@ -535,7 +535,7 @@ def test_a_damaged_record_is_one_line(kept: Path, tmp_path: Path, capsys: pytest
     with pytest.raises(SystemExit):
         report.main(["--check", "True", "--root", str(tmp_path / "root")])
     said = capsys.readouterr().err
-    assert "four/record.json is no valid JSON" in said and said.count("\n") == 1
+    assert "four/record.json is not valid JSON" in said and said.count("\n") == 1
 
 
 def test_the_command_is_found_where_it_was() -> None:

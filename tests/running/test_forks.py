@@ -225,5 +225,5 @@ def test_what_cannot_be_forked_is_refused():
     with pytest.raises(ConfigError, match="do not fit into one program"):
         fork([make(1), make(8)], ENV, [(backbone(), 0)] * 2)
     second = fork([make()], ENV, [(backbone(), 0)])
-    with pytest.raises(ConfigError, match="begins in a first phase"):
+    with pytest.raises(ConfigError, match="must start from a state of a first phase"):
         fork([make()], ENV, [(second, 0)])

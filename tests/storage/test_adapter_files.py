@@ -170,7 +170,7 @@ def test_nothing_else_is_kept_as_adapters(folder: Path) -> None:
         ({"scheme": "hyper"}, "this team has no low-rank adapters of scope agent"),
         ({"scheme": "mask"}, "this team has no low-rank adapters of scope agent"),
         ({"levels": ("unit_type",), "task": "two_kinds"}, "this team has no low-rank adapters of scope agent"),
-        ({"levels": ("team", "agent")}, "a folder has the adapters of agents alone, and levels team agent have others"),
+        ({"levels": ("team", "agent")}, "a folder holds adapters of agents only, but levels team agent have others"),
     ):
         system = system_of(**changes)
         assert said in refusal(adapters.save, folder / "x", random_params(system.actor), system)
@@ -267,7 +267,7 @@ def test_networks_that_do_not_come_of_these_adapters_are_refused() -> None:
     system = system_of()
     networks = adapters.merge(random_params(system.actor), system)
     others = random_params(system.actor, seed=1).agents
-    assert "do not come of one trunk" in refusal(adapters.unmerge, networks, others, system)
+    assert "do not consist of one trunk" in refusal(adapters.unmerge, networks, others, system)
     assert "there must be 3 networks, got 2" in refusal(adapters.unmerge, networks[:2], others, system)
 
 
@@ -290,7 +290,7 @@ def test_what_is_no_adapter_is_resized_where_it_can_be(scheme: str) -> None:
     before, after = system_of(scheme), system_of(scheme, 4)
     params = random_params(before.actor)
     if scheme == "nps":
-        assert "trunks do not" in refusal(adapters.resize, params, before, after, (0, 1, 2, 0))
+        assert "trunks cannot" in refusal(adapters.resize, params, before, after, (0, 1, 2, 0))
         return
     resized = adapters.resize(params, before, after, (0, 1, 2, "average"))
     heads = [team.agents["agent"]["head"]["kernel"] for team in (resized, params)]
@@ -487,4 +487,4 @@ def test_what_is_no_such_file_is_refused_and_never_run(folder: Path, file: str) 
 def test_a_folder_without_adapters_is_named(tmp_path: Path, folder: Path) -> None:
     assert f"there are no deltas in {tmp_path}" in refusal(adapters.load, tmp_path)
     (folder / SPEC_FILE).write_text(" " * 2**25)
-    assert "is larger than any" in refusal(adapters.load, folder)
+    assert "is too large for a specification" in refusal(adapters.load, folder)

@@ -60,7 +60,7 @@ def test_a_damaged_file_is_named_with_what_else_there_is(copy: Path, item: str, 
     what = "damaged or missing" if item == "files.json" else "missing" if damage == "remove" else "damaged"
     assert f"{file.relative_to(copy)} of checkpoint {copy} is {what}" in message
     older = complete(copy.parent)[0]
-    assert message.endswith(f"an older one is there, to be named instead: {older}")
+    assert message.endswith(f"use the older one: {older}")
     load(older, two_phases().config, two_phases().env)
 
 
@@ -71,7 +71,7 @@ def test_a_missing_item_and_a_missing_checkpoint_are_named(copy: Path) -> None:
     oldest = complete(copy.parent)[0]
     assert refusal(copy) == f"there is no checkpoint {copy}; there are {oldest.name}"
     (oldest / "files.json").unlink()
-    assert refusal(oldest).endswith("there is no older one: start the run again, in another directory")
+    assert refusal(oldest).endswith("there is no older one, so start the run again in another directory")
 
 
 def test_a_change_of_any_leaf_is_noticed(kept: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,11 +85,13 @@ def test_a_change_of_any_leaf_is_noticed(kept: SimpleNamespace, monkeypatch: pyt
             for changed in (wrong, array[..., None], np.flip(array) if len(np.unique(array)) > 1 else ~(array > 0)):
                 spoilt = nested({**good, name: changed})
                 monkeypatch.setattr(storage, "_restore", lambda path, item, described, spoilt=spoilt: spoilt)
-                with pytest.raises(ConfigError, match=f"{name} in {item} of checkpoint .* is not what was written"):
+                with pytest.raises(
+                    ConfigError, match=f"{name} in {item} of checkpoint .* differs from what was written"
+                ):
                     storage.read_arrays(path, item, described)
         rest = {name: array for name, array in good.items() if name != next(iter(good))}
         monkeypatch.setattr(storage, "_restore", lambda path, item, described, rest=rest: nested(rest))
-        with pytest.raises(ConfigError, match="is not what was written"):
+        with pytest.raises(ConfigError, match="differs from what was written"):
             storage.read_arrays(path, item, described)
 
 
@@ -178,7 +180,7 @@ def list_files(path: Path, files: Any) -> None:
 @pytest.mark.parametrize("name", ["shared/../../../run/metrics.jsonl", "/etc/passwd", "..", "shared/a\0b"])
 def test_a_list_that_leads_out_of_the_checkpoint_is_refused(copy: Path, name: str) -> None:
     list_files(copy, {**storage._digests(copy), name: "0" * 64})
-    assert refusal(copy) == f"{name!r} in checkpoint {copy} leads out of it; no checkpoint that was written does"
+    assert refusal(copy) == f"{name!r} in checkpoint {copy} points outside it, so the checkpoint is rejected"
 
 
 def test_a_link_that_leads_out_of_the_checkpoint_is_refused(copy: Path) -> None:
@@ -239,7 +241,7 @@ def test_no_room_is_made_for_arrays_of_other_shapes(copy: Path, monkeypatch: pyt
     import orbax.checkpoint as ocp
 
     change_meta(copy, (*KERNEL, "shape"), [2**30, 2])
-    with pytest.raises(ConfigError, match="more than is believed"):
+    with pytest.raises(ConfigError, match="which is too many"):
         read_item(copy, "shared")
     change_meta(copy, (*KERNEL, "shape"), [2**20, 2])
     read = ocp.Checkpointer.restore
@@ -249,7 +251,7 @@ def test_no_room_is_made_for_arrays_of_other_shapes(copy: Path, monkeypatch: pyt
         return read(self, path, args=args)
 
     monkeypatch.setattr(ocp.Checkpointer, "restore", only_meta)
-    with pytest.raises(ConfigError, match=r"fc1/kernel in shared of checkpoint .* is not what was written"):
+    with pytest.raises(ConfigError, match=r"fc1/kernel in shared of checkpoint .* differs from what was written"):
         read_item(copy, "shared")
 
 

@@ -93,7 +93,7 @@ def test_plugins_that_a_run_names_are_run_only_where_asked(kept, tmp_path, monke
     with pytest.raises(ConfigError) as error:
         load_run(run, env=kept.env)
     assert str(error.value) == (
-        f"{run / 'config.json'} names plugins, and what a file names is not run unasked; give plugins=['{mine}']"
+        f"{run / 'config.json'} names plugins, which are not run without your consent; give plugins=['{mine}']"
     )
     assert not (tmp_path / "ran").exists()
     assert load_run(run, env=kept.env, plugins=[str(mine)]).config == kept.config
@@ -113,7 +113,7 @@ def test_what_cannot_be_loaded_is_answered_in_one_line(kept, tmp_path):
     for make, message in (
         (lambda: load_run(tmp_path / "nowhere"), "there is no run in "),
         (lambda: load_run(empty, env=kept.env), f"{empty} has no checkpoint yet"),
-        (lambda: load_run(broken), f"{broken / 'config.json'} is no valid JSON"),
+        (lambda: load_run(broken), f"{broken / 'config.json'} is not valid JSON"),
         (lambda: loaded(kept, row=3), "the rows of this run are 0 to 0, got 3"),
         (lambda: loaded(kept).act(jnp.zeros((2, 3, 9)), loaded(kept).initial_carry(2)), "observations must be [envir"),
     ):

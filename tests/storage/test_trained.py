@@ -78,10 +78,10 @@ def test_a_saved_team_has_what_playing_takes_and_says_where_it_comes_from(run: S
 
 def test_training_does_not_go_on_from_a_saved_team(run: SimpleNamespace, saved: Path) -> None:
     checkpoint = checkpoint_in(saved)
-    message = f"checkpoint {checkpoint} holds one team as it plays, without critic, optimisers and best teams"
+    message = f"checkpoint {checkpoint} has only what one team needs to play"
     assert refusal(checkpoint).startswith(message)
     assert refused(saved, env=run.env, best=True).startswith(message)
-    with pytest.raises(ConfigError, match="holds one team as it plays"):
+    with pytest.raises(ConfigError, match="has only what one team needs to play"):
         checkpoints.load_team(checkpoint, run.config, run.env, valued=True)
 
 
@@ -99,7 +99,7 @@ def test_a_damaged_file_is_named(run: SimpleNamespace, saved: Path, damage: str)
 @pytest.mark.parametrize("name", ["config.json", "about.json"])
 def test_settings_that_are_no_json_are_named(run: SimpleNamespace, saved: Path, name: str) -> None:
     (saved / name).write_text("{")
-    assert refused(saved, env=run.env).startswith(f"{saved / name} is no valid JSON")
+    assert refused(saved, env=run.env).startswith(f"{saved / name} is not valid JSON")
 
 
 def test_what_is_no_json_is_refused_before_anything_is_written(run: SimpleNamespace, tmp_path: Path) -> None:
