@@ -18,7 +18,7 @@ from lorasa_jax.storage import checkpoints
 from lorasa_jax.storage.runs import Team, load_run, load_team
 from lorasa_jax.trained import TRAINED
 
-EPISODES = {"spread_30x5": 64}
+EPISODES = {"2s3z": 16, "halfcheetah_2x3": 2, "spread_30x5": 64}
 """The teams of the library, and how many episodes a test plays."""
 
 
