@@ -41,6 +41,7 @@ from lorasa_jax import (
     run,
     share_programs,
 )
+from lorasa_jax.sharing.schemes import make_sharing
 
 # Set this to look at everything in a minute or two, with policies that are not trained to the end.
 SMALL = bool(os.environ.get("LORASA_NOTEBOOK_SMALL"))
@@ -149,12 +150,30 @@ for switch in switches:
     curves[switch, "shared, fresh Adam"] = seen.of(rows)
 
 # %% [markdown]
+# ## Without freezing
+#
+# `lorasa_joint` trains trunk and adapters together from step 0. It has no phases, so it is a run of its own.
+#
+# The step size of Adam does not depend on how noisy a gradient is. If all agents receive the same reward, an agent's gradient contains the noise
+# of all agents' actions, and the agent has only 1/N of the samples. So its adapter takes steps that are 1/sqrt(N) as large. In this game each agent
+# is paid for itself, and the factor is 1. The second number is the factor if the reward were the same for all.
+
+# %%
+joint_config = replace(config, sharing="lorasa_joint")
+factors = [make_sharing(replace(env.spec, team_reward=same), joint_config).levels[0].factor for same in (False, True)]
+print("learning rate of adapters, relative to that of the trunk:", [round(factor, 2) for factor in factors])
+
+joint = Curves()
+run(joint_config, env, [joint])
+
+# %% [markdown]
 # ## One plot
 
 # %%
 figure, axes = plt.subplots(1, len(switches), figsize=(12, 3.4), sharey=True, constrained_layout=True)
 for axis, switch in zip(axes, switches, strict=True):
     axis.plot(*backbone.of(list(seeds)), color="black", lw=1, label="shared, continued")
+    axis.plot(*joint.of(list(seeds)), color="grey", lw=1, label="joint from step 0")
     for (at, name), (steps, values) in curves.items():
         if at == switch:
             axis.plot(steps, values, marker=".", ms=3, lw=1.2, label=name)
