@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from lorasa_jax.analysis import statistics as stats
+from lorasa_jax.analysis.line_labels import name_lines
 from lorasa_jax.files import whole
 
 from research.runs import by, everywhere, overview
@@ -99,11 +100,20 @@ def draw(kind: str, data: Data, path: Path) -> None:
         {"curves": _draw_curves, "profile": _draw_profile, "dial": _draw_dial}[kind](axis, title, schemes, styles)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
-    labelled = {line.get_label(): line for axis in axes.flat for line in axis.get_legend_handles_labels()[0]}
-    figure.legend(labelled.values(), labelled.keys(), frameon=False, fontsize=8, loc="outside right upper")
+    if kind == "dial" and name_lines(axes.flat[0]):
+        figure.set_layout_engine("none")  # the names lie outside of the axis
+    else:
+        labelled = {line.get_label(): line for axis in axes.flat for line in axis.get_legend_handles_labels()[0]}
+        figure.legend(labelled.values(), labelled.keys(), frameon=False, fontsize=8, loc="outside right upper")
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as file:
-        figure.savefig(file, format="png", dpi=90, metadata={"Comment": digest(data)})
+        figure.savefig(
+            file,
+            format="png",
+            dpi=90,
+            bbox_inches="tight" if kind == "dial" else None,
+            metadata={"Comment": digest(data)},
+        )
     plt.close(figure)
 
 
@@ -126,13 +136,15 @@ def _draw_curves(axis: Axes, title: str, schemes: Data, styles: dict[str, Data])
 
 
 def _draw_dial(axis: Axes, title: str, schemes: Data, styles: dict[str, Data]) -> None:
-    """Draws means over seeds with 95 % bootstrap intervals, over the number on the dial."""
+    """Draws means over seeds with 95 % bootstrap intervals, over the numbers on the dial, at equal distances."""
     for name, found in schemes.items():
         values = [np.array(seeds) for seeds in found.values()]
         low, high = np.array([stats.bootstrap_interval(each) for each in values]).T
-        axis.plot(list(found), [each.mean() for each in values], marker="o", ms=3, **styles[name])
-        axis.fill_between(list(found), low, high, color=styles[name]["color"], alpha=0.15, lw=0)
-    axis.set(title=title, xlabel="number of roles", ylabel="share of the way from random to the best")
+        style = styles[name] | {"label": name.partition(",")[0]}
+        axis.plot(range(len(found)), [each.mean() for each in values], marker="o", ms=3, **style)
+        axis.fill_between(range(len(found)), low, high, color=styles[name]["color"], alpha=0.15, lw=0)
+        axis.set_xticks(range(len(found)), list(found))
+    axis.set(title=title, xlabel="number of roles", ylabel="share of the best scheme's gain", ylim=(0, 1.05))
 
 
 def _draw_profile(axis: Axes, title: str, schemes: Data, styles: dict[str, Data]) -> None:

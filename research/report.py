@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import pandas as pd
@@ -48,7 +48,7 @@ class Reporter:
         self.figures = {name: (kind, data) for name, kind, data in figures.figures_of(self.runs)}
 
     def blocks(self, asked: str, document: Path) -> tables.Blocks:
-        """Returns what a block asks for: `all NAME` or `seeds NAME` of an experiment, or a table of all experiments.
+        """Returns what a block asks for: `all`, `seeds` or `dial NAME` of an experiment, or a table of all experiments.
 
         Raises:
             ConfigError: there is no such block.
@@ -61,7 +61,7 @@ class Reporter:
             "teams": tables.teams(),
             **{f"all {name}": self.everything(e, document) for name, e in self.experiments.items()},
             **{f"seeds {name}": tables.seeds(e) for name, e in self.experiments.items()},
-            **{f"dial {name}": self.dial(e, document) for name, e in self.experiments.items() if "dial" in e.notes},
+            **{f"dial {name}": islice(tables.dial(e), 2) for name, e in self.experiments.items() if "dial" in e.notes},
         }
         said = f"{document}: the records give no block {asked!r}{nearest(asked, known)}"
         require(asked in known, f"{said}; they give {', '.join(known)}")
@@ -77,11 +77,6 @@ class Reporter:
             yield from tables.diagnosis(said)
             for picture in sorted(said.parent.glob("*.png")):
                 yield f"![{picture.stem}]({os.path.relpath(picture, document.parent)})"
-
-    def dial(self, e: Experiment, document: Path) -> tables.Blocks:
-        """Yields the figure and the table of tasks that differ in one number."""
-        yield from self.picture(f"{e.name}-dial", document)
-        yield from tables.dial(e)
 
     def picture(self, name: str, document: Path) -> tables.Blocks:
         """Yields a figure, if there is one of this name."""

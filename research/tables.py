@@ -144,17 +144,20 @@ def targets(e: Experiment) -> Blocks:
 
 
 def dial(e: Experiment) -> Blocks:
-    """Every scheme at every value of the number in which the tasks differ."""
-    rows, measure = [], metric_of(e.runs)
+    """Every scheme at every value of the number in which the tasks differ, and how soon it is as good as the first."""
+    rows, soon, measure = [], [], metric_of(e.runs)
     for value, mine in by("dial", e.runs).items():
         points = by("scheme", mine)
-        row = {e.notes["dial"]["name"]: f"{value:g}"}
+        row, level = {e.notes["dial"]["name"]: f"{value:g}"}, next(iter(points.values()))["score"].mean()
         rows.append(row | {f"`{name}`": mean(found, "greedy", measure) for name, found in points.items()})
+        soon.append(row | {f"`{name}`": steps_to(found, level) for name, found in points.items()})
     sizes = e.runs.drop_duplicates("scheme")
     if rows:
         rows.append({e.notes["dial"]["name"]: "parameters beside `nps`"})
         rows[-1] |= {f"`{name}`": f"{size:.2f}" for name, size in zip(sizes["scheme"], sizes["of_nps"], strict=True)}
     yield from markdown(rows, f"Greedy {spaced(measure)} at the end")
+    first = e.runs["scheme"].iloc[0]
+    yield from markdown(soon, f"Steps until greedy play is as good as that of `{first}` at the end, in the mean")
 
 
 def overall(e: Experiment) -> Blocks:
@@ -214,10 +217,10 @@ def lowest(runs: pd.DataFrame) -> str:
     return number(lows.mean(), metric_of(runs)) if len(lows) else ""
 
 
-def steps_to(runs: pd.DataFrame) -> str:
-    """Returns the median over seeds of the steps until `REACHED`, infinite if never, and how many seeds got there."""
+def steps_to(runs: pd.DataFrame, level: float = REACHED) -> str:
+    """Returns the median over seeds of the steps until a level, infinite if never, and how many seeds got there."""
     rows = evaluations(runs)
-    first = rows[rows["value"] >= REACHED].groupby(level=0)["step"].min()
+    first = rows[rows["value"] >= level].groupby(level=0)["step"].min()
     median = first.reindex(runs.index).fillna(math.inf).median()
     return f"{f'{median:,.0f}' if math.isfinite(median) else 'not reached'} ({len(first)} of {len(runs)})"
 

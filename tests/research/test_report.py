@@ -600,7 +600,9 @@ def test_tasks_that_differ_in_a_number_have_a_table_and_a_figure_over_it_and_no_
     notes = {**e.notes, "dial": {"name": "roles", "tasks": {"own_number": 4}}}
     open_game = e.runs.assign(ceiling_greedy=float("nan"))
     e = e._replace(notes=notes, runs=open_game.assign(dial=4.0))
-    title, table = tables.dial(e)
+    title, table, _, soon = tables.dial(e)
+    # The shared policies end at 0.65 in the mean: at the evaluation of 0.75, which they have last.
+    assert "| 4 | 256 (3 of 3) |" in soon
     assert title == "Greedy return at the end"
     head, _, row, sizes = table.splitlines()
     assert head.split(" | ")[:2] == ["| roles", "`ps_id`"] and row.startswith("| 4 | 0.650 [0.550, 0.750] |")
