@@ -66,7 +66,7 @@ def test_rows_before_the_checkpoint_stay_and_others_go(tmp_path: Path, change: C
         (lines(ROWS[:2])[:-1] + lines(ROWS[2:]), "line 2 of"),
         (lines(ROWS).decode().encode("utf-16"), "line 1 of"),
         (lines(ROWS[:2]) + b"\xff\n" + lines(ROWS[2:]), "line 3 of"),
-        (lines(ROWS[:2]) + b"[1]\n" + lines(ROWS[2:]), "is no row of measurements"),
+        (lines(ROWS[:2]) + b"[1]\n" + lines(ROWS[2:]), "is not a row of measurements"),
     ],
 )
 def test_rows_that_are_not_those_before_the_checkpoint_are_refused(tmp_path: Path, content: bytes, said: str) -> None:

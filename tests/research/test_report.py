@@ -467,7 +467,10 @@ def test_what_differs_from_the_records_is_one_line(
     [
         (f"{report.BEGIN}all fuor -->\n{report.END}\n", "no block 'all fuor' (did you mean 'all four'"),
         (f"{report.BEGIN}al four -->\n{report.END}\n", "no block 'al four' (did you mean 'all four'"),
-        (f"{report.BEGIN}seeds -->\n{report.END}\n", "they give beside, anchors, plan, cost, all four, seeds four"),
+        (
+            f"{report.BEGIN}seeds -->\n{report.END}\n",
+            "they give beside, anchors, plan, cost, teams, all four, seeds four",
+        ),
         (f"{report.BEGIN}all four -->\n", "needs an `<!-- results: end -->` of its own"),
         (f"{report.END}\n{report.BEGIN}all four -->\n", "needs an `<!-- results: end -->` of its own"),
         ("nothing\n", "no page shows the experiment four; write "),

@@ -170,7 +170,7 @@ def test_nothing_else_is_kept_as_adapters(folder: Path) -> None:
         ({"scheme": "hyper"}, "this team has no low-rank adapters of scope agent"),
         ({"scheme": "mask"}, "this team has no low-rank adapters of scope agent"),
         ({"levels": ("unit_type",), "task": "two_kinds"}, "this team has no low-rank adapters of scope agent"),
-        ({"levels": ("team", "agent")}, "a folder holds adapters of agents only, but levels team agent have others"),
+        ({"levels": ("team", "agent")}, "a folder holds adapters of agents only, but levels team agent include others"),
     ):
         system = system_of(**changes)
         assert said in refusal(adapters.save, folder / "x", random_params(system.actor), system)
@@ -477,7 +477,7 @@ def test_what_is_no_such_file_is_refused_and_never_run(folder: Path, file: str) 
     }
     for content in contents.values():
         (folder / file).write_bytes(content)
-        assert "no valid" in refusal(adapters.load, folder)
+        assert "is not a valid" in refusal(adapters.load, folder)
     assert not (folder / "trap").exists()
     (folder / file).unlink()
     os.mkfifo(folder / file)  # a reader would wait for ever
