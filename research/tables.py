@@ -153,7 +153,7 @@ def dial(e: Experiment) -> Blocks:
         soon.append(row | {f"`{name}`": steps_to(found, level) for name, found in points.items()})
     sizes = e.runs.drop_duplicates("scheme")
     if rows:
-        rows.append({e.notes["dial"]["name"]: "parameters beside `nps`"})
+        rows.append({e.notes["dial"]["name"]: f"parameters beside `nps`, at {e.runs['dial'].iloc[0]:g}"})
         rows[-1] |= {f"`{name}`": f"{size:.2f}" for name, size in zip(sizes["scheme"], sizes["of_nps"], strict=True)}
     yield from markdown(rows, f"Greedy {spaced(measure)} at the end")
     first = e.runs["scheme"].iloc[0]

@@ -609,7 +609,7 @@ def test_tasks_that_differ_in_a_number_have_a_table_and_a_figure_over_it_and_no_
     assert title == "Greedy return at the end"
     head, _, row, sizes = table.splitlines()
     assert head.split(" | ")[:2] == ["| roles", "`ps_id`"] and row.startswith("| 4 | 0.650 [0.550, 0.750] |")
-    assert sizes.startswith("| parameters beside `nps` |")
+    assert sizes.startswith("| parameters beside `nps`, at 4 |")
     found = {name: (kind, data) for name, kind, data in figures.figures_of(e.runs)}
     kind, shares = found["four-dial"]
     # From random play, 0.25, to the mean of the best scheme, 0.9.
