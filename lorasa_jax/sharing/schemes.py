@@ -271,7 +271,8 @@ def _with_freezing(sharing: Sharing, config: Config) -> Sharing:
     choice = "choose lorasa, lorasa_joint or seps_lora"
     require(
         sharing.leveled or config.levels == DEFAULT,
-        f"levels {' '.join(config.levels)} have no meaning under sharing {name}, without low-rank adapters; {choice}",
+        f"levels {' '.join(config.levels)} have no meaning under sharing {name}, without low-rank adapters; leave them "
+        f"out, or {choice}. In Python, give sharing to Config.from_preset, because a preset's levels depend on it",
     )
     if freeze is not None and freeze != sharing.frozen:
         why = "where trunk and adapters learn together from step 0" if sharing.leveled else "without low-rank adapters"
