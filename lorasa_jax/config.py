@@ -111,8 +111,9 @@ class Config:
     total_steps: int = 1_000_000
     """Environment steps of the whole run, both phases together, rounded down to whole iterations."""
     switch_step: int | Literal["auto"] = "auto"
-    """Environment step at which the second phase begins: the trunk freezes and adapters start (lorasa, seps_lora), or
-    only the optimiser is reset (ps_restart). auto: when learning slows, at the latest after 60 % of the budget."""
+    """Environment step at which the second phase begins: the trunk freezes and adapters start (lorasa, seps_lora),
+    adapters start beside the trunk (lorasa_joint), or only the optimiser is reset (ps_restart). auto: when learning
+    slows, at the latest after 60 % of the budget; under lorasa_joint 0 if each agent receives its own reward."""
     freeze_trunk: bool | None = None
     """Freeze the trunk at the switch. False: from the switch on, trunk and adapters are trained together. The default
     depends on the scheme (lorasa and seps_lora freeze it, lorasa_joint never does)."""

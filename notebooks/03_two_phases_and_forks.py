@@ -152,7 +152,8 @@ for switch in switches:
 # %% [markdown]
 # ## Without freezing
 #
-# `lorasa_joint` trains trunk and adapters together from step 0. It has no phases, so it is a run of its own.
+# `lorasa_joint` trains trunk and adapters together. In this game each agent is paid for itself, so both start at step 0. There is a single phase, and this
+# is a run of its own. If all agents received the same reward, adapters would start at the switch.
 #
 # The step size of Adam does not depend on how noisy a gradient is. If all agents receive the same reward, an agent's gradient contains the noise
 # of all agents' actions, and the agent has only 1/N of the samples. So its adapter takes steps that are 1/sqrt(N) as large. In this game each agent

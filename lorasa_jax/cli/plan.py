@@ -152,7 +152,6 @@ def make_jobs(env_of: Callable[[RunConfig], Env], configs: Iterable[tuple[Point,
         env_of: returns the environment of a configuration.
         configs: points with their configurations.
     """
-    from lorasa_jax.learning.system import is_two_phase
     from lorasa_jax.running.forks import backbone_config
     from lorasa_jax.sharing.schemes import make_sharing
 
@@ -161,9 +160,11 @@ def make_jobs(env_of: Callable[[RunConfig], Env], configs: Iterable[tuple[Point,
     for point, config in configs:
         env = env_of(config)
         whole = replace(backbone_config(config, env), seed=config.seed, seeds=config.seeds)
-        two_phase = is_two_phase(config, env)
+        sharing = make_sharing(env.spec, config)
+        two_phase = sharing.two_phase
         # Under hyper, mask and lorasa_joint these settings change the shapes in the only phase.
-        own = SHAPES if make_sharing(env.spec, config).levels and not two_phase else ()
+        own = SHAPES if sharing.levels and not two_phase else ()
+        own = (*own, "switch_step") if sharing.early else own
         first = {name: value for name, value in point.items() if name not in ADAPTERS_ONLY or name in own}
         points.setdefault(whole, {**first, "sharing": whole.sharing})
         if two_phase:

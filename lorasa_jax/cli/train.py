@@ -239,7 +239,7 @@ def notes(config: Config, sharing: Sharing) -> Iterator[str]:
             "the budget is a single iteration, so the second phase begins at step 0, on an untrained trunk; raise "
             "--total-steps"
         )
-    if not sharing.two_phase and config.switch_step != "auto":
+    if not (sharing.two_phase or sharing.early) and config.switch_step != "auto":
         yield f"--switch-step has no effect under --sharing {config.sharing}, which has a single phase"
 
 

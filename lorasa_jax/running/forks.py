@@ -52,7 +52,7 @@ def backbone_config(config: C, env: Env) -> C:
         name = _first_phase(trunks_only(sharing), config)
     backbone = under(_neutral(config), name)
     if sharing.leveled and not sharing.two_phase:
-        return replace(backbone, **{name: getattr(config, name) for name in OWN if name != "switch_step"})
+        return replace(backbone, **{name: getattr(config, name) for name in OWN})
     if sharing.levels and not sharing.two_phase and _parameters(config, env) != _parameters(backbone, env):
         return replace(backbone, rank=config.rank, placement=config.placement)  # they set the shapes of its parameters
     return backbone

@@ -49,6 +49,8 @@ class Sharing:
         two_phase: phase 1 trains only the trunks, and adapters start at the switch. Without adapters, the switch only
             resets the trunks' optimiser.
         frozen: trunks are not trained together with adapters.
+        early: if each agent receives its own reward, or with a switch at step 0, there is a single phase, and adapters
+            are trained from the start. `make_sharing` decides, and then sets `two_phase`.
         clustered: `groups` come from the configuration, given or found before training.
         leveled: `levels` come from the configuration, with low-rank adapters.
     """
@@ -58,6 +60,7 @@ class Sharing:
     agent_id: bool
     two_phase: bool = False
     frozen: bool = False
+    early: bool = False
     clustered: bool = False
     leveled: bool = False
 
@@ -169,8 +172,12 @@ def adapted(trunks: Sharing, config: Config) -> Sharing:
 
 
 def joint(sharing: Sharing) -> Sharing:
-    """Returns the scheme with trunks and adapters trained together from the start."""
-    return replace(sharing, two_phase=False, frozen=False)
+    """Returns the scheme with trunks and adapters trained together as soon as agents can learn something of their own.
+
+    If each agent receives its own reward, this is the first step. Under a common reward the gradient of a single agent
+    contains noise from the actions of all agents, so adapters wait for the switch.
+    """
+    return replace(sharing, frozen=False, early=True)
 
 
 def one_phase(n_agents: int, adapter: Adapter) -> Sharing:
@@ -236,9 +243,10 @@ def under(config: C, name: Any) -> C:
     changes: dict[str, Any] = {} if scheme.clustered else {"groups": None}
     if not scheme.leveled:
         changes["levels"] = DEFAULT
-    if not (scheme.leveled and scheme.two_phase):
+    freezable = scheme.leveled and scheme.two_phase and not scheme.early
+    if not freezable:
         changes["freeze_trunk"] = None
-    free = scheme.leveled and scheme.two_phase and config.freeze_trunk is False
+    free = freezable and config.freeze_trunk is False
     return replace(config, ppo=config.ppo if free else replace(config.ppo, trunk_optimizer=None), **changes)
 
 
@@ -254,7 +262,8 @@ def make_sharing(spec: EnvSpec, config: Config) -> Sharing:
         config.groups is None or is_clustered(config),
         f"groups have no meaning under sharing {config.sharing}; leave them out, or choose seps or seps_lora",
     )
-    sharing = _with_freezing(SCHEMES[config.sharing](spec.n_agents, config), config)
+    sharing = _with_start(SCHEMES[config.sharing](spec.n_agents, config), config, spec)
+    sharing = _with_freezing(sharing, config)
     levels = (_with_factor(_with_owners(level, spec), spec, sharing.frozen) for level in sharing.levels)
     sharing = replace(sharing, levels=tuple(levels))
     require(
@@ -263,6 +272,12 @@ def make_sharing(spec: EnvSpec, config: Config) -> Sharing:
         "use algo mappo, or levels of scopes team and agent",
     )
     return sharing
+
+
+def _with_start(sharing: Sharing, config: Config, spec: EnvSpec) -> Sharing:
+    """The scheme with two phases, or with a single one if its adapters can be trained from the first step."""
+    at_once = config.switch_step == 0 or (config.switch_step == "auto" and not spec.team_reward)
+    return replace(sharing, two_phase=False) if sharing.early and at_once else sharing
 
 
 def _with_freezing(sharing: Sharing, config: Config) -> Sharing:
@@ -275,9 +290,9 @@ def _with_freezing(sharing: Sharing, config: Config) -> Sharing:
         f"out, or {choice}. In Python, give sharing to Config.from_preset, because a preset's levels depend on it",
     )
     if freeze is not None and freeze != sharing.frozen:
-        why = "where trunk and adapters learn together from step 0" if sharing.leveled else "without low-rank adapters"
+        why = "where the trunk is never frozen" if sharing.leveled else "without low-rank adapters"
         require(
-            sharing.leveled and sharing.two_phase,
+            sharing.leveled and sharing.two_phase and not sharing.early,
             f"freeze-trunk {freeze} has no meaning under sharing {name}, {why}; leave it out, or choose lorasa",
         )
         sharing = replace(sharing, frozen=freeze)
@@ -324,7 +339,7 @@ def _with_factor(level: Level, spec: EnvSpec, frozen: bool) -> Level:
 
 def trunks_only(sharing: Sharing) -> Sharing:
     """Returns the scheme of the first phase: the same trunks without adapters."""
-    return replace(sharing, levels=(), two_phase=False, frozen=False, leveled=False)
+    return replace(sharing, levels=(), two_phase=False, frozen=False, early=False, leveled=False)
 
 
 def acting(sharing: Sharing) -> Sharing:

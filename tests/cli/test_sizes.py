@@ -49,7 +49,7 @@ def test_every_scheme_has_the_size_that_its_formula_says(paper: sizes.SizesConfi
         "hyper": (plain + rank * weights, rank, plain + rank * (weights + N), 1 + N),
         "mask": (plain, weights, plain + N * weights, 1 + N),
         "lorasa": (with_id, adapters(width), with_id, 1, N * adapters(width), N),
-        "lorasa_joint": (with_id, adapters(width), with_id + N * adapters(width), 1 + N),
+        "lorasa_joint": (with_id, adapters(width), with_id, 1, with_id + N * adapters(width), 1 + N),
         "seps": (2 * plain, 0, 2 * plain, 2),
         "seps_lora": (2 * plain, adapters(width), 2 * plain, 2, N * adapters(width), N),
     }

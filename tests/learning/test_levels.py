@@ -92,7 +92,7 @@ def test_a_trunk_learns_the_same_whoever_owns_what_stands_on_it():
 
 
 def test_joint_training_is_two_phases_that_switch_at_once_and_freeze_nothing():
-    config = small_config(sharing="lorasa_joint")
+    config = small_config(sharing="lorasa_joint", switch_step=0)
     free = replace(config, sharing="lorasa", freeze_trunk=False, switch_step=0)
     joint, first, second = make_trainer(config, ENV), make_trainer(free, ENV), make_trainer(free, ENV, adapting=True)
     start = jax.jit(lambda key: attach_adapters(second, first.init(key)))(KEY)
@@ -126,10 +126,14 @@ def test_every_scheme_can_be_taken_from_settings_of_another(scheme):
         ("ps", {"levels": ("team",)}, "levels team have no meaning under sharing ps"),
         ("mtl", {"levels": ("agent:4",)}, "levels agent:4 have no meaning under sharing mtl"),
         ("ps", {"freeze_trunk": True}, "freeze-trunk True has no meaning under sharing ps, without low-rank adapters"),
-        ("lorasa_joint", {"freeze_trunk": True}, "trunk and adapters learn together from step 0"),
+        (
+            "lorasa_joint",
+            {"freeze_trunk": True},
+            "has no meaning under sharing lorasa_joint, where the trunk is never frozen",
+        ),
         ("lorasa", {"ppo": {"trunk_optimizer": "carry"}}, "no trunk goes on beside adapters after a switch"),
         ("ps_restart", {"ppo": {"trunk_optimizer": "restart"}}, "has no meaning under sharing ps_restart"),
-        ("lorasa_joint", {"ppo": {"trunk_optimizer": "carry"}}, "has no meaning under sharing lorasa_joint"),
+        ("lorasa_joint", {"switch_step": 0, "ppo": {"trunk_optimizer": "carry"}}, "no trunk goes on beside adapters"),
     ],
 )
 def test_what_a_scheme_has_no_use_for_is_refused_in_one_line(scheme, changes, message):

@@ -61,11 +61,11 @@ def test_memories_start_from_zero_with_the_episode_and_if_asked_after_death(scop
 @every_scheme
 def test_only_trunks_are_trained_in_the_first_phase_and_only_adapters_in_the_second(scheme):
     two_phase = is_two_phase(small_config(sharing=scheme), ENV)
-    assert two_phase == (scheme in ("lorasa", "seps_lora", "ps_restart"))
-    adapts = two_phase and scheme != "ps_restart"  # which goes on training its trunk
-    from_scratch = ("shared", "agents") if scheme in ("mtl", "hyper", "mask", "lorasa_joint") else ("shared",)
+    assert two_phase == (scheme in ("lorasa", "lorasa_joint", "seps_lora", "ps_restart"))
+    from_scratch = ("shared", "agents") if scheme in ("mtl", "hyper", "mask") else ("shared",)
+    second = {"lorasa": ("agents",), "seps_lora": ("agents",), "lorasa_joint": ("shared", "agents")}  # a free trunk
     assert make(scheme).train == from_scratch
-    assert make(scheme, adapting=True).train == (("agents",) if adapts else from_scratch)
+    assert make(scheme, adapting=True).train == second.get(scheme, from_scratch)
     assert bool(random_params(make(scheme).actor).agents) == (len(from_scratch) == 2)
 
 

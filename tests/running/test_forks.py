@@ -116,8 +116,8 @@ def test_the_backbone_of_one_phase_keeps_what_shapes_it(scheme):
 
 
 def test_the_backbone_of_joint_training_is_the_whole_run():
-    settings = {"levels": ("team:2", "agent@0.1"), "alpha": 4.0}
-    found = backbone_config(make(2, ("head",), sharing="lorasa_joint", seed=3, switch_step=0, **settings), ENV)
+    settings = {"levels": ("team:2", "agent@0.1"), "alpha": 4.0, "switch_step": 0}
+    found = backbone_config(make(2, ("head",), sharing="lorasa_joint", seed=3, **settings), ENV)
     assert found == make(2, ("head",), sharing="lorasa_joint", **settings)
 
 

@@ -21,7 +21,7 @@ KNOWN = {  # trunks, whether agents own something, whether they see their id, wh
     "hyper": (1, True, False, False),
     "mask": (1, True, False, False),
     "lorasa": (1, True, True, True),
-    "lorasa_joint": (1, True, True, False),
+    "lorasa_joint": (1, True, True, True),  # unless agents can start at once
     "seps": (2, False, False, False),
     "seps_lora": (2, True, False, True),
 }
@@ -60,6 +60,16 @@ def test_agents_act_on_the_same_trunks_with_what_each_has_for_itself(scheme):
     assert (plays.groups, plays.agent_id) == (sharing.groups, sharing.agent_id)
     assert [level.scope for level in plays.levels] == (["agent"] if sharing.levels else [])
     assert plays.two_phase == (scheme == "ps_restart")
+
+
+@pytest.mark.parametrize(
+    ("team_reward", "switch_step", "two_phase"),
+    [(True, "auto", True), (True, 0, False), (True, 100, True), (False, "auto", False), (False, 100, True)],
+)
+def test_joint_training_waits_for_the_switch_if_all_agents_receive_the_same_reward(team_reward, switch_step, two_phase):
+    spec = replace(make_diary(N).spec, team_reward=team_reward)
+    sharing = make_sharing(spec, small_config(sharing="lorasa_joint", switch_step=switch_step))
+    assert (sharing.two_phase, sharing.frozen) == (two_phase, False)
 
 
 @pytest.mark.parametrize(("team_reward", "auto"), [(True, N**-0.5), (False, 1.0)])
