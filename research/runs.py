@@ -13,6 +13,7 @@ The table has one row per run, with all that the record says of the run, its poi
 * `dial`: the number that sets the task apart from the others of its experiment, as its notes say; NaN: none.
 * `bounded`: results lie between 0 and 1, so that tasks can be put together.
 * `switches`, `adapts`, `separate`: the scheme has a second phase; it trains what agents own; agents share nothing.
+* `joint`: trunk and adapters are trained together in a single phase.
 """
 
 from __future__ import annotations
@@ -99,6 +100,7 @@ def table_of(experiment: str, record: Record) -> pd.DataFrame:
     runs["bounded"] = runs["env"].isin(["smax", "toy"])
     runs["switches"] = points["switch_step"].transform("count") > 0
     runs["adapts"] = runs["switches"] & (runs["owners"] > 0)
+    runs["joint"] = (runs["sharing"] == "lorasa_joint") & ~runs["switches"]
     runs["separate"] = runs["actors"] == runs["nps_actors"]
     return runs
 

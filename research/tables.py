@@ -234,10 +234,10 @@ def comparisons(e: Experiment) -> Blocks:
     rows = []
     for task, mine in by("task", e.runs[e.runs["ceiling_greedy"].isna()]).items():
         points = list(by("scheme", mine).values())
-        adapting = [point for point in points if point["adapts"].all() and len(point) > 1]
+        adapting = [point for point in points if (point["adapts"] | point["joint"]).all() and len(point) > 1]
         for adapted, other in product(adapting, points):
             rate, other_rate = (side["point"].iloc[0].get("ppo.adapter_lr") for side in (adapted, other))
-            if other["adapts"].all():
+            if (other["adapts"] | other["joint"]).all():
                 asked = other is adapting[0] and other is not adapted
             else:
                 asked = rate == other_rate or not other["switches"].any()
@@ -246,13 +246,13 @@ def comparisons(e: Experiment) -> Blocks:
 
 
 def compare(adapted: pd.DataFrame, other: pd.DataFrame) -> Iterator[Row]:
-    """Yields one row if the two have shared policies in common, or if the other keeps policies separate."""
+    """Yields one row if the two have shared policies in common, or if one of them is trained without any."""
     pairs, measure = pairs_of(adapted, other), metric_of(adapted)
     if not pairs.empty:
         x, y = pairs[["score"]].to_numpy(float), pairs[["score_other"]].to_numpy(float)
         difference = estimate(measure, stats.mean, x - y, sign="+")
         runs, p = f"{len(pairs)} pairs", f"{stats.sign_flip_p((x - y)[:, 0]):.2g}"
-    elif other["separate"].all():
+    elif other["separate"].all() or adapted["joint"].all():
         x, y = scores(adapted), scores(other)
         difference = estimate(measure, lambda x, y: stats.mean(x) - stats.mean(y), x, y, sign="+")
         runs, p = f"{len(x)} and {len(y)}", ""

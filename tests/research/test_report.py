@@ -615,3 +615,13 @@ def test_tasks_that_differ_in_a_number_have_a_table_and_a_figure_over_it_and_no_
     # From random play, 0.25, to the mean of the best scheme, 0.9.
     assert kind == "dial" and shares["ps_id"]["4"] == pytest.approx([0.5 / 0.65, 0.4 / 0.65, 0.3 / 0.65])
     assert "beside" not in found and "beside" in {name for name, *_ in figures.figures_of(open_game)}
+
+
+def test_joint_training_is_compared_with_every_scheme_as_independent_runs(kept: Path) -> None:
+    whole = unknown(read(kept))
+    shared = schemes_of(whole)["ps_id"]
+    joint = again(shared, "lorasa_joint", joint=True, origin="x", score=0.25)
+    _, table = tables.comparisons(with_runs(whole, whole.runs, joint))
+    found = {row[2].strip("`"): row[3] for row in cells(table) if row[1] == "`lorasa_joint`"}
+    assert found == dict.fromkeys(("ps_id", ADAPTERS, CONTROL, "nps"), "3 and 3")
+    assert not whole.runs["joint"].any()
