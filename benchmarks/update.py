@@ -35,6 +35,7 @@ GROUPS = {
     "MAPPO, one value for the team": [
         ("ps_id", "mappo", "team"),
         ("lorasa", "mappo", "team"),
+        ("lorasa_joint", "mappo", "team"),
         ("nps", "mappo", "team"),
     ],
     "LoRASA, a value per agent": [("lorasa", "mappo", "agent"), ("lorasa", "a2po", "agent")],

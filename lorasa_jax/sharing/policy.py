@@ -16,6 +16,7 @@ import jax.extend.core
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from lorasa_jax import deltas
 from lorasa_jax.checks import require
 from lorasa_jax.core.networks import Network
 from lorasa_jax.core.own_network import OwnNetwork
@@ -95,6 +96,8 @@ def make_policy(
 
         def one_agent(trunk: PyTree, own: PyTree, agent: Array, *inputs: Any) -> tuple[Array, Array]:
             full, corrections = variants.apply(sharing.adapters, trunk, own)
+            if not sharing.frozen and variants.is_cheaper_merged(corrections, samples=first.shape[0] * first.shape[1]):
+                full, corrections = deltas.merge(full, *corrections), ()
             return network.unroll(full, corrections, _choices(sharing, trunk, own), agent, *inputs)
 
         means = valid if valid is None or block is None else valid[block]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from helpers import KEY, TRIO, assert_close, assert_same, differs, every_scheme, random_params, row_of, small_config
 
+from lorasa_jax import deltas
 from lorasa_jax.core.networks import Network
 from lorasa_jax.core.trees import by_path
 from lorasa_jax.core.types import PolicyParams
@@ -265,3 +267,33 @@ def test_merged_weights_of_roles_and_agents_play_like_the_factored_team():
     t = keyed("unit_type,agent")
     plays = make_policy(acting(t.policy.sharing), WIDE, D)
     assert_close(jax.jit(plays.unroll)(t.policy.acting_params(t.params), *t.inputs), t.outputs, atol=2e-5)
+
+
+def derivatives(frozen: bool, small: bool):
+    """Outputs, and the derivatives by all parameters, with a trunk that is frozen or not; and the program."""
+    t = team("lorasa")
+    policy = make_policy(replace(t.policy.sharing, frozen=frozen), NETWORK, D)
+    carry, obs, first = t.inputs
+    inputs = (carry[:1], obs[:1, :1], first[:1, :1]) if small else t.inputs
+
+    def outputs(params: PolicyParams):
+        found = policy.unroll(params, *inputs)[1]
+        return jnp.sum(jnp.sin(found)), found
+
+    differentiated = jax.value_and_grad(outputs, has_aux=True)
+    return jax.jit(differentiated)(t.params), re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(differentiated)(t.params)))
+
+
+@pytest.mark.parametrize("small", [False, True], ids=["many samples", "one sample"])
+def test_a_trunk_that_is_trained_gets_its_adapters_added_to_its_weights_if_that_is_cheaper(small):
+    """What is computed is the same. On a frozen trunk, the products are cheaper."""
+    (merged, program), (factored, other) = (derivatives(frozen, small) for frozen in (False, True))
+    assert (program == other) == small
+    assert_close(merged, factored, atol=2e-5)
+
+
+def test_the_cheaper_way_is_known_from_the_number_of_samples():
+    """For a kernel (n, m) with n = m, the sum is cheaper from n / 2 samples on."""
+    shapes = {"left": jnp.zeros((64, 8)), "right": jnp.zeros((8, 64))}
+    own = (deltas.Deltas({"fc": shapes}, deltas.Spec(())),)
+    assert [variants.is_cheaper_merged(own, samples) for samples in (1, 32, 33)] == [False, False, True]
