@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from lorasa_jax.config import require
+from lorasa_jax.config import ConfigError, require
 from lorasa_jax.running.devices import fetch
 from lorasa_jax.running.state import ADAPTERS, SHARED, Report, RunState
 
@@ -43,7 +44,7 @@ class Callbacks(Callback):
     """Several callbacks as one, called in order.
 
     Raises:
-        ConfigError: the argument is not a sequence of callables.
+        ConfigError: the argument is not a sequence of callables, or one of them does not take (report, state).
     """
 
     def __init__(self, callbacks: Any):
@@ -52,6 +53,8 @@ class Callbacks(Callback):
             several and all(map(callable, callbacks)),
             f"callbacks must be a list of functions of (report, state), got {' '.join(repr(callbacks).split())[:80]}",
         )
+        for callback in callbacks:
+            _require_two_arguments(callback)
         self._callbacks = tuple(callbacks)
 
     def _tell(self, method: str, *args: object) -> list[bool]:
@@ -73,6 +76,19 @@ class Callbacks(Callback):
     def end(self, state: RunState) -> None:
         """Passes the state on."""
         self._tell("end", state)
+
+
+def _require_two_arguments(callback: Callable) -> None:
+    """Raises `ConfigError` if Python knows that a callback cannot be called with a report and a state."""
+    try:
+        signature = inspect.signature(callback)
+    except ValueError:
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        name = getattr(callback, "__name__", type(callback).__name__)
+        raise ConfigError(f"a callback is called with (report, state), but {name} takes {signature}") from None
 
 
 def _is_true(answer: object) -> bool:

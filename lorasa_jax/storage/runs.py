@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from lorasa_jax.config import Config, ConfigError, require
 from lorasa_jax.core.own_network import with_networks
-from lorasa_jax.core.types import PolicyParams, Weights
+from lorasa_jax.core.types import PolicyParams, PyTree, Weights
 from lorasa_jax.deltas import Deltas
 from lorasa_jax.envs import make_env
 from lorasa_jax.envs.base import Env
@@ -38,17 +38,24 @@ class Team:
         config: the settings of its run, for one seed.
         system: the system of the run's phase.
         params: the parameters of the actors: trunks, and agents' own parameters.
-        weights: every agent's full weights, computed from `params` (see `with_params`), and the input statistics.
+        inputs: the statistics that standardise observations.
         checkpoint: the checkpoint that they were read from.
         about: the command, commit and packages of its run, and what `save` was given.
+        plugins: files or modules that register parts which the team uses.
+        weights: every agent's full weights, computed from `params`, and `inputs`.
     """
 
     config: Config
     system: System
     params: PolicyParams
-    weights: Weights
+    inputs: PyTree
     checkpoint: Path
     about: dict[str, Any] = field(default_factory=dict)
+    plugins: tuple[str, ...] = ()
+    weights: Weights = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", Weights(self.system.weights(self.params), self.inputs))
 
     @property
     def env(self) -> Env:
@@ -62,7 +69,7 @@ class Team:
 
     def with_params(self, params: PolicyParams) -> Team:
         """Returns the same team with other parameters, such as those of `lorasa_jax.adapters.attach`."""
-        return replace(self, params=params, weights=self.weights._replace(actors=self.system.weights(params)))
+        return replace(self, params=params)
 
     def initial_carry(self, batch: int = 1) -> Float[Array, "E N H"]:
         """Returns the recurrent states before the first step, which are zero; H is 0 for feed-forward networks."""
@@ -139,15 +146,14 @@ class Team:
         """
         path = Path(directory)
         require(not path.exists(), f"{path} exists already; name another folder for the team")
-        files = {"config.json": self.config.to_dict(), ABOUT: {**self.about, **(about or {})}}
+        named = {"plugins": [Path(plugin).name for plugin in self.plugins]} if self.plugins else {}
+        files = {"config.json": self.config.to_dict() | named, ABOUT: {**self.about, **(about or {})}}
         try:
             texts = {name: json.dumps(content, indent=2) + "\n" for name, content in files.items()}
         except (TypeError, ValueError) as error:
             raise ConfigError(f"about must hold plain numbers, texts, lists and dictionaries: {error}") from None
         phase = ADAPTERS if is_two_phase(self.config, self.env) and self.params.agents else SHARED
-        snapshot = checkpoints.take_team(
-            int(self.checkpoint.name), self.config, phase, self.params, self.weights.inputs
-        )
+        snapshot = checkpoints.take_team(int(self.checkpoint.name), self.config, phase, self.params, self.inputs)
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole(path) as folder:
             folder.mkdir()
@@ -205,9 +211,9 @@ def load_run(
     except ConfigError as error:
         hint = "; if the run got its network from Python, pass it here: load_run(path, actor=...)"
         raise ConfigError(f"{error}{'' if actor or config.actor.module else hint}") from None
-    params, weights = (jax.tree.map(lambda leaf: leaf[row], tree) for tree in (saved.params, saved.weights))
+    params, inputs = (jax.tree.map(lambda leaf: leaf[row], tree) for tree in (saved.params, saved.inputs))
     alone = replace(config, seed=config.seed + row, seeds=1)
-    return Team(alone, saved.system, params, weights, found[-1], _about(directory))
+    return Team(alone, saved.system, params, inputs, found[-1], _about(directory), tuple(named))
 
 
 def load_team(team: Path | str, **given: Any) -> Team:

@@ -97,6 +97,25 @@ def test_only_true_stops(answer: Any, stops: bool) -> None:
     assert Callbacks([lambda report, state: answer, lambda report, state: None])(REPORT, STATE) is stops
 
 
+def one_argument(report: Any) -> None:
+    """Not a callback."""
+
+
+class NoArguments:
+    def __call__(self) -> None:
+        """Not a callback."""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [(one_argument, r"one_argument takes \(report: 'Any'\)"), (NoArguments(), r"NoArguments takes \(\)")],
+)
+def test_a_callback_that_does_not_take_a_report_and_a_state_is_refused(wrong: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Callbacks([wrong])
+    Callbacks([print, max, lambda report, state, more=0: None])  # of which some have no known signature
+
+
 @pytest.mark.parametrize("wrong", [print, "display", [None], {"a": print}, 3])
 def test_what_is_no_list_of_functions_is_refused(wrong: Any) -> None:
     with pytest.raises(ConfigError, match="callbacks must be a list of functions"):

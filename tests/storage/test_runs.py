@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -16,6 +17,7 @@ from helpers import KEY, assert_close, assert_same
 from lorasa_jax import deltas, plugins
 from lorasa_jax.config import Config, ConfigError, CriticConfig, NetworkConfig, PPOConfig
 from lorasa_jax.learning.rollout import record_episode
+from lorasa_jax.storage import runs
 from lorasa_jax.storage.checkpoints import load_team
 from lorasa_jax.storage.runs import load_run
 
@@ -78,6 +80,7 @@ def test_a_team_plays_with_the_parameters_that_it_is_given(kept):
     team = loaded(kept)
     obs = jax.random.normal(KEY, (64, team.env.spec.n_agents, team.env.spec.obs_dim))
     same = team.with_params(team.params)
+    assert_same(replace(team, params=team.params).weights, same.weights)
     assert_close(same.weights.actors, team.weights.actors)
     no_adapters = team.with_params(team.params._replace(agents=jax.tree.map(jnp.zeros_like, team.params.agents)))
     assert (same.act(obs, team.initial_carry(64))[0] == team.act(obs, team.initial_carry(64))[0]).all()
@@ -96,8 +99,12 @@ def test_plugins_that_a_run_names_are_run_only_where_asked(kept, tmp_path, monke
         f"{run / 'config.json'} names plugins, which are not run without your consent; give plugins=['{mine}']"
     )
     assert not (tmp_path / "ran").exists()
-    assert load_run(run, env=kept.env, plugins=[str(mine)]).config == kept.config
+    team = load_run(run, env=kept.env, plugins=[str(mine)])
+    assert team.config == kept.config
     assert (tmp_path / "ran").exists()
+    saved = team.save(tmp_path / "saved")
+    assert json.loads((saved / "config.json").read_text())["plugins"] == ["mine.py"]
+    assert runs.load_team(saved, env=kept.env).plugins == ("mine.py",)  # which is loaded already
     (run / "config.json").write_text(json.dumps(settings | {"plugins": 3}))
     with pytest.raises(ConfigError, match=r"plugins in .* must be a list of names"):
         load_run(run, env=kept.env)
