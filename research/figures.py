@@ -17,9 +17,10 @@ import pandas as pd
 
 from lorasa_jax.analysis import statistics as stats
 from lorasa_jax.analysis.line_labels import name_lines
+from lorasa_jax.cli.saved import word
 from lorasa_jax.files import whole
 
-from research.runs import by, everywhere, overview
+from research.runs import WHERE, by, everywhere, overview
 from research.tables import metric_of, scores, spaced
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ def figures_of(runs: pd.DataFrame) -> Iterator[tuple[str, str, Data]]:
         yield f"{experiment}-curves", "curves", panels
         if mine["dial"].notna().all():
             yield f"{experiment}-dial", "dial", {name: _shares(found) for name, found in _with_share(mine).items()}
+        if mine["baseline"].any():
+            yield f"{experiment}-ablations", "ablations", _ablations(mine)
         if whole := everywhere(mine):
             yield f"{experiment}-profile", "profile", {name: scores(found).tolist() for name, found in whole.items()}
     if panels := {title: _curves(points) for title, points in overview(runs).items()}:
@@ -66,6 +69,23 @@ def _shares(runs: pd.DataFrame) -> Data:
     return {f"{dial:g}": found.round(9).tolist() for dial, found in runs.groupby("dial")["share"]}
 
 
+def _ablations(runs: pd.DataFrame) -> dict[str, Data]:
+    """Returns, for every setting that one scheme changes, the results of its values, and those of other schemes."""
+    baseline = runs[runs["baseline"]]
+    others = {name: scores(found)[:, 0].tolist() for name, found in by("sharing", runs).items()}
+    others.pop(baseline["sharing"].iloc[0])
+    panels: dict[str, Data] = {}
+    for point in by("scheme", runs[runs["sharing"] == baseline["sharing"].iloc[0]]).values():
+        changed = {name: value for name, value in point["point"].iloc[0].items() if name not in WHERE}
+        if len(changed) == 1:
+            ((setting, value),) = changed.items()
+            panel = panels.setdefault(setting, {"values": {}, "others": others, "metric": metric_of(runs)})
+            panel["baseline"] = word(baseline["unchanged"].iloc[0][setting])
+            panel["values"][panel["baseline"]] = scores(baseline)[:, 0].tolist()
+            panel["values"][word(value)] = scores(point)[:, 0].tolist()
+    return panels
+
+
 def digest(data: Data) -> str:
     """Returns the digest that identifies the data of a figure."""
     return f"sha256:{hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()}"
@@ -83,8 +103,8 @@ def draw(kind: str, data: Data, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    panels = data if kind == "curves" else {"": data}
-    names = list(dict.fromkeys(name for schemes in panels.values() for name in schemes))
+    panels = data if kind in ("curves", "ablations") else {"": data}
+    names = list(dict.fromkeys(name for schemes in panels.values() for name in schemes.get("others", schemes)))
     styles = {
         name: {"color": f"C{i % 10}", "ls": "-" if i < 10 else "--", "lw": 1.4, "label": name}
         for i, name in enumerate(names)
@@ -97,7 +117,7 @@ def draw(kind: str, data: Data, path: Path) -> None:
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     for axis, (title, schemes) in zip(axes.flat, panels.items(), strict=False):
-        {"curves": _draw_curves, "profile": _draw_profile, "dial": _draw_dial}[kind](axis, title, schemes, styles)
+        DRAWN[kind](axis, title, schemes, styles)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
     if kind == "dial" and name_lines(axes.flat[0]):
@@ -147,8 +167,28 @@ def _draw_dial(axis: Axes, title: str, schemes: Data, styles: dict[str, Data]) -
     axis.set(title=title, xlabel="number of roles", ylabel="share of the best scheme's gain", ylim=(0, 1.05))
 
 
+def _draw_ablations(axis: Axes, title: str, panel: Data, styles: dict[str, Data]) -> None:
+    """Draws means over seeds with 95 % bootstrap intervals, at equal distances, and lines of the other schemes."""
+    numbers = sorted((value for value in panel["values"] if value.isdecimal()), key=int)
+    values = numbers + [value for value in panel["values"] if value not in numbers]
+    for x, value in enumerate(values):
+        results = np.array(panel["values"][value])
+        low, high = stats.bootstrap_interval(results)
+        axis.plot([x, x], [low, high], color="black", lw=1.2)
+        face = "black" if value == panel["baseline"] else "white"
+        axis.plot(x, results.mean(), marker="o", color="black", mfc=face, ms=5)
+    for name, results in panel["others"].items():
+        axis.axhline(np.mean(results), **styles[name])
+    axis.set_xticks(range(len(values)), values, rotation=30 if max(map(len, values)) > 4 else 0)
+    axis.set(title=title.replace("_", " "), ylabel=f"greedy {spaced(panel['metric'])}", xlim=(-0.5, len(values) - 0.5))
+
+
 def _draw_profile(axis: Axes, title: str, schemes: Data, styles: dict[str, Data]) -> None:
     thresholds = np.linspace(0, 1, 201)
     for name, found in schemes.items():
         axis.plot(thresholds, stats.performance_profile(np.array(found), thresholds), **styles[name])
     axis.set(title=title, xlabel="greedy result", ylabel="share of runs above", ylim=(-0.03, 1.03))
+
+
+DRAWN = {"curves": _draw_curves, "dial": _draw_dial, "ablations": _draw_ablations, "profile": _draw_profile}
+"""What draws one panel of each kind of figure."""

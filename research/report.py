@@ -34,6 +34,8 @@ CAPTIONS = {
     "curves": "greedy play over environment steps: means of seeds, 95 % bootstrap intervals; dotted: switches",
     "dial": "greedy play at the end over the number of roles: 0 is random play, 1 the best scheme; "
     "means of seeds, 95 % bootstrap intervals",
+    "ablations": "greedy play at the end, with one setting changed; filled: the baseline; "
+    "means of seeds, 95 % bootstrap intervals",
     "profile": "share of runs, over all tasks, that end above each result",
 }
 

@@ -13,6 +13,7 @@ The table has one row per run, with all that the record says of the run, its poi
 * `dial`: the number that sets the task apart from the others of its experiment, as its notes say; NaN: none.
 * `bounded`: results lie between 0 and 1, so that tasks can be put together.
 * `switches`, `adapts`, `separate`: the scheme has a second phase; it trains what agents own; agents share nothing.
+* `baseline`: in the other adapters of its experiment one setting is changed; `unchanged` has the values that it has.
 * `joint`: trunk and adapters are trained together in a single phase.
 """
 
@@ -61,6 +62,10 @@ def read_experiments(folder: Path) -> dict[str, Experiment]:
         name, record, notes = path.parent.name, paths.read_json(path), read_notes(path.with_name("notes.yaml"))
         runs = table_of(name, record)
         runs["dial"] = runs["task"].map(notes.get("dial", {}).get("tasks", {})).astype(float)
+        baseline = notes.get("baseline", {})
+        runs["baseline"] = runs["scheme"] == baseline.get("scheme")
+        runs["unchanged"] = [baseline] * len(runs)
+        require(not baseline or runs["baseline"].any(), f"no run of {name} has the scheme {baseline.get('scheme')}")
         found[name] = Experiment(name, record, notes, runs)
     require(bool(found), f"there is no {RECORD} in any folder of {folder}; add finished runs with --add")
     return found
@@ -152,10 +157,12 @@ def everywhere(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def overview(runs: pd.DataFrame) -> dict[str, dict[str, pd.DataFrame]]:
     """Returns the runs of `SCHEMES` in the tasks where adapters, shared and separate policies ran, by title.
 
-    The first point of a sharing scheme stands for it. Games whose best result is known are left out, and dials.
+    The first point of a sharing scheme stands for it. Games whose best result is known are left out, dials, and
+    experiments with a baseline.
     """
     found = {}
-    for (_, title), mine in runs[runs["dial"].isna()].groupby(["experiment", "title"], sort=False):
+    varied = runs.groupby("experiment")["baseline"].transform("any")
+    for (_, title), mine in runs[runs["dial"].isna() & ~varied].groupby(["experiment", "title"], sort=False):
         points = by("sharing", mine[mine["scheme"].isin(mine.drop_duplicates("sharing")["scheme"])])
         if {"ps_id", "nps", "lorasa"} <= points.keys() and mine["ceiling_greedy"].isna().all():
             found[title] = {scheme: points[scheme] for scheme in SCHEMES if scheme in points}

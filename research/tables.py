@@ -228,17 +228,19 @@ def steps_to(runs: pd.DataFrame, level: float = REACHED) -> str:
 def comparisons(e: Experiment) -> Blocks:
     """Adapters against the schemes that continue the same shared policies, and against separate policies.
 
-    Other adapters are compared with the first ones alone, and restarted policies with those of the same learning rate.
+    Other adapters are compared with the baseline or the first ones alone, and restarted policies with those of the same
+    learning rate.
     Single runs are left out, and so are games whose best result is known.
     """
     rows = []
     for task, mine in by("task", e.runs[e.runs["ceiling_greedy"].isna()]).items():
         points = list(by("scheme", mine).values())
         adapting = [point for point in points if (point["adapts"] | point["joint"]).all() and len(point) > 1]
+        reference = next((point for point in adapting if point["baseline"].all()), adapting[0] if adapting else None)
         for adapted, other in product(adapting, points):
             rate, other_rate = (side["point"].iloc[0].get("ppo.adapter_lr") for side in (adapted, other))
             if (other["adapts"] | other["joint"]).all():
-                asked = other is adapting[0] and other is not adapted
+                asked = other is reference and other is not adapted
             else:
                 asked = rate == other_rate or not other["switches"].any()
             rows += [{"task": task, **row} for row in compare(adapted, other)] if asked else []

@@ -625,3 +625,28 @@ def test_joint_training_is_compared_with_every_scheme_as_independent_runs(kept: 
     found = {row[2].strip("`"): row[3] for row in cells(table) if row[1] == "`lorasa_joint`"}
     assert found == dict.fromkeys(("ps_id", ADAPTERS, CONTROL, "nps"), "3 and 3")
     assert not whole.runs["joint"].any()
+
+
+def test_an_ablation_shows_every_value_of_a_setting_beside_the_baseline_and_other_schemes(kept: Path) -> None:
+    whole = unknown(read(kept))
+    shared, adapters = (schemes_of(whole)[name] for name in ("ps_id", ADAPTERS))
+    adapters = again(adapters, "lorasa, rank 2", baseline=True, unchanged=[{"rank": 2, "switch_step": 64}] * 3)
+
+    def changed(value: float, **point: Any) -> pd.DataFrame:
+        return again(adapters, str(point), score=value, baseline=False, point=[point] * 3)
+
+    runs = [changed(0.5, rank=1), changed(0.25, switch_step="auto"), changed(0.0, rank=1, switch_step=0)]
+    e = with_runs(whole, adapters.assign(point=[{"rank": 2}] * 3), *runs, shared)
+    panels = {name: (kind, data) for name, kind, data in figures.figures_of(e.runs)}["four-ablations"][1]
+    best, others = adapters["score"].tolist(), {"ps_id": shared["score"].tolist()}
+    assert panels == {
+        "rank": {"values": {"2": best, "1": [0.5] * 3}, "baseline": "2", "others": others, "metric": "return"},
+        "switch_step": {
+            "values": {"64": best, "auto": [0.25] * 3}, "baseline": "64", "others": others, "metric": "return"
+        },
+    }  # fmt: skip
+    figures.draw("ablations", panels, kept / "x.png")
+    assert figures.is_current(kept / "x.png", panels)
+    _, table = tables.comparisons(e)
+    against = {row[2] for row in cells(table) if "rank" in row[1] or "switch" in row[1]}
+    assert against == {"`ps_id`", "`lorasa, rank 2`"}
