@@ -104,7 +104,8 @@ def draw(kind: str, data: Data, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     panels = data if kind in ("curves", "ablations") else {"": data}
-    names = list(dict.fromkeys(name for schemes in panels.values() for name in schemes.get("others", schemes)))
+    schemes = [panel["others"] if kind == "ablations" else panel for panel in panels.values()]
+    names = list(dict.fromkeys(name for found in schemes for name in found))
     styles = {
         name: {"color": f"C{i % 10}", "ls": "-" if i < 10 else "--", "lw": 1.4, "label": name}
         for i, name in enumerate(names)
@@ -116,8 +117,8 @@ def draw(kind: str, data: Data, path: Path) -> None:
     figure, axes = plt.subplots(lines, columns, figsize=size, constrained_layout=True, squeeze=False)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
-    for axis, (title, schemes) in zip(axes.flat, panels.items(), strict=False):
-        DRAWN[kind](axis, title, schemes, styles)
+    for axis, (title, panel) in zip(axes.flat, panels.items(), strict=False):
+        DRAWN[kind](axis, title, panel, styles)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
     if kind == "dial" and name_lines(axes.flat[0]):
