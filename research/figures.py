@@ -18,6 +18,7 @@ import pandas as pd
 from lorasa_jax.analysis import statistics as stats
 from lorasa_jax.analysis.line_labels import name_lines
 from lorasa_jax.cli.saved import word
+from lorasa_jax.config import require
 from lorasa_jax.files import whole
 
 from research.runs import WHERE, by, everywhere, overview
@@ -36,8 +37,8 @@ def figures_of(runs: pd.DataFrame) -> Iterator[tuple[str, str, Data]]:
         yield f"{experiment}-curves", "curves", panels
         if mine["dial"].notna().all():
             yield f"{experiment}-dial", "dial", {name: _shares(found) for name, found in _with_share(mine).items()}
-        if mine["baseline"].any():
-            yield f"{experiment}-ablations", "ablations", _ablations(mine)
+        if found := _ablations(mine):
+            yield f"{experiment}-ablations", "ablations", found
         if whole := everywhere(mine):
             yield f"{experiment}-profile", "profile", {name: scores(found).tolist() for name, found in whole.items()}
     if panels := {title: _curves(points) for title, points in overview(runs).items()}:
@@ -70,19 +71,24 @@ def _shares(runs: pd.DataFrame) -> Data:
 
 
 def _ablations(runs: pd.DataFrame) -> dict[str, Data]:
-    """Returns, for every setting that one scheme changes, the results of its values, and those of other schemes."""
+    """Returns, for every setting that one scheme changes, the results of its values, and those of other schemes.
+
+    There are none if the experiment has no baseline.
+    """
     baseline = runs[runs["baseline"]]
-    others = {name: scores(found)[:, 0].tolist() for name, found in by("sharing", runs).items()}
-    others.pop(baseline["sharing"].iloc[0])
     panels: dict[str, Data] = {}
-    for point in by("scheme", runs[runs["sharing"] == baseline["sharing"].iloc[0]]).values():
+    mine = runs["sharing"].isin(baseline["sharing"])
+    others = {name: found["score"].tolist() for name, found in by("scheme", runs[~mine]).items()}
+    for point in by("scheme", runs[mine]).values():
         changed = {name: value for name, value in point["point"].iloc[0].items() if name not in WHERE}
         if len(changed) == 1:
             ((setting, value),) = changed.items()
             panel = panels.setdefault(setting, {"values": {}, "others": others, "metric": metric_of(runs)})
-            panel["baseline"] = word(baseline["unchanged"].iloc[0][setting])
-            panel["values"][panel["baseline"]] = scores(baseline)[:, 0].tolist()
-            panel["values"][word(value)] = scores(point)[:, 0].tolist()
+            known = baseline["unchanged"].iloc[0]
+            require(setting in known, f"notes.yaml of {runs['experiment'].iloc[0]} must say the baseline's {setting}")
+            panel["baseline"] = word(known[setting])
+            panel["values"][panel["baseline"]] = baseline["score"].tolist()
+            panel["values"][word(value)] = point["score"].tolist()
     return panels
 
 
@@ -112,7 +118,7 @@ def draw(kind: str, data: Data, path: Path) -> None:
     }
     columns = 2 if len(panels) == 4 else min(len(panels), 3)
     lines = -(-len(panels) // columns)
-    legend = 0.6 + 0.065 * max(map(len, names))  # its width in inches
+    legend = 0.6 + 0.065 * max(map(len, names), default=0)  # its width in inches
     size = (4.2 * columns + legend, 3.1 * lines)
     figure, axes = plt.subplots(lines, columns, figsize=size, constrained_layout=True, squeeze=False)
     for axis in axes.flat[len(panels) :]:

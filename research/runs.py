@@ -66,6 +66,7 @@ def read_experiments(folder: Path) -> dict[str, Experiment]:
         runs["baseline"] = runs["scheme"] == baseline.get("scheme")
         runs["unchanged"] = [baseline] * len(runs)
         require(not baseline or runs["baseline"].any(), f"no run of {name} has the scheme {baseline.get('scheme')}")
+        require(not baseline or runs["task"].nunique() == 1, f"{name} has a baseline, so it must have a single task")
         found[name] = Experiment(name, record, notes, runs)
     require(bool(found), f"there is no {RECORD} in any folder of {folder}; add finished runs with --add")
     return found

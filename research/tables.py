@@ -254,7 +254,7 @@ def compare(adapted: pd.DataFrame, other: pd.DataFrame) -> Iterator[Row]:
         x, y = pairs[["score"]].to_numpy(float), pairs[["score_other"]].to_numpy(float)
         difference = estimate(measure, stats.mean, x - y, sign="+")
         runs, p = f"{len(pairs)} pairs", f"{stats.sign_flip_p((x - y)[:, 0]):.2g}"
-    elif other["separate"].all() or adapted["joint"].all():
+    elif other["separate"].all() or adapted["joint"].all() or other["joint"].all():
         x, y = scores(adapted), scores(other)
         difference = estimate(measure, lambda x, y: stats.mean(x) - stats.mean(y), x, y, sign="+")
         runs, p = f"{len(x)} and {len(y)}", ""
@@ -291,7 +291,8 @@ def seeds(e: Experiment) -> Blocks:
 def switches_of(config: dict[str, Any], runs: pd.DataFrame) -> str:
     """Returns when the second phase of runs of one scheme began, in brackets; nothing if they have none."""
     first, counts = runs.iloc[0], runs["switch_step"].value_counts().sort_index()
-    frozen = first["adapts"] and {**config, **first["point"]}.get("freeze_trunk") is not False
+    free = first["sharing"] == "lorasa_joint" or {**config, **first["point"]}.get("freeze_trunk") is False
+    frozen = first["adapts"] and not free
     how = " by each seed's own curve" if config["switch_step"] == "auto" else ""
     steps = "; ".join(f"{n} at {step:,}" for step, n in counts.items())
     return f" ({'trunks frozen' if frozen else 'second phase'}{how}: {steps})" if steps else ""

@@ -164,7 +164,7 @@ def make_jobs(env_of: Callable[[RunConfig], Env], configs: Iterable[tuple[Point,
         two_phase = sharing.two_phase
         # Under hyper, mask and lorasa_joint these settings change the shapes in the only phase.
         own = SHAPES if sharing.levels and not two_phase else ()
-        own = (*own, "switch_step") if sharing.early else own
+        own = (*own, "switch_step") if sharing.early and env.spec.team_reward else own
         first = {name: value for name, value in point.items() if name not in ADAPTERS_ONLY or name in own}
         points.setdefault(whole, {**first, "sharing": whole.sharing})
         if two_phase:

@@ -27,6 +27,7 @@ from lorasa_jax.cli.streams import complain
 from lorasa_jax.config import Config, ConfigError, changed_settings, require
 from lorasa_jax.files import naming, whole, write_text
 from lorasa_jax.running.state import Report
+from lorasa_jax.sharing.schemes import outline
 from lorasa_jax.surroundings import TOLD, switches
 
 if TYPE_CHECKING:
@@ -286,7 +287,9 @@ class RunDir:
         for step in switches:
             axis.axvline(step, color=colour, ls="--", lw=1)
         if switches:
-            said = "adapters start" if self.config.freeze_trunk is False else "trunk frozen, adapters start"
+            scheme = outline(self.config)
+            said = "trunk frozen, adapters start" if scheme.frozen else "adapters start"
+            said = said if scheme.levels else "optimiser reset"
             axis.annotate(
                 said, (switches[0], 1), (0, 3), axis.get_xaxis_transform(), "offset points", color=colour, fontsize=8
             )

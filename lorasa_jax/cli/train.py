@@ -234,8 +234,12 @@ def notes(config: Config, sharing: Sharing) -> Iterator[str]:
     for level in sharing.levels:
         if level.factor != 1:
             yield f"adapters of the level {level.scope} have {level.factor:.2g} of the learning rate"
-    if sharing.early and sharing.two_phase and config.switch_step == "auto":
-        yield "all agents receive the same reward, so adapters start when learning slows (at once: --switch-step 0)"
+    if sharing.early and config.switch_step == "auto":
+        yield (
+            "all agents receive the same reward, so adapters start when learning slows (at once: --switch-step 0)"
+            if sharing.two_phase
+            else "agents may receive different rewards, so adapters start at step 0 (later: --switch-step N)"
+        )
     if sharing.two_phase and config.switch_step == "auto" and config.iterations == 1:
         yield (
             "the budget is a single iteration, so the second phase begins at step 0, on an untrained trunk; raise "

@@ -81,7 +81,7 @@ class Callbacks(Callback):
 def _require_two_arguments(callback: Callable) -> None:
     """Raises `ConfigError` if Python knows that a callback cannot be called with a report and a state."""
     try:
-        signature = inspect.signature(callback)
+        signature = inspect.signature(callback, follow_wrapped=False)
     except ValueError:
         return
     try:

@@ -52,7 +52,9 @@ def backbone_config(config: C, env: Env) -> C:
         name = _first_phase(trunks_only(sharing), config)
     backbone = under(_neutral(config), name)
     if sharing.leveled and not sharing.two_phase:
-        return replace(backbone, **{name: getattr(config, name) for name in OWN})
+        at_once = sharing.early and env.spec.team_reward
+        shapes = {name: getattr(config, name) for name in OWN if name != "switch_step"}
+        return replace(backbone, switch_step=0 if at_once else backbone.switch_step, **shapes)
     if sharing.levels and not sharing.two_phase and _parameters(config, env) != _parameters(backbone, env):
         return replace(backbone, rank=config.rank, placement=config.placement)  # they set the shapes of its parameters
     return backbone
@@ -132,7 +134,12 @@ def _fit(configs: Sequence[Config], env: Env) -> bool:
     }
     if len(alike) > 1:
         return False
-    whole = _leaves(_owned(common_config(configs), env))
+    common = common_config(configs)
+    if not make_sharing(
+        env.spec, common
+    ).two_phase:  # under lorasa_joint with switch-step auto, adapters may start at 0
+        return False
+    whole = _leaves(_owned(common, env))
     return all(_is_masked(_leaves(_owned(replace(config, seed=0), env)), whole) for config in configs)
 
 

@@ -56,7 +56,7 @@ class RunState(NamedTuple):
         train: the states of all seeds, [K, ...]. If each seed finds its own switch, seeds may be at different
             iterations. A seed that has switched waits, unchanged, for the others.
         best: the best teams so far in this phase.
-        switch_steps: environment step at which each seed froze its trunk; None: not yet, or never.
+        switch_steps: environment step at which each seed began its second phase; None: not yet, or never.
         curve: evaluations of the first phase.
         random_return: return of random play of each seed; empty before the first evaluation.
         evaluation_interval: iterations between two evaluations. It follows from the initial budget,
@@ -154,7 +154,7 @@ class Result(NamedTuple):
     Attributes:
         trainer: trainer of the last phase.
         states: states of all seeds at the end, [K, ...].
-        switch_steps: environment step at which each seed froze its trunk; None for
+        switch_steps: environment step at which each seed began its second phase; None for
             schemes with one phase.
         random_return: return of random play of each seed, [K].
         final: evaluations at the end. `greedy` and `sampled` evaluate the last team on the same start states. `best` is

@@ -231,15 +231,22 @@ def register_scheme(name: str, scheme: Callable[[int, Config], Sharing]) -> None
     register("sharing", name, scheme, SCHEMES, trial)
 
 
+def outline(config: Config) -> Sharing:
+    """Returns the scheme of a single agent, for what does not depend on the environment."""
+    scheme = SCHEMES[config.sharing](1, replace(config, groups=(0,)))
+    freeze = config.freeze_trunk
+    return replace(scheme, frozen=scheme.frozen if freeze is None else freeze)
+
+
 def is_clustered(config: Config) -> bool:
     """Returns whether the scheme's trunks follow `config.groups`."""
-    return SCHEMES[config.sharing](1, replace(config, groups=(0,))).clustered
+    return outline(config).clustered
 
 
 def under(config: C, name: Any) -> C:
     """Returns the configuration under another scheme, without settings that do not apply to it."""
     config = replace(config, sharing=name)
-    scheme = SCHEMES[name](1, replace(config, groups=(0,)))
+    scheme = outline(config)
     changes: dict[str, Any] = {} if scheme.clustered else {"groups": None}
     if not scheme.leveled:
         changes["levels"] = DEFAULT

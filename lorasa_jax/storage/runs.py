@@ -41,7 +41,7 @@ class Team:
         inputs: the statistics that standardise observations.
         checkpoint: the checkpoint that they were read from.
         about: the command, commit and packages of its run, and what `save` was given.
-        plugins: files or modules that register parts which the team uses.
+        plugins: names of the files or modules that register parts which the team uses.
         weights: every agent's full weights, computed from `params`, and `inputs`.
     """
 
@@ -146,7 +146,7 @@ class Team:
         """
         path = Path(directory)
         require(not path.exists(), f"{path} exists already; name another folder for the team")
-        named = {"plugins": [Path(plugin).name for plugin in self.plugins]} if self.plugins else {}
+        named = {"plugins": list(self.plugins)} if self.plugins else {}
         files = {"config.json": self.config.to_dict() | named, ABOUT: {**self.about, **(about or {})}}
         try:
             texts = {name: json.dumps(content, indent=2) + "\n" for name, content in files.items()}
@@ -213,7 +213,8 @@ def load_run(
         raise ConfigError(f"{error}{'' if actor or config.actor.module else hint}") from None
     params, inputs = (jax.tree.map(lambda leaf: leaf[row], tree) for tree in (saved.params, saved.inputs))
     alone = replace(config, seed=config.seed + row, seeds=1)
-    return Team(alone, saved.system, params, inputs, found[-1], _about(directory), tuple(named))
+    names = dict.fromkeys(Path(plugin).name for plugin in (*named, *plugins))
+    return Team(alone, saved.system, params, inputs, found[-1], _about(directory), tuple(names))
 
 
 def load_team(team: Path | str, **given: Any) -> Team:

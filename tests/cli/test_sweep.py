@@ -30,6 +30,7 @@ from lorasa_jax.cli.flags import RunConfig, parse
 from lorasa_jax.cli.run_dir import RunDir
 from lorasa_jax.config import ConfigError
 from lorasa_jax.envs import make_env
+from lorasa_jax.learning.system import is_two_phase
 from lorasa_jax.storage import arrays as storage
 
 BASE = {
@@ -243,6 +244,24 @@ def test_joint_training_is_a_job_by_itself_for_all_its_levels() -> None:
     jobs = plan.make_jobs(make_env, [(point, plan.configure(Path("a.yaml"), base, point)) for point in points])
     assert [(job.origin, job.config.levels) for job in jobs] == [(None, ("agent:1",)), (None, ("agent:1@0.5",))]
     assert [job.rows[0].point for job in jobs] == points
+
+
+@pytest.mark.parametrize(("task", "jobs"), [("own_number", 3), ("specialisation", 2)])
+def test_joint_training_with_several_switches_gets_programs_that_have_two_phases(task: str, jobs: int) -> None:
+    """Each agent of own_number is paid for itself. There, `auto` in a common program would be a start at step 0."""
+    base = {"env": "toy", "task": task, "total_steps": 8192}
+    points = list(plan._points(Path("a.yaml"), {"sharing": "lorasa_joint", "switch_step": [1024, 2048]}))
+    found = plan.make_jobs(make_env, [(point, plan.configure(Path("a.yaml"), base, point)) for point in points])
+    assert [job.config.sharing for job in found] == ["ps_id"] + ["lorasa_joint"] * (jobs - 1)
+    assert all(is_two_phase(job.config, make_env(job.config)) for job in found[1:])
+
+
+def test_joint_training_from_step_0_is_one_job_where_it_starts_there_anyway() -> None:
+    for task, steps in (("own_number", ["auto"]), ("specialisation", [0, "auto"])):
+        base = {"env": "toy", "task": task, "total_steps": 8192}
+        points = list(plan._points(Path("a.yaml"), {"sharing": "lorasa_joint", "switch_step": [0, "auto"]}))
+        jobs = plan.make_jobs(make_env, [(point, plan.configure(Path("a.yaml"), base, point)) for point in points])
+        assert [job.config.switch_step for job in jobs if job.config.sharing == "lorasa_joint"] == steps
 
 
 def table(out: Path) -> list[dict[str, str]]:

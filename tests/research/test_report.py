@@ -23,7 +23,7 @@ from lorasa_jax.config import ConfigError
 from lorasa_jax.envs import make_env
 
 from research import figures, records, report, tables
-from research.runs import MEASURES, Experiment, by, read_experiments, table_of
+from research.runs import MEASURES, Experiment, by, overview, read_experiments, table_of
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -625,6 +625,21 @@ def test_joint_training_is_compared_with_every_scheme_as_independent_runs(kept: 
     found = {row[2].strip("`"): row[3] for row in cells(table) if row[1] == "`lorasa_joint`"}
     assert found == dict.fromkeys(("ps_id", ADAPTERS, CONTROL, "nps"), "3 and 3")
     assert not whole.runs["joint"].any()
+    job = json.loads(json.dumps(whole.record["jobs"][0]).replace('"ps_id"', '"lorasa_joint"'))
+    assert table_of("four", {**whole.record, "jobs": [job]})["joint"].all()
+
+
+def test_an_experiment_with_a_baseline_stands_alone(kept: Path, tmp_path: Path) -> None:
+    notes = shutil.copytree(kept / "results", tmp_path / "results") / "four" / "notes.yaml"
+    notes.write_text(f"baseline: {{scheme: '{ADAPTERS}', rank: 8}}\n")
+    found = read(tmp_path)
+    with pytest.raises(ConfigError, match="must say the baseline's switch_step"):
+        list(figures.figures_of(again(found.runs, ADAPTERS, point=[{"switch_step": 8}] * len(found.runs))))
+    assert found.runs["baseline"].sum() == len(schemes_of(found)[ADAPTERS])
+    assert not overview(unknown(found).runs)
+    notes.write_text("baseline: {scheme: other}\n")
+    with pytest.raises(ConfigError, match="no run of four has the scheme other"):
+        read(tmp_path)
 
 
 def test_an_ablation_shows_every_value_of_a_setting_beside_the_baseline_and_other_schemes(kept: Path) -> None:

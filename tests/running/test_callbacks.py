@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import wraps
 from types import SimpleNamespace
 from typing import Any
 
@@ -113,7 +114,8 @@ class NoArguments:
 def test_a_callback_that_does_not_take_a_report_and_a_state_is_refused(wrong: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         Callbacks([wrong])
-    Callbacks([print, max, lambda report, state, more=0: None])  # of which some have no known signature
+    wrapper = wraps(one_argument)(lambda report, state: one_argument(report))
+    Callbacks([print, max, lambda report, state, more=0: None, wrapper])  # of which some have no known signature
 
 
 @pytest.mark.parametrize("wrong", [print, "display", [None], {"a": print}, 3])
