@@ -174,8 +174,8 @@ def adapted(trunks: Sharing, config: Config) -> Sharing:
 def joint(sharing: Sharing) -> Sharing:
     """Returns the scheme with trunks and adapters trained together as soon as agents can learn something of their own.
 
-    If each agent receives its own reward, this is the first step. Under a common reward the gradient of a single agent
-    contains noise from the actions of all agents, so adapters wait for the switch.
+    If each agent receives its own reward, this is the first step. If all agents receive the same reward, adapters wait
+    for the switch.
     """
     return replace(sharing, frozen=False, early=True)
 
