@@ -137,7 +137,7 @@ def draw(kind: str, data: Data, path: Path) -> None:
         figure.savefig(
             file,
             format="png",
-            dpi=90,
+            dpi=90 if len(panels) <= 6 else 75,
             bbox_inches="tight" if kind == "dial" else None,
             metadata={"Comment": digest(data)},
         )
