@@ -92,11 +92,14 @@ def make_policy(
     ) -> tuple[Float[Array, "T E M H"], Float[Array, "T E M O"]]:
         trunks, axis = team.trunks(params.shared, block)
         own, own_axes = team.owned(params, block)
+        samples = first.shape[0] * first.shape[1]
         owners = jax.nn.one_hot(owner, sharing.n_choices) if sharing.dynamic_roles else None
 
         def one_agent(trunk: PyTree, own: PyTree, agent: Array, *inputs: Any) -> tuple[Array, Array]:
             full, corrections = variants.apply(sharing.adapters, trunk, own)
-            if not sharing.frozen and variants.is_cheaper_merged(corrections, samples=first.shape[0] * first.shape[1]):
+            # In an exported policy, which is not trained, the number of environments is a symbol.
+            trained = not sharing.frozen and isinstance(samples, int)
+            if trained and variants.is_cheaper_merged(corrections, samples):
                 full, corrections = deltas.merge(full, *corrections), ()
             return network.unroll(full, corrections, _choices(sharing, trunk, own), agent, *inputs)
 
