@@ -331,9 +331,9 @@ def _with_owners(level: Level, spec: EnvSpec) -> Level:
 def _with_factor(level: Level, spec: EnvSpec, frozen: bool) -> Level:
     """The level with a number for its factor.
 
-    `auto` is 1 / sqrt(K) for K owners if all agents receive the same reward. The advantages of each agent then contain
-    noise from the actions of all agents, and each owner has about 1 / K of the samples to average this noise. Adam's
-    step does not shrink with noise, so the rate is lowered by the square root of the batch ratio (Malladi et al. 2022).
+    `auto` is 1 / K for K owners if all agents receive the same reward. An owner's part of this reward is then about
+    1 / K, and it has about 1 / K of the samples to average the noise in the rest. So its gradient has 1 / K of the
+    signal-to-noise ratio of the shared parameters'. Adam's step does not shrink with noise, so the rate has to.
     If each agent receives its own reward, `auto` is 1.
 
     Without a factor, the level has 1 beside a frozen trunk, as in the paper, and otherwise `auto`.
@@ -341,7 +341,7 @@ def _with_factor(level: Level, spec: EnvSpec, frozen: bool) -> Level:
     factor = level.factor if level.factor is not None else 1.0 if frozen else "auto"
     if factor != "auto":
         return replace(level, factor=factor)
-    return replace(level, factor=level.n_owners**-0.5 if spec.team_reward else 1.0)
+    return replace(level, factor=1 / level.n_owners if spec.team_reward else 1.0)
 
 
 def trunks_only(sharing: Sharing) -> Sharing:

@@ -72,7 +72,7 @@ def test_joint_training_waits_for_the_switch_if_all_agents_receive_the_same_rewa
     assert (sharing.two_phase, sharing.frozen) == (two_phase, False)
 
 
-@pytest.mark.parametrize(("team_reward", "auto"), [(True, N**-0.5), (False, 1.0)])
+@pytest.mark.parametrize(("team_reward", "auto"), [(True, 1 / N), (False, 1.0)])
 def test_the_rate_of_owners_falls_with_their_number_where_all_are_paid_the_same(team_reward, auto):
     spec = replace(make_diary(N).spec, team_reward=team_reward)
     config = small_config(sharing="lorasa_joint", levels=("team@auto", "agent@auto"))
@@ -85,8 +85,8 @@ def test_the_rate_of_owners_falls_with_their_number_where_all_are_paid_the_same(
     ("settings", "factor"),
     [
         ({"sharing": "lorasa"}, 1.0),
-        ({"sharing": "lorasa", "freeze_trunk": False}, N**-0.5),
-        ({"sharing": "lorasa_joint"}, N**-0.5),
+        ({"sharing": "lorasa", "freeze_trunk": False}, 1 / N),
+        ({"sharing": "lorasa_joint"}, 1 / N),
         ({"sharing": "lorasa_joint", "levels": ("agent@1",)}, 1.0),
     ],
 )
