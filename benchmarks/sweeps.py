@@ -1,9 +1,10 @@
 """What it saves to run things side by side, whole commands timed from start to end: python benchmarks/sweeps.py.
 
-Two comparisons, each in turn, pair by pair; each side begins with an empty cache of compiled programs:
+Three comparisons, each in turn, pair by pair; each side begins with an empty cache of compiled programs:
 
 * seeds: 8 seeds in one program, against 8 commands of one seed, one after the other;
-* forks: a grid of switch steps, ranks and seeds from one pretraining per seed, against a command for every point.
+* forks: a grid of switch steps, ranks and seeds from one pretraining per seed, against a command for every point;
+* switches: the same grid, whose switch steps have their own programs, against `--mix-switches True`.
 """
 
 from __future__ import annotations
@@ -62,13 +63,13 @@ def main() -> None:
     parser.add_argument("--task", default="own_number")
     parser.add_argument("--total-steps", type=int, default=200_000)
     parser.add_argument("--pairs", type=int, default=5, help="how often each is run")
-    parser.add_argument("--only", choices=("seeds", "forks"), help="one of the two comparisons")
+    parser.add_argument("--only", choices=("seeds", "forks", "switches"), help="one of the comparisons")
     options = parser.parse_args()
     flags = ["--env", options.env, "--task", options.task, "--total-steps", str(options.total_steps)]
     print(f"{options.env} {options.task}, {options.total_steps:,} steps, {len(os.sched_getaffinity(0))} cores\n")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if options.only != "forks":
+        if options.only in (None, "seeds"):
             together = [run(folder, "all", [*flags, "--seeds", str(SEEDS)])]
             apart = [run(folder, str(k), [*flags, "--seed", str(k)]) for k in range(SEEDS)]
             compare(f"{SEEDS} seeds", options.pairs, {"one program": together, "one after the other": apart}, folder)
@@ -82,6 +83,7 @@ def main() -> None:
                 (folder / str(k)).mkdir(exist_ok=True)
                 (folder / str(k) / "grid.yaml").write_text(file.read_text())
             forks = [[str(HERE / "sweep.py"), str(file), "--out", str(folder / "sweep")]]
+            mixed = [[*forks[0][:-1], str(folder / "mixed"), "--mix-switches", "True"]]
             points = [(step, rank) for step in steps for rank in RANKS]
             apart = [
                 run(folder, f"{s}-{r}", [*flags, "--switch-step", str(s), "--rank", str(r), "--seeds", str(FORK_SEEDS)])
@@ -89,12 +91,12 @@ def main() -> None:
             ]
             # The shared policy itself is a row of the sweep's table.
             apart.append(run(folder, "trunk", [*flags, "--sharing", "ps_id", "--seeds", str(FORK_SEEDS)]))
-            compare(
-                f"{len(points)} forks of {FORK_SEEDS} seeds",
-                options.pairs,
-                {"a sweep": forks, "a run each": apart},
-                folder,
-            )
+            title = f"{len(points)} forks of {FORK_SEEDS} seeds"
+            if options.only != "switches":
+                compare(title, options.pairs, {"a sweep": forks, "a run each": apart}, folder)
+            if options.only != "forks":
+                forks[0][-1] = str(folder / "own")
+                compare(title, options.pairs, {"programs of their own": forks, "mixed switches": mixed}, folder)
 
 
 if __name__ == "__main__":

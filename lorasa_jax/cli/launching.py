@@ -121,7 +121,8 @@ def _end(running: Collection[Any]) -> None:
 
 def _command(config: SweepConfig, job: Job) -> list[str]:
     here = [sys.executable, "-m", "lorasa_jax.cli.sweep", str(config.file), "--out", str(config.directory)]
-    return [*here, "--only", job.name, "--save-every", str(config.save_every), "--cache", str(config.cache)]
+    same = {"--mix-switches": config.mix_switches, "--save-every": config.save_every, "--cache": config.cache}
+    return [*here, "--only", job.name, *(str(word) for pair in same.items() for word in pair)]
 
 
 def _options(words: Sequence[str]) -> dict[str, Any]:

@@ -142,15 +142,18 @@ def configure(path: Path, base: dict[str, Any], point: Point) -> RunConfig:
     return replace(parse_settings(RunConfig, settings, path), gif=False, out=None)
 
 
-def make_jobs(env_of: Callable[[RunConfig], Env], configs: Iterable[tuple[Point, RunConfig]]) -> list[Job]:
+def make_jobs(
+    env_of: Callable[[RunConfig], Env], configs: Iterable[tuple[Point, RunConfig]], mixed: bool = False
+) -> list[Job]:
     """Returns the jobs in an order in which they can run.
 
     A one-phase point is one job. A two-phase point continues from a backbone, the run of its trunks alone. The backbone
-    is a job, and may be a point itself. Forks that fit into one program are one job.
+    is a job, and may be a point itself. Forks that switch at the same step and fit into one program are one job.
 
     Args:
         env_of: returns the environment of a configuration.
         configs: points with their configurations.
+        mixed: forks that switch at different steps may be one job, too.
     """
     from lorasa_jax.running.forks import backbone_config
     from lorasa_jax.sharing.schemes import make_sharing
@@ -175,15 +178,22 @@ def make_jobs(env_of: Callable[[RunConfig], Env], configs: Iterable[tuple[Point,
         keep = sorted({i for _, fork in forked for i in switch_iterations(fork)})
         rows = tuple(Row(point, _row_config(config, k)) for k in range(config.seeds))
         jobs.append(Job(f"{len(jobs) + 1}-{config.sharing}", config, rows, keep=tuple(keep)))
-        jobs += _fork_jobs(env_of(config), jobs[-1], forked)
+        jobs += _fork_jobs(env_of(config), jobs[-1], forked, mixed)
     return jobs
 
 
-def _fork_jobs(env: Env, origin: Job, forked: list[tuple[Point, RunConfig]]) -> Iterator[Job]:
+def _fork_jobs(env: Env, origin: Job, forked: list[tuple[Point, RunConfig]], mixed: bool) -> Iterator[Job]:
     from lorasa_jax.running.forks import common_config, share_programs
 
     first = int(origin.name.split("-")[0])
-    for n, group in enumerate(share_programs([config for _, config in forked], env), first + 1):
+    configs = [config for _, config in forked]
+    # Rows of a program all compute until the last one has spent its budget.
+    groups = [
+        [i for i in group if mixed or configs[i].switch_step == step]
+        for group in share_programs(configs, env)
+        for step in dict.fromkeys(configs[i].switch_step for i in (group[:1] if mixed else group))
+    ]
+    for n, group in enumerate(sorted(groups), first + 1):
         rows: list[Row] = []
         places: list[int] = []
         for point, config in (forked[i] for i in group):

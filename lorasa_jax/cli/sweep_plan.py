@@ -32,6 +32,9 @@ class SweepConfig:
     """here: one job after another; local, slurm: independent jobs in parallel, with submitit."""
     cluster: tuple[str, ...] = ()
     """Options of the launcher as name=value, such as timeout_min=600 slurm_partition=gpu gpus_per_node=1."""
+    mix_switches: bool = False
+    """True: forks that switch at different steps share programs. They fill an accelerator better, but each computes
+    until the last one is finished. False: each switch step has its own programs."""
     plan: bool = False
     """Only print the jobs and their programs."""
     only: str | None = None
@@ -76,7 +79,7 @@ def make_plan(config: SweepConfig) -> list[Job]:
         found = replace(with_groups(found, env, print), save_every=config.save_every, cache=config.cache)
         make_trainer(found, env, adapting=is_two_phase(found, env))  # raises errors of settings
         configured.append((point, found))
-    return plan.make_jobs(env_of, configured)
+    return plan.make_jobs(env_of, configured, config.mix_switches)
 
 
 def print_plan(jobs: list[Job]) -> None:
@@ -90,8 +93,9 @@ def print_plan(jobs: list[Job]) -> None:
             print(f"    {words_of(point)}  ({counted(sum(row.point == point for row in job.rows), 'seed')})")
     if len({job.origin[0] for job in jobs if job.origin}) < sum(job.origin is not None for job in jobs):
         print(
-            "forks of one job are several programs where they differ in more than seed, switch step, learning rate, "
-            "rank and placement, or where a rank as large as a layer gives other layers full rank"
+            "forks of one job are several programs where they differ in more than seed, learning rate, rank and "
+            "placement, where a rank as large as a layer gives other layers full rank, or in the switch step "
+            "(unless --mix-switches True)"
         )
     print(f"{counted(sum(len(job.rows) for job in jobs), 'row')} in {counted(len(jobs), 'program')}")
 

@@ -26,7 +26,7 @@ from lorasa_jax import adapters
 from lorasa_jax.cli import command, evaluate, export, launching, plan, saved, signals, sweep, sweep_plan, sweep_tables
 from lorasa_jax.cli import flags as cli
 from lorasa_jax.cli import train as run
-from lorasa_jax.cli.flags import RunConfig, parse
+from lorasa_jax.cli.flags import RunConfig, parse, read_flags
 from lorasa_jax.cli.run_dir import RunDir
 from lorasa_jax.config import ConfigError
 from lorasa_jax.envs import make_env
@@ -48,8 +48,8 @@ def write(path: Path, base: Any = None, grids: Any = None) -> Path:
     return path
 
 
-def jobs_of(path: Path) -> list[plan.Job]:
-    return sweep_plan.make_plan(sweep_plan.SweepConfig(file=path))
+def jobs_of(path: Path, mix_switches: bool = False) -> list[plan.Job]:
+    return sweep_plan.make_plan(sweep_plan.SweepConfig(file=path, mix_switches=mix_switches))
 
 
 def test_points_are_the_products_and_each_counts_once(tmp_path: Path) -> None:
@@ -89,20 +89,34 @@ def test_a_plan_trains_every_trunk_once(tmp_path: Path) -> None:
     jobs = jobs_of(write(tmp_path / "a.yaml", grids=grids))
     assert [(job.name, job.origin and job.origin[0], len(job.rows)) for job in jobs] == [
         ("1-ps_id", None, 2),
-        ("2-lorasa", "1-ps_id", 8),
-        ("3-lorasa", "1-ps_id", 2),  # full rank on every layer
-        ("4-ps_restart", "1-ps_id", 2),
-        ("5-nps", None, 2),
-        ("6-ps", None, 2),
-        ("7-ps_id", None, 2),
-        ("8-lorasa", "7-ps_id", 2),
+        ("2-lorasa", "1-ps_id", 4),  # after 128 steps
+        ("3-lorasa", "1-ps_id", 4),  # auto
+        ("4-lorasa", "1-ps_id", 2),  # full rank on every layer
+        ("5-ps_restart", "1-ps_id", 2),
+        ("6-nps", None, 2),
+        ("7-ps", None, 2),
+        ("8-ps_id", None, 2),
+        ("9-lorasa", "8-ps_id", 2),
     ]
     # 1: after 64 steps; 2: after 128; and every evaluation from a tenth of the budget to 60 %.
     assert jobs[0].keep == (1, 2, 4, 6)
-    assert jobs[7].keep == () and jobs[6].keep == (0,)
-    assert [(row.label["seed"], row.label["rank"]) for row in jobs[1].rows[:4]] == [(3, 1), (4, 1), (3, 2), (4, 2)]
-    assert jobs[1].origin == ("1-ps_id", (0, 1) * 4)
+    assert jobs[8].keep == () and jobs[7].keep == (0,)
+    assert [(row.label["seed"], row.label["rank"]) for row in jobs[1].rows] == [(3, 1), (4, 1), (3, 2), (4, 2)]
+    assert jobs[1].origin == ("1-ps_id", (0, 1) * 2)
     assert [row.point for row in jobs[0].rows] == [{"sharing": "ps_id"}] * 2
+
+
+@pytest.mark.parametrize(("mix", "steps"), [(False, [[128], ["auto"]]), (True, [[128, "auto"]])])
+def test_forks_share_a_program_if_they_switch_at_the_same_step_or_are_mixed(
+    tmp_path: Path, mix: bool, steps: list[list[int | str]]
+) -> None:
+    forks = [job for job in jobs_of(write(tmp_path / "a.yaml"), mix) if job.origin]
+    assert [list(dict.fromkeys(row.config.switch_step for row in job.rows)) for job in forks] == steps
+    assert [job.config.switch_step for job in forks] == ([128, "auto"] if not mix else ["auto"])
+    assert all(
+        [row.config.rank for row in job.rows] == [1, 1, 2, 2] * len(step)
+        for job, step in zip(forks, steps, strict=True)
+    )
 
 
 def test_what_concerns_only_adapters_sets_no_other_scheme_apart(tmp_path: Path) -> None:
@@ -190,11 +204,14 @@ def test_cores_are_put_to_work_before_anything_is_computed(
 
 
 def test_a_plan_is_printed_and_nothing_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sweep.main([str(write(tmp_path / "a.yaml")), "--plan", "True", "--out", str(tmp_path / "out")])
+    argv = [str(write(tmp_path / "a.yaml")), "--plan", "True", "--out", str(tmp_path / "out")]
+    sweep.main(argv)
     said = capsys.readouterr().out
-    assert "2-lorasa: 8 rows to 512 steps, from 1-ps_id" in said
+    assert "2-lorasa: 4 rows to 512 steps, from 1-ps_id" in said
     assert "sharing=lorasa  switch_step=auto  rank=2  (2 seeds)" in said
-    assert said.endswith("10 rows in 2 programs\n")
+    assert "(unless --mix-switches True)\n10 rows in 3 programs\n" in said
+    sweep.main([*argv, "--mix-switches", "True"])
+    assert capsys.readouterr().out.endswith("10 rows in 2 programs\n")
     assert not (tmp_path / "out").exists()
 
 
@@ -251,7 +268,8 @@ def test_joint_training_with_several_switches_gets_programs_that_have_two_phases
     """Each agent of own_number is paid for itself. There, `auto` in a common program would be a start at step 0."""
     base = {"env": "toy", "task": task, "total_steps": 8192}
     points = list(plan._points(Path("a.yaml"), {"sharing": "lorasa_joint", "switch_step": [1024, 2048]}))
-    found = plan.make_jobs(make_env, [(point, plan.configure(Path("a.yaml"), base, point)) for point in points])
+    configured = [(point, plan.configure(Path("a.yaml"), base, point)) for point in points]
+    found = plan.make_jobs(make_env, configured, mixed=True)
     assert [job.config.sharing for job in found] == ["ps_id"] + ["lorasa_joint"] * (jobs - 1)
     assert all(is_two_phase(job.config, make_env(job.config)) for job in found[1:])
 
@@ -492,6 +510,15 @@ def test_a_job_hands_on_the_signal_that_ends_it(tmp_path: Path, taken: bool) -> 
     with pytest.raises(Taken if taken else SystemExit):
         command([sys.executable, "-c", SAVES], tmp_path)()
     assert (tmp_path / "saved").exists()
+
+
+def test_a_job_that_is_launched_plans_as_the_sweep_does(tmp_path: Path) -> None:
+    config = sweep_plan.SweepConfig(
+        write(tmp_path / "a.yaml"), out=tmp_path, mix_switches=True, save_every=3.0, cache=False
+    )
+    job = sweep_plan.make_plan(config)[1]
+    command = launching._command(config, job)
+    assert read_flags(sweep_plan.SweepConfig, command[3:]) == replace(config, only=job.name)
 
 
 def test_a_local_job_may_take_its_time(tmp_path: Path) -> None:
