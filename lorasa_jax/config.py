@@ -7,6 +7,7 @@ error is a `ConfigError` with one line that says what was expected.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from fnmatch import fnmatchcase
@@ -110,10 +111,11 @@ class Config:
     """Number of seeds, trained in parallel in one program."""
     total_steps: int = 1_000_000
     """Environment steps of the whole run, both phases together, rounded down to whole iterations."""
-    switch_step: int | Literal["auto"] = "auto"
-    """Environment step at which the second phase begins: the trunk freezes and adapters start (lorasa, seps_lora),
-    adapters start beside the trunk (lorasa_joint), or only the optimiser is reset (ps_restart). auto: when learning
-    slows, at the latest after 60 % of the budget; under lorasa_joint 0 if each agent receives its own reward."""
+    switch_step: int | str = "auto"
+    """Environment step at which the second phase begins, or a share of the budget such as 10%: the trunk freezes and
+    adapters start (lorasa, seps_lora), adapters start beside the trunk (lorasa_joint), or only the optimiser is reset
+    (ps_restart). auto: when learning slows, at the latest after 60 % of the budget; under lorasa_joint 0 if each agent
+    receives its own reward."""
     freeze_trunk: bool | None = None
     """Freeze the trunk at the switch. False: from the switch on, trunk and adapters are trained together. The default
     depends on the scheme (lorasa and seps_lora freeze it, lorasa_joint never does)."""
@@ -214,12 +216,22 @@ class Config:
             f"total-steps {self.total_steps:,} is less than one iteration: {self.n_envs} environments x "
             f"{self.rollout_length} steps = {batch:,}; raise it, or lower n-envs or rollout-length",
         )
-        if self.switch_step != "auto":
+        self._check_switch()
+
+    def _check_switch(self) -> None:
+        """Checks the switch, and writes it in a standard form."""
+        steps, value = self.iterations * self.steps_per_iteration, self.switch_step
+        if isinstance(value, int):
+            require(0 <= value < steps, f"switch-step must lie in [0, {steps:,}), the steps of this run; got {value:,}")
+        elif value != "auto":
+            found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", value)
             require(
-                0 <= self.switch_step < self.iterations * batch,
-                f"switch-step must lie in [0, {self.iterations * batch:,}), the steps of this run, or be auto; "
-                f"got {self.switch_step:,}",
+                found is not None and float(found[1]) < 100,
+                f"switch-step must be a step, a share of the budget below 100% such as 10%, or auto, got {value!r}"
+                + nearest(value, ["auto"]),
             )
+            share = float(found[1]) if found else 0.0
+            object.__setattr__(self, "switch_step", f"{share:.12g}%" if share else 0)
 
     def _check_minibatches(self) -> None:
         require(
@@ -248,9 +260,12 @@ class Config:
 
         A step within a rollout takes effect at the next rollout.
         """
-        if self.switch_step == "auto":
+        step = self.switch_step
+        if step == "auto":
             return None
-        return min(-(-self.switch_step // self.steps_per_iteration), self.iterations - 1)
+        if isinstance(step, str):
+            step = math.floor(self.total_steps * float(step.rstrip("%")) / 100)
+        return min(-(-step // self.steps_per_iteration), self.iterations - 1)
 
     @property
     def evaluation_interval(self) -> int:

@@ -48,7 +48,7 @@ def feed_forward(**changes) -> NetworkConfig:
         (lambda: Config(groups=(0, -1)), "groups must number the clusters 0, 1, ... without a gap"),
         (lambda: Config(groups=()), "groups must number the clusters 0, 1, ... without a gap"),
         (lambda: Config(total_steps=100), "total-steps 100 is less than one iteration: 32 environments x 160"),
-        (lambda: Config(switch_step=10**9), "switch-step must lie in [0, 998,400), the steps of this run, or be auto"),
+        (lambda: Config(switch_step=10**9), "switch-step must lie in [0, 998,400), the steps of this run; got 1,0"),
         (lambda: Config(switch_step=-1), "switch-step must lie in [0, "),
         (lambda: Config(ppo=PPOConfig(minibatches=3)), "ppo.minibatches 3 must divide n-envs 32"),
         (lambda: Config(ppo=PPOConfig(chunk_length=7)), "ppo.chunk-length 7 must divide rollout-length 160"),
@@ -80,7 +80,13 @@ def feed_forward(**changes) -> NetworkConfig:
         (lambda: Config(seed="3"), "seed must be a whole number, got '3'"),
         (lambda: Config(seed=True), "seed must be a whole number, got True"),
         (lambda: Config(rank=2.5), "rank must be a whole number, got 2.5"),
-        (lambda: Config(switch_step="Auto"), "switch-step must be a whole number or auto, got 'Auto' (did you mean "),
+        (
+            lambda: Config(switch_step="Auto"),
+            "switch-step must be a step, a share of the budget below 100% such as 10%, or auto, got 'Auto' (did you ",
+        ),
+        (lambda: Config(switch_step="100%"), "switch-step must be a step, a share of the budget below 100% such as "),
+        (lambda: Config(switch_step="-5%"), "switch-step must be a step, a share of the budget below 100% such as "),
+        (lambda: Config(switch_step=True), "switch-step must be a whole number or a word, got True"),
         (lambda: Config(placement="all"), "placement must be a list of entries that are each a word, got 'all'"),
         (lambda: Config(ranks=(1.5,)), "ranks must be a list of entries that are each a whole number or left out"),
         (lambda: PPOConfig(lr=True), "ppo.lr must be a number, got True"),
@@ -136,10 +142,23 @@ def test_tasks_have_defaults():
 
 
 @pytest.mark.parametrize(
-    ("step", "iteration"), [(0, 0), (1, 1), (BATCH, 1), (BATCH + 1, 2), (4 * BATCH + 1, 4), ("auto", None)]
+    ("step", "iteration"),
+    [
+        *[(0, 0), (1, 1), (BATCH, 1), (BATCH + 1, 2), (4 * BATCH + 1, 4), ("auto", None)],
+        *[("0%", 0), ("20%", 2), ("19.9%", 1), ("40 %", 3), ("99%", 4)],
+    ],
 )
 def test_a_switch_counts_from_the_next_rollout_and_leaves_one_to_the_adapters(step, iteration):
     assert Config(total_steps=5 * BATCH + 7, switch_step=step).switch_iteration == iteration
+
+
+def test_a_share_of_the_budget_follows_the_budget_and_has_one_form():
+    config = Config(total_steps=100_000, switch_step="010.0 %")
+    assert config.switch_step == "10%"
+    assert config.switch_iteration == Config(total_steps=100_000, switch_step=10_000).switch_iteration
+    longer = replace(config, total_steps=1_000_000)
+    assert longer.switch_iteration == replace(longer, switch_step=100_000).switch_iteration
+    assert Config(switch_step="0%").switch_step == 0
 
 
 @given(iterations=st.integers(1, 200), evaluations=st.integers(1, 30))

@@ -303,11 +303,11 @@ def _require_same_run(path: Path, then: dict[str, Any], config: Config, env: Env
     if not is_two_phase(config, env):
         return
     require(
-        config.switch_step != "auto",
-        "total-steps cannot change: with switch-step auto the time of the switch depends on it",
+        isinstance(config.switch_step, int),
+        f"total-steps cannot change: with switch-step {config.switch_step} the time of the switch depends on it",
     )
     require(
         dataclasses.replace(config, total_steps=budget).switch_iteration == config.switch_iteration,
-        f"total-steps cannot change: switch-step {config.switch_step:,} fell into the last iteration, "
+        f"total-steps cannot change: switch-step {config.switch_step} fell into the last iteration, "
         "and would come later in a longer run",
     )

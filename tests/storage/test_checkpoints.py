@@ -118,6 +118,7 @@ def test_another_configuration_is_refused_by_its_setting(
         ({"sharing": "lorasa", "switch_step": 64}, None),
         ({"sharing": "ps", "ppo": {"anneal_lr": True}}, "anneal-lr"),
         ({"sharing": "lorasa", "switch_step": "auto"}, "switch-step auto"),
+        ({"sharing": "lorasa", "switch_step": "10%"}, "switch-step 10%"),
         ({"sharing": "lorasa", "switch_step": 3199}, "fell into the last iteration"),
     ],
 )
