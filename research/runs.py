@@ -19,6 +19,7 @@ The table has one row per run, with all that the record says of the run, its poi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,8 +39,9 @@ WHERE = ("env", "task", "n_agents", "sharing")
 """Settings of a point that its scheme does not repeat."""
 OF_ROWS = ("sharing", "groups", *(name.replace("_", "-") for name in plan.ADAPTERS_ONLY))
 """Settings in which the rows of one program may differ, or that follow from its scheme."""
-SCHEMES = ("ps_id", "ps_restart", "nps", "lorasa")
-"""What is compared in every task: a shared policy, the same with a fresh optimiser, separate policies, adapters."""
+SCHEMES = ("ps_id", "ps_restart", "nps", "lorasa", "lorasa_joint")
+"""What is compared in every task: a shared policy, the same with a fresh optimiser, separate policies, and adapters on
+a frozen trunk or beside a free one."""
 
 
 class Experiment(NamedTuple):
@@ -118,7 +120,8 @@ def _rows(experiment: str, record: Record) -> Iterator[dict[str, Any]]:
         label = {"algo": record["config"]["algo"], **job["changes"], **point["point"]}
         task = label["task"] + (f", {label['n_agents']} agents" if label.get("n_agents") else "")
         varied = [f"{name} {saved.word(value)}" for name, value in point["point"].items() if name not in WHERE]
-        wins = label["env"] == "smax"
+        wins, common = label["env"] == "smax", record["config"].get("particles", {}).get("reward") == "team"
+        paid = ["common reward"] if common else []
         before = curves.get((job["source"], job["backbone"], run["seed"]), [])
         curve = [row for row in before if row[0] <= run["switch_step"]] + run["curve"]
         yield {
@@ -126,7 +129,7 @@ def _rows(experiment: str, record: Record) -> Iterator[dict[str, Any]]:
             **{**job, **point, **point["params"], **run},
             "experiment": experiment,
             "task": task,
-            "title": task if label["algo"] == "mappo" else f"{task}, {label['algo']}",
+            "title": ", ".join([task, *([] if label["algo"] == "mappo" else [label["algo"]]), *paid]),
             "scheme": ", ".join([label["sharing"], *varied]),
             "origin": f"{job['source']}/{job['backbone'] or job['name']}/{run['seed']}",
             **{f"{play}_{kind}": run.get(play, {}).get(kind) for play in PLAYS for kind in MEASURES},
@@ -156,18 +159,26 @@ def everywhere(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def overview(runs: pd.DataFrame) -> dict[str, dict[str, pd.DataFrame]]:
-    """Returns the runs of `SCHEMES` in the tasks where adapters, shared and separate policies ran, by title.
+    """Returns the runs of `SCHEMES` in the tasks where adapters and shared policies ran, by title.
 
-    The first point of a sharing scheme stands for it. Games whose best result is known are left out, dials, and
-    experiments with a baseline.
+    Adapters on a frozen trunk count only if separate policies ran, too. The first point of a sharing scheme stands for
+    it. Games whose best result is known are left out, dials, and experiments with a baseline. A title that several
+    experiments have is followed by the experiment.
     """
     found = {}
     varied = runs.groupby("experiment")["baseline"].transform("any")
-    for (_, title), mine in runs[runs["dial"].isna() & ~varied].groupby(["experiment", "title"], sort=False):
+    for where, mine in runs[runs["dial"].isna() & ~varied].groupby(["experiment", "title"], sort=False):
         points = by("sharing", mine[mine["scheme"].isin(mine.drop_duplicates("sharing")["scheme"])])
-        if {"ps_id", "nps", "lorasa"} <= points.keys() and mine["ceiling_greedy"].isna().all():
-            found[title] = {scheme: points[scheme] for scheme in SCHEMES if scheme in points}
-    return found
+        adapted = {"nps", "lorasa"} <= points.keys() or "lorasa_joint" in points
+        if "ps_id" in points and adapted and mine["ceiling_greedy"].isna().all():
+            found[where] = {scheme: points[scheme] for scheme in SCHEMES if scheme in points}
+    titles = Counter(title for _, title in found)
+    return {f"{title} ({name})" if titles[title] > 1 else title: of for (name, title), of in found.items()}
+
+
+def first_adapters(points: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Returns the runs of a task's adapters, those on a frozen trunk if there are any."""
+    return points["lorasa" if "lorasa" in points else "lorasa_joint"]
 
 
 def pairs_of(adapted: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:

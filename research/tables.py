@@ -19,7 +19,18 @@ from lorasa_jax.cli import paths, saved
 from lorasa_jax.config import require
 from lorasa_jax.trained import ABOUT, TRAINED
 
-from research.runs import PLAYS, SCHEMES, Experiment, by, evaluations, everywhere, overview, pairs_of, without_flags
+from research.runs import (
+    PLAYS,
+    SCHEMES,
+    Experiment,
+    by,
+    evaluations,
+    everywhere,
+    first_adapters,
+    overview,
+    pairs_of,
+    without_flags,
+)
 
 Blocks = Iterator[str]
 Row = dict[str, str]
@@ -314,12 +325,13 @@ def beside(runs: pd.DataFrame) -> Blocks:
     """Adapters beside shared and separate policies: means of greedy play at the end."""
     rows = []
     for title, points in overview(runs).items():
-        measure, frozen = metric_of(points["nps"]), points["lorasa"]["switch_step"].fillna(0)
+        adapters = first_adapters(points)
+        measure, start = metric_of(adapters), adapters["switch_step"].fillna(0)
         row = {"task": f"{title}, {spaced(measure)}", "steps": few(pd.concat(points.values())["env_steps"])}
-        row["adapters from"] = " to ".join(dict.fromkeys(f"{step:,}" for step in (frozen.min(), frozen.max())))
+        row["adapters from"] = " to ".join(dict.fromkeys(f"{step:,}" for step in (start.min(), start.max())))
         row["seeds"] = few(map(len, points.values()))
         row |= {f"`{name}`": mean(points[name], "greedy", measure) if name in points else "" for name in SCHEMES}
-        rows.append(row | {"parameters, `lorasa` / `nps`": f"{points['lorasa']['of_nps'].iloc[0]:.2f}"})
+        rows.append(row | {"parameters, adapters / `nps`": f"{adapters['of_nps'].iloc[0]:.2f}"})
     yield from markdown(rows)
 
 
@@ -351,13 +363,16 @@ def plan(runs: pd.DataFrame) -> Blocks:
     """What it would take to see a difference, at the spread and the speed that were measured."""
     rows = []
     for title, points in overview(runs).items():
-        pairs = pairs_of(points["lorasa"], points["ps_restart"]) if "ps_restart" in points else pd.DataFrame()
+        if "nps" not in points:
+            continue
+        adapters = first_adapters(points)
+        pairs = pairs_of(adapters, points["ps_restart"]) if "ps_restart" in points else pd.DataFrame()
         separate, measure = points["nps"]["score"], metric_of(points["nps"])
         if min(len(pairs), len(separate)) < 2:
             continue
         difference = RESOLVED[measure] * (1 if measure == "win_rate" else abs(separate.mean()))
         paired = stats.runs_needed((pairs["score"] - pairs["score_other"]).var(), difference)
-        unpaired = stats.runs_needed(points["lorasa"]["score"].var() + separate.var(), difference)
+        unpaired = stats.runs_needed(adapters["score"].var() + separate.var(), difference)
         first = pd.concat([point.head(1) for point in points.values()])
         # The steps of a shared policy count once, for itself.
         shared = first["origin"].isin(points["ps_id"]["origin"]) * first["switch_step"].fillna(0) / first["env_steps"]

@@ -331,8 +331,8 @@ def test_adapters_stand_beside_shared_and_separate_policies(kept: Path) -> None:
     runs = unknown(whole).runs
     later = again(runs[runs["sharing"] == "lorasa"], "lorasa, rank 1", score=0.0)
     (table,) = tables.beside(pd.concat([runs, later]))
-    ((task, steps, switch, seeds, ps_id, ps_restart, nps, lorasa, size),) = cells(table)
-    assert (task, steps, switch, seeds) == ("own_number, return", "256", "128", "3")
+    ((task, steps, switch, seeds, ps_id, ps_restart, nps, lorasa, joint, size),) = cells(table)
+    assert (task, steps, switch, seeds, joint) == ("own_number, return", "256", "128", "3", "")
     means = [cell.split(" [")[0] for cell in (ps_id, ps_restart, nps, lorasa)]
     assert means == ["0.650", "0.700", "0.900", "0.900"]
     sizes = runs.groupby("sharing")["actors"].first()
@@ -340,6 +340,15 @@ def test_adapters_stand_beside_shared_and_separate_policies(kept: Path) -> None:
     drawn = {name: data for name, _, data in figures.figures_of(runs)}
     assert list(drawn["beside"]["own_number"]) == ["ps_id", "ps_restart", "nps", "lorasa"]
     assert not list(tables.beside(runs[runs["sharing"] != "nps"]))
+    freed = runs[runs["sharing"] != "nps"].replace({"sharing": {"lorasa": "lorasa_joint"}})
+    (table,) = tables.beside(freed)  # adapters beside a free trunk need no separate policies
+    (row,) = cells(table)
+    assert [cell.split(" [")[0] for cell in row[2:9]] == ["128", "3", "0.650", "0.700", "", "", "0.900"]
+    assert not list(tables.plan(freed))
+    twice = pd.concat([freed, freed.assign(experiment="other")], ignore_index=True)
+    assert [row[0] for row in cells(next(tables.beside(twice)))] == [
+        f"own_number ({name}), return" for name in (runs["experiment"].iloc[0], "other")
+    ]
 
 
 def test_others_numbers_stand_beside_plain_schemes_and_the_first_adapters(kept: Path) -> None:
