@@ -331,9 +331,9 @@ def _with_owners(level: Level, spec: EnvSpec) -> Level:
 def _with_factor(level: Level, spec: EnvSpec, frozen: bool) -> Level:
     """The level with a number for its factor.
 
-    `auto` is 1 / K for K owners if all agents receive the same reward. An owner's part of this reward is then about
-    1 / K, and it has about 1 / K of the samples to average the noise in the rest. So its gradient has 1 / K of the
-    signal-to-noise ratio of the shared parameters'. Adam's step does not shrink with noise, so the rate has to.
+    `auto` is 1 / K for K owners if all agents receive the same reward. An owner has about 1 / K of the samples to
+    average the noise in it. Adam's steps do not shrink with noise, so the rate has to, by sqrt(K) (Malladi et al.
+    2022). What agents have in common is learnt by the trunk, so less signal is left: a share of 1 / sqrt(K) is assumed.
     If each agent receives its own reward, `auto` is 1.
 
     Without a factor, the level has 1 beside a frozen trunk, as in the paper, and otherwise `auto`.
