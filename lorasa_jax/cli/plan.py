@@ -185,14 +185,16 @@ def make_jobs(
 def _fork_jobs(env: Env, origin: Job, forked: list[tuple[Point, RunConfig]], mixed: bool) -> Iterator[Job]:
     from lorasa_jax.running.forks import common_config, share_programs
 
-    first = int(origin.name.split("-")[0])
-    configs = [config for _, config in forked]
     # Rows of a program all compute until the last one has spent its budget.
+    apart: dict[int | str | None, list[int]] = {}
+    for i, (_, config) in enumerate(forked):
+        apart.setdefault(None if mixed else config.switch_step, []).append(i)
     groups = [
-        [i for i in group if mixed or configs[i].switch_step == step]
-        for group in share_programs(configs, env)
-        for step in dict.fromkeys(configs[i].switch_step for i in (group[:1] if mixed else group))
+        [members[i] for i in group]
+        for members in apart.values()
+        for group in share_programs([forked[i][1] for i in members], env)
     ]
+    first = int(origin.name.split("-")[0])
     for n, group in enumerate(sorted(groups), first + 1):
         rows: list[Row] = []
         places: list[int] = []
