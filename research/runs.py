@@ -162,18 +162,21 @@ def overview(runs: pd.DataFrame) -> dict[str, dict[str, pd.DataFrame]]:
     """Returns the runs of `SCHEMES` in the tasks where adapters and shared policies ran, by title.
 
     Adapters on a frozen trunk count only if separate policies ran, too. The first point of a sharing scheme stands for
-    it. Games whose best result is known are left out, dials, and experiments with a baseline. A title that several
-    experiments have is followed by the experiment.
+    it. Left out are games whose best result is known, dials, experiments with a baseline, and `freeze_trunk` False. A
+    title that several experiments have is followed by the experiment.
     """
     found = {}
     varied = runs.groupby("experiment")["baseline"].transform("any")
-    for where, mine in runs[runs["dial"].isna() & ~varied].groupby(["experiment", "title"], sort=False):
+    freed = runs["point"].map(lambda point: point.get("freeze_trunk") is False)
+    for where, mine in runs[runs["dial"].isna() & ~varied & ~freed].groupby(["experiment", "title"], sort=False):
         points = by("sharing", mine[mine["scheme"].isin(mine.drop_duplicates("sharing")["scheme"])])
         adapted = {"nps", "lorasa"} <= points.keys() or "lorasa_joint" in points
         if "ps_id" in points and adapted and mine["ceiling_greedy"].isna().all():
             found[where] = {scheme: points[scheme] for scheme in SCHEMES if scheme in points}
     titles = Counter(title for _, title in found)
-    return {f"{title} ({name})" if titles[title] > 1 else title: of for (name, title), of in found.items()}
+    return {
+        f"{title} ({name})" if titles[title] > 1 and name != title else title: of for (name, title), of in found.items()
+    }
 
 
 def first_adapters(points: dict[str, pd.DataFrame]) -> pd.DataFrame:
