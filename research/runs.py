@@ -174,9 +174,8 @@ def overview(runs: pd.DataFrame) -> dict[str, dict[str, pd.DataFrame]]:
         if "ps_id" in points and adapted and mine["ceiling_greedy"].isna().all():
             found[where] = {scheme: points[scheme] for scheme in SCHEMES if scheme in points}
     titles = Counter(title for _, title in found)
-    return {
-        f"{title} ({name})" if titles[title] > 1 and name != title else title: of for (name, title), of in found.items()
-    }
+    twice = {title for title, count in titles.items() if count > 1}
+    return {title + f" ({name})" * (title in twice and title != name): of for (name, title), of in found.items()}
 
 
 def first_adapters(points: dict[str, pd.DataFrame]) -> pd.DataFrame:
