@@ -18,7 +18,7 @@ from lorasa_jax.cli.paths import read_json
 from lorasa_jax.files import write_text
 
 PAGE = "report.html"
-PICTURES = {"curve.png": "return and win rate", "curves.png": "return and win rate", "episode.gif": "a greedy episode"}
+PICTURES = {"curve.png": "training and evaluations", "curves.png": "evaluations", "episode.gif": "a greedy episode"}
 TYPES = {".png": "image/png", ".gif": "image/gif"}
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1c2530; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }

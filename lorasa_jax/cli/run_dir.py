@@ -252,8 +252,8 @@ class RunDir:
         with suppress(OSError):  # an error of a full disk was reported before
             self._metrics.close()
 
-    def draw_curve(self) -> None:
-        """Draws return and win rate of all seeds over environment steps."""
+    def draw_curve(self, wins: bool = True) -> None:
+        """Draws return, and win rate if games can be won, of all seeds over environment steps."""
         if not self.rows:
             return
         import matplotlib
@@ -261,15 +261,16 @@ class RunDir:
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
 
-        figure, axes = plt.subplots(1, 2, figsize=(11, 3.6), constrained_layout=True)
+        shown = ("return", "win_rate") if wins else ("return",)
+        figure, axes = plt.subplots(1, len(shown), figsize=(5.5 * len(shown), 3.6), layout="constrained", squeeze=False)
         config = self.config
         numbers = sorted({label["seed"] for label in self.labels})
         seeds = f"seed {numbers[0]}" if len(numbers) == 1 else f"seeds {numbers[0]}-{numbers[-1]}"
         figure.suptitle(f"{config.task}, {config.algo}, {config.sharing}, {seeds}", fontsize=11)
-        axes[1].set_ylim(-0.03, 1.03)
-        for axis, name in zip(axes, ("return", "win_rate"), strict=True):
+        for axis, name in zip(axes[0], shown, strict=True):
             self._draw_measure(axis, name)
-        for axis in axes:
+            if name == "win_rate":
+                axis.set_ylim(-0.03, 1.03)
             name_lines(axis)
         with whole(self.directory / "curve.png") as file:
             figure.savefig(file, format="png", dpi=120)

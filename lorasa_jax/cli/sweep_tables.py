@@ -94,18 +94,20 @@ def curves(jobs: list[Job], out: Path, name: str) -> dict[str, tuple[list[int], 
 
 
 def draw(jobs: list[Job], path: Path) -> None:
-    """Draws the greedy return and win rate of every point over environment steps."""
+    """Draws the greedy return, and win rate if games can be won, of every point over environment steps."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     from matplotlib.ticker import EngFormatter
 
-    drawn = {name: curves(jobs, path.parent, name) for name in ("return", "win_rate")}
+    shown = measures(any(env_of(job.config).spec.winnable for job in jobs))
+    drawn = {name: curves(jobs, path.parent, name) for name, _ in shown}
     names = list(drawn["return"])
     colours = plt.get_cmap("tab10" if len(names) <= MOST else "tab20").colors  # type: ignore[attr-defined]
-    figure, axes = plt.subplots(1, 2, figsize=(12 + 0.09 * max(map(len, names), default=0), 4), constrained_layout=True)
-    for axis, (name, points) in zip(axes, drawn.items(), strict=True):
+    size = (6 * len(drawn) + 0.09 * max(map(len, names), default=0), 4)
+    figure, axes = plt.subplots(1, len(drawn), figsize=size, layout="constrained", squeeze=False)
+    for axis, (name, points) in zip(axes[0], drawn.items(), strict=True):
         axis.set_prop_cycle(color=colours)
         for point, (steps, values) in points.items():
             axis.plot(steps, values, lw=1.3, marker=".", label=point)
@@ -113,8 +115,8 @@ def draw(jobs: list[Job], path: Path) -> None:
         axis.set(xlabel="environment steps", ylabel=f"greedy {name.replace('_', ' ')}")
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
-    if names and not all([name_lines(axis) for axis in axes]):
-        axes[1].legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    if names and not all([name_lines(axis) for axis in axes[0]]):
+        axes[0][-1].legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     with whole(path) as file:
         figure.savefig(file, format="png", dpi=120)
     plt.close(figure)

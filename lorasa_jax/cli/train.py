@@ -292,7 +292,7 @@ def fill(
             write_json(directory / "summary.json", summary)
             display.status("drawing")
             with optional():
-                run_dir.draw_curve()
+                run_dir.draw_curve(env.spec.winnable)
             with optional():
                 if config.gif:
                     draw_episode(result, directory / "episode.gif")
@@ -300,7 +300,7 @@ def fill(
                 write_page(directory)
     except KeyboardInterrupt:
         with optional():
-            run_dir.draw_curve()
+            run_dir.draw_curve(env.spec.winnable)
         steps = run_dir.rows[-1]["env_steps"] if run_dir.rows else 0
         complain(f"stopped after {steps:,} steps; what was measured so far is in {directory}")
         complain(f"go on with: {go_on}")

@@ -54,6 +54,7 @@ def make_game(name: str, **options: Any) -> Any:
     Raises:
         ConfigError: the environment needs a package that is not installed, or other arguments.
     """
+    given = ", ".join(f"{option}={value!r}" for option, value in options.items())
     if name == "overcooked" and isinstance(options.get("layout"), str):
         options["layout"] = _layout(options["layout"])
     known = _known_options(name) if options else []
@@ -67,7 +68,7 @@ def make_game(name: str, **options: Any) -> Any:
             return load_jaxmarl().make(name, **options)
     except Exception as error:  # games raise various errors for wrong arguments
         said = (str(error) or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"{name} cannot be made: {said}") from None
+        raise ConfigError(f"{name} cannot be made{given and ' with ' + given}: {said}") from None
 
 
 def _layout(name: str) -> Any:

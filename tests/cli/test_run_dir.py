@@ -114,6 +114,25 @@ def test_a_directory_that_was_moved_gets_no_more_rows(tmp_path: Path) -> None:
     assert (tmp_path / "moved" / "metrics.jsonl").read_text().count("\n") == 1
 
 
+@pytest.mark.parametrize(("wins", "shown"), [(True, ["return", "win rate"]), (False, ["return"])])
+def test_a_curve_shows_win_rates_only_if_games_can_be_won(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wins: bool, shown: list[str]
+) -> None:
+    from matplotlib.figure import Figure
+
+    drawn: list[str] = []
+
+    def look(self: Figure, file: Any, **how: Any) -> None:
+        drawn.extend(axis.get_ylabel() for axis in self.axes)
+        Path(file).touch()
+
+    monkeypatch.setattr(Figure, "savefig", look)
+    with closing(RunDir(tmp_path, CONFIG)) as run_dir:
+        run_dir.add(one(1024), {})
+        run_dir.draw_curve(wins)
+    assert drawn == shown
+
+
 def test_a_curve_that_does_not_fit_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from matplotlib.figure import Figure
 

@@ -199,7 +199,7 @@ def test_an_instance_of_a_game_is_an_environment():
     ("task", "option", "said"),
     [
         (SPREAD, "num_agent=5", f"{SPREAD} has no option 'num_agent' (did you mean 'num_agents'"),
-        (SPREAD, "num_agents=many", f"{SPREAD} cannot be made: "),
+        (SPREAD, "num_agents=many", f"{SPREAD} cannot be made with num_agents='many': "),
         ("overcooked", "layout=coord_rin", "unknown layout 'coord_rin' of overcooked (did you mean 'coord_ring'?)"),
         ("overcooked", "layout", "jaxmarl.options must be words NAME=VALUE, such as num_agents=5; got 'layout'"),
     ],
