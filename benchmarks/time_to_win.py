@@ -43,7 +43,9 @@ def wait_for(command: list[str], log: Path, measure: str, level: float) -> tuple
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--env", default="smax", help="family of environments")
     parser.add_argument("--task", default="2s3z", help="task of this family")
     parser.add_argument("--level", type=float, default=0.9, help="greedy win rate (smax) or return")

@@ -230,8 +230,10 @@ class Config:
                 f"switch-step must be a step, a share of the budget below 100% such as 10%, or auto, got {value!r}"
                 + nearest(value, ["auto"]),
             )
-            share = float(found[1]) if found else 0.0
-            object.__setattr__(self, "switch_step", f"{share:.12g}%" if share else 0)
+            whole, _, rest = found[1].partition(".") if found else ("0", "", "")
+            whole, rest = whole.lstrip("0") or "0", rest.rstrip("0")
+            share = whole + (f".{rest}" if rest else "")
+            object.__setattr__(self, "switch_step", f"{share}%" if float(share) else 0)
 
     def _check_minibatches(self) -> None:
         require(

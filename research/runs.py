@@ -120,8 +120,8 @@ def _rows(experiment: str, record: Record) -> Iterator[dict[str, Any]]:
         label = {"algo": record["config"]["algo"], **job["changes"], **point["point"]}
         task = label["task"] + (f", {label['n_agents']} agents" if label.get("n_agents") else "")
         varied = [f"{name} {saved.word(value)}" for name, value in point["point"].items() if name not in WHERE]
-        wins, common = label["env"] == "smax", record["config"].get("particles", {}).get("reward") == "team"
-        paid = ["common reward"] if common else []
+        wins, usual = label["env"] == "smax", record["config"].get("particles", {}).get("reward")
+        paid = ["common reward"] if label.get("particles.reward", usual) == "team" else []
         before = curves.get((job["source"], job["backbone"], run["seed"]), [])
         curve = [row for row in before if row[0] <= run["switch_step"]] + run["curve"]
         yield {

@@ -159,6 +159,8 @@ def test_a_share_of_the_budget_follows_the_budget_and_has_one_form():
     longer = replace(config, total_steps=1_000_000)
     assert longer.switch_iteration == replace(longer, switch_step=100_000).switch_iteration
     assert Config(switch_step="0%").switch_step == 0
+    for share in ("0.00001%", "99.9999999999999%", "5.50%"):  # its own form is one, too
+        assert replace(Config(switch_step=share), seed=1).switch_step == share.replace("0%", "%")
 
 
 @given(iterations=st.integers(1, 200), evaluations=st.integers(1, 30))

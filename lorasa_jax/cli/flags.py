@@ -166,10 +166,10 @@ def _in_words(message: str) -> str:
     wrong = re.search(r"invalid choice '(.*?)' for argument '.*?'(?=\. Expected one of \((.*)\))", message)
     if wrong:
         return message[: wrong.end()] + nearest(wrong[1], re.findall(r"'(.*?)'", wrong[2])) + message[wrong.end() :]
-    union = re.search(r"no type matching (\S+) could be instantiated from \['(.*?)'\]", message)
+    union = re.search(r"no type matching (.+?) could be instantiated from \['(.*?)'\]", message)
     if union:  # one of several types, such as {None}|INT|{all}
         plain = {"INT": "a whole number", "FLOAT": "a number", "STR": "a word", "PATH": "a path"}
-        kinds = [plain.get(kind, kind.strip("{}")) for kind in union[1].split("|")]
+        kinds = [plain.get(kind, kind.strip("{}")) for kind in union[1].split("|") if kind != "{None}"]
         return f"{message[: union.start()]}expected {' or '.join(kinds)}, got {union[2]!r}"
     message = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"expected a whole number, got \1", message)
     return re.sub(r"could not convert string to float: (.*)", r"expected a number, got \1", message)

@@ -186,9 +186,9 @@ def _fork_jobs(env: Env, origin: Job, forked: list[tuple[Point, RunConfig]], mix
     from lorasa_jax.running.forks import common_config, share_programs
 
     # Rows of a program all compute until the last one has spent its budget.
-    apart: dict[int | str | None, list[int]] = {}
+    apart: dict[int | None, list[int]] = {}
     for i, (_, config) in enumerate(forked):
-        apart.setdefault(None if mixed else config.switch_step, []).append(i)
+        apart.setdefault(None if mixed else config.switch_iteration, []).append(i)
     groups = [
         [members[i] for i in group]
         for members in apart.values()

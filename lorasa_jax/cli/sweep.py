@@ -110,7 +110,11 @@ def require_unchanged(jobs: list[Job], out: Path) -> None:
     for path in sorted(out.glob(f"*/{ROWS}")):
         directory, job = path.parent, by_name.get(path.parent.name)
         known = job is not None and read_json(path)["rows"] == [row.label for row in job.rows]
-        require(known, f"{directory} was begun with other points than the sweep now has; {elsewhere}")
+        require(
+            known,
+            f"{directory} was begun with other points than the sweep now has; {elsewhere}. If it was begun by an older "
+            "version, --mix-switches True may fit",
+        )
         if job is None or not (directory / "config.json").exists():
             continue
         before = read_config(RunConfig, directory / "config.json")

@@ -93,9 +93,8 @@ def print_plan(jobs: list[Job]) -> None:
             print(f"    {words_of(point)}  ({counted(sum(row.point == point for row in job.rows), 'seed')})")
     if len({job.origin[0] for job in jobs if job.origin}) < sum(job.origin is not None for job in jobs):
         print(
-            "forks of one job are several programs where they differ in more than seed, learning rate, rank and "
-            "placement, where a rank as large as a layer gives other layers full rank, or in the switch step "
-            "(unless --mix-switches True)"
+            "forks of one job share a program if they differ only in seed, learning rate, rank and placement, and the "
+            "same layers have full rank; with --mix-switches True also if they switch at different steps"
         )
     print(f"{counted(sum(len(job.rows) for job in jobs), 'row')} in {counted(len(jobs), 'program')}")
 

@@ -332,7 +332,7 @@ def _with_factor(level: Level, spec: EnvSpec, frozen: bool) -> Level:
     """The level with a number for its factor.
 
     `auto` is 1 / K for K owners if all agents receive the same reward. An owner has about 1 / K of the samples to
-    average the noise in it. Adam's steps do not shrink with noise, so the rate has to, by sqrt(K) (Malladi et al.
+    average the noise in it. Adam's steps do not shrink with noise, so its rate is lowered by sqrt(K) (Malladi et al.
     2022). What agents have in common is learnt by the trunk, so less signal is left: a share of 1 / sqrt(K) is assumed.
     If each agent receives its own reward, `auto` is 1.
 

@@ -269,7 +269,7 @@ def test_help_is_instant_and_needs_no_jax() -> None:
         ),
         (["--algo", "xyz"], "invalid choice 'xyz' for argument '--algo'. Expected one of ('mappo', "),
         (["--rank", "two"], "Error parsing --rank: expected a whole number, got 'two'"),
-        (["--mujoco.obsk", "many"], "Error parsing --mujoco.obsk: expected None or a whole number or all, got 'many'"),
+        (["--mujoco.obsk", "many"], "Error parsing --mujoco.obsk: expected a whole number or all, got 'many'"),
         (["--ppo.lr", "low"], "Error parsing --ppo.lr: expected a number, got 'low'"),
     ],
 )

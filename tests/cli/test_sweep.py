@@ -209,7 +209,7 @@ def test_a_plan_is_printed_and_nothing_run(tmp_path: Path, capsys: pytest.Captur
     said = capsys.readouterr().out
     assert "2-lorasa: 4 rows to 512 steps, from 1-ps_id" in said
     assert "sharing=lorasa  switch_step=auto  rank=2  (2 seeds)" in said
-    assert "(unless --mix-switches True)\n10 rows in 3 programs\n" in said
+    assert "switch at different steps\n10 rows in 3 programs\n" in said
     sweep.main([*argv, "--mix-switches", "True"])
     assert capsys.readouterr().out.endswith("10 rows in 2 programs\n")
     assert not (tmp_path / "out").exists()
