@@ -236,8 +236,8 @@ def notes(config: Config, sharing: Sharing) -> Iterator[str]:
             yield f"adapters of the level {level.scope} have {level.factor:.2g} of the learning rate"
     if sharing.early and config.switch_step == "auto":
         yield (
-            "all agents receive the same reward, so adapters start when learning slows, at the latest after 60 % of the "
-            "budget (at once: --switch-step 0)"
+            "all agents receive the same reward, so adapters start when learning slows, at the latest after 60 % of "
+            "the budget (at once: --switch-step 0)"
             if sharing.two_phase
             else "agents may receive different rewards, so adapters start at step 0 (later: --switch-step N)"
         )
