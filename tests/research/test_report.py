@@ -340,6 +340,8 @@ def test_adapters_stand_beside_shared_and_separate_policies(kept: Path) -> None:
     drawn = {name: data for name, _, data in figures.figures_of(runs)}
     assert list(drawn["beside"]["own_number"]) == ["ps_id", "ps_restart", "nps", "lorasa"]
     assert not list(tables.beside(runs[runs["sharing"] != "nps"]))
+    loose = [{**p, "freeze_trunk": False} if "rank" in p else p for p in runs["point"]]
+    assert "lorasa" in overview(runs)["own_number"] and not overview(runs.assign(point=loose))
     freed = runs[runs["sharing"] != "nps"].replace({"sharing": {"lorasa": "lorasa_joint"}})
     (table,) = tables.beside(freed)  # adapters beside a free trunk need no separate policies
     (row,) = cells(table)
