@@ -101,11 +101,11 @@ class Display:
         share = float(report.env_steps.mean()) / budget
         left = f"{duration((budget * len(active) - done) / speed)} left" if speed else "-"
         wins = f"  win {self._recall('win_rate', '.0%')} (greedy {self._recall('greedy win_rate', '.0%')})"
+        played = f"return {self._recall('return')} (greedy {self._recall('greedy return')}){wins if self.wins else ''}"
         self._show(
             f"{report.phase:8} {bar(share, self._file.encoding or 'utf-8')} "
             f"{report.env_steps.mean():,.0f}/{budget:,} steps  {f'{speed:,.0f}' if speed else '-'} steps/s  "
-            f"return {self._recall('return')} (greedy {self._recall('greedy return')})"
-            f"{wins if self.wins else ''}  {left}",
+            f"{played if self._seen else 'no episode has ended yet'}  {left}",
             always=report.evaluation is not None,
         )
         return speed

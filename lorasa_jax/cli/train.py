@@ -246,6 +246,12 @@ def notes(config: Config, sharing: Sharing) -> Iterator[str]:
             "the budget is a single iteration, so the second phase begins at step 0, on an untrained trunk; raise "
             "--total-steps"
         )
+    steps = config.iterations * config.steps_per_iteration
+    if steps < 0.98 * config.total_steps:
+        yield (
+            f"the run has {steps:,} of {config.total_steps:,} steps, which are whole iterations of "
+            f"{config.steps_per_iteration:,}"
+        )
     if not (sharing.two_phase or sharing.early) and config.switch_step != "auto":
         yield f"--switch-step has no effect under --sharing {config.sharing}, which has a single phase"
 

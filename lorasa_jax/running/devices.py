@@ -164,8 +164,8 @@ def _shares(by: str, n_rows: int, config: Config, used: int) -> str:
     if runs:
         return f"{text}, because devices have equal shares; a multiple of {count} runs would use all"
     return (
-        f"{text}; {count} devices would need a larger --n-envs: equal shares of each of {config.ppo.minibatches} "
-        f"minibatches, and at least {WORTHWHILE} environments each"
+        f"{text}; a larger --n-envs may use all {count}: each needs at least {WORTHWHILE} environments, and an equal "
+        f"share of each of the {config.ppo.minibatches} minibatches"
     )
 
 

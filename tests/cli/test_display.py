@@ -48,6 +48,14 @@ def test_where_nothing_can_be_won_nothing_is_said_of_it() -> None:
     assert "return 0.50" in said.getvalue() and "win" not in said.getvalue()
 
 
+def test_before_the_first_episode_ends_the_line_says_so() -> None:
+    shown = display.Display(CONFIG, io.StringIO())
+    shown.report(told(SHARED, [64], [np.nan]))
+    assert "no episode has ended yet" in shown._line().plain
+    shown.report(told(SHARED, [128], [0.5]))
+    assert "return 0.50 (greedy -)" in shown._line().plain
+
+
 def shown_on(stream: io.StringIO) -> list[str]:
     """The lines of a short run."""
     with display.Display(CONFIG, stream) as shown:

@@ -617,3 +617,5 @@ def test_what_a_user_may_not_expect_is_told() -> None:
     at_once = replace(once, sharing="lorasa_joint", switch_step=0)
     joint = make_sharing(make_diary(4).spec, at_once)
     assert [*run.notes(at_once, joint)] == ["adapters of the level agent have 0.25 of the learning rate"]
+    rounded = replace(once, total_steps=4000)
+    assert [*run.notes(rounded, adapters)] == ["the run has 3,072 of 4,000 steps, which are whole iterations of 1,024"]
