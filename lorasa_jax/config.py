@@ -123,8 +123,8 @@ class Config:
     """Owners of adapters: `SCOPE[:RANK][@FACTOR][/LAYERS]` for each level, such as team:8 agent:4@0.1 or
     agent:4/head+early. Adapters of all levels add up. Scopes: team: one for all agents; unit_type: one for all units of
     a type, also if types are redrawn in every episode (smax); agent: one for every agent. FACTOR multiplies the
-    learning rate; auto: 1 / K for K owners if all agents receive the same reward, otherwise 1. Without FACTOR: 1
-    beside a frozen trunk, otherwise auto."""
+    learning rate; auto: from 1 / K for K owners upwards if all agents receive the same reward, while agents' own
+    weights play better than their mean; otherwise 1. Without FACTOR: 1 beside a frozen trunk, otherwise auto."""
     rank: int = 8
     """Rank of the adapters at levels without a rank. Layers no wider than this get a full-rank adapter. Under hyper:
     width of an embedding."""

@@ -31,8 +31,8 @@ class LevelSettings(NamedTuple):
     Attributes:
         scope: one of `SCOPES`.
         rank: rank of the corrections; None: the default rank.
-        factor: learning rate of this level relative to the phase; auto: derived from the environment; None: 1 beside a
-            frozen trunk, otherwise auto.
+        factor: learning rate of this level relative to the phase; auto: follows the environment and play; None: 1
+            beside a frozen trunk, otherwise auto.
         layers: names, patterns or groups of layers; empty: the default layers.
     """
 

@@ -156,7 +156,7 @@ def coded(*shape: int) -> np.ndarray:
 
 def rates_of(config: Config, scale: float = 1.0) -> Rates:
     """The learning rates of an update."""
-    return Rates(*(jnp.asarray(scale * rate) for rate in (config.ppo.lr, config.ppo.critic_lr)))
+    return Rates(*(jnp.asarray(scale * rate) for rate in (config.ppo.lr, config.ppo.critic_lr)), pace=jnp.zeros(()))
 
 
 class DiaryState(NamedTuple):

@@ -233,7 +233,9 @@ def notes(config: Config, sharing: Sharing) -> Iterator[str]:
     """Yields what a user may not expect of these settings."""
     for level in sharing.levels:
         if level.factor != 1:
-            yield f"adapters of the level {level.scope} have {level.factor:.2g} of the learning rate"
+            begin = "begin with" if level.paced else "have"
+            more = ", and get more while agents' own weights play better than their mean" if level.paced else ""
+            yield f"adapters of the level {level.scope} {begin} {level.factor:.2g} of the learning rate{more}"
     if sharing.early and config.switch_step == "auto":
         yield (
             "all agents receive the same reward, so adapters start when learning slows, at the latest after 60 % of "

@@ -139,10 +139,11 @@ class Weights(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """Learning rates of one update."""
+    """Learning rates of one update, and the pace of adapters (`lorasa_jax.learning.pacing`)."""
 
     actor: Float[Array, ""]
     critic: Float[Array, ""]
+    pace: Float[Array, ""] | tuple[()] = ()
 
 
 class TrainState(NamedTuple):
@@ -154,6 +155,7 @@ class TrainState(NamedTuple):
         key: the run's key; the random numbers of iteration i depend only on the key and on i.
         iteration: number of completed iterations.
         lr: learning rate of the actors in this phase, before any annealing.
+        pace: pace of adapters (`lorasa_jax.learning.pacing`); empty if their learning rates are fixed.
     """
 
     learner: Learner
@@ -161,3 +163,4 @@ class TrainState(NamedTuple):
     key: PRNGKeyArray
     iteration: Int[Array, ""]
     lr: Float[Array, ""]
+    pace: Float[Array, ""] | tuple[()] = ()

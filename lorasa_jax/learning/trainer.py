@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, Unpack
 
 import jax
@@ -12,6 +13,7 @@ from jaxtyping import Array, Bool, PRNGKeyArray
 from lorasa_jax.config import Config, ConfigError
 from lorasa_jax.core.types import Learner, Metrics, PolicyParams, Rates, RolloutState, TrainState, Trajectory, Weights
 from lorasa_jax.envs.base import Env
+from lorasa_jax.learning.pacing import first_pace, paced_factor, pool
 from lorasa_jax.learning.rollout import collect, evaluate, initial_state
 from lorasa_jax.learning.system import Parts, System, init_optimizer, is_two_phase, make_system, trained_stacks
 from lorasa_jax.learning.update import run_schedule
@@ -28,6 +30,7 @@ class Trainer(NamedTuple):
         system: the parts.
         init: `init(key) -> TrainState`.
         weights: `weights(state) -> Weights` for acting.
+        pool: `pool(weights) -> Weights`: the same with the mean of agents' own weights (`lorasa_jax.learning.pacing`).
         collect: `collect(weights, critic, rollout, key, iteration) -> (rollout, trajectory, metrics)`.
         update: `update(state, rollout, trajectory) -> (state, metrics)`.
         step: `step(state) -> (state, metrics)`, one iteration: the three functions above in sequence.
@@ -38,6 +41,7 @@ class Trainer(NamedTuple):
     system: System
     init: Callable[[PRNGKeyArray], TrainState]
     weights: Callable[[TrainState], Weights]
+    pool: Callable[[Weights], Weights]
     collect: Callable[..., tuple[RolloutState, Trajectory, Metrics]]
     update: Callable[[TrainState, RolloutState, Trajectory], tuple[TrainState, Metrics]]
     step: Callable[[TrainState], tuple[TrainState, Metrics]]
@@ -69,6 +73,7 @@ def make_trainer(config: Config, env: Env, *, adapting: bool = False, **parts: U
             key=key,
             iteration=jnp.zeros((), int),
             lr=jnp.asarray(config.ppo.lr, float),
+            pace=first_pace(system.actor.sharing),
         )
 
     def weights(state: TrainState) -> Weights:
@@ -81,13 +86,13 @@ def make_trainer(config: Config, env: Env, *, adapting: bool = False, **parts: U
 
     def update(state: TrainState, rollout: RolloutState, trajectory: Trajectory) -> tuple[TrainState, Metrics]:
         scale = 1.0 - state.iteration / config.iterations if config.ppo.anneal_lr else jnp.ones(())
-        rates = Rates(state.lr * scale, config.ppo.critic_lr * scale)
+        rates = Rates(state.lr * scale, config.ppo.critic_lr * scale, state.pace)
         key = _key(state.key, _UPDATE, state.iteration)
         learner, metrics = run_schedule(system, state.learner, trajectory, rates, key)
         if "shared" in system.train:  # a frozen trunk keeps its input statistics
             learner = learner._replace(inputs=system.inputs.update(learner.inputs, trajectory.inputs))
         state = state._replace(learner=learner, rollout=rollout, iteration=state.iteration + 1)
-        return state, {**metrics, "lr": rates.actor}
+        return state, {**metrics, "lr": rates.actor, **_factors(system, rates)}
 
     def step(state: TrainState) -> tuple[TrainState, Metrics]:
         rollout, trajectory, episodes = collect_(
@@ -99,7 +104,14 @@ def make_trainer(config: Config, env: Env, *, adapting: bool = False, **parts: U
     def evaluate_(weights: Weights, key: PRNGKeyArray, iteration: Array, greedy: Bool[Array, ""] | bool) -> Metrics:
         return evaluate(system, weights, _key(key, _EVALUATE, iteration), greedy)
 
-    return Trainer(system, init, weights, collect_, update, step, evaluate_)
+    pool_ = partial(pool, sharing=system.acting.sharing)
+    return Trainer(system, init, weights, pool_, collect_, update, step, evaluate_)
+
+
+def _factors(system: System, rates: Rates) -> Metrics:
+    """The learning rates of paced levels, relative to the phase."""
+    levels = system.actor.sharing.stacks
+    return {f"factor_{name}": paced_factor(level, rates.pace) for name, level in levels.items() if level.paced}
 
 
 def _key(key: PRNGKeyArray, purpose: int, iteration: Array) -> PRNGKeyArray:
@@ -121,7 +133,8 @@ def attach_adapters(trainer: Trainer, state: TrainState) -> TrainState:
     actor = trainer.system.actor.init_adapters(jax.random.fold_in(state.key, _ATTACH), state.learner.actor)
     ppo = trainer.system.config.ppo
     lr = jnp.asarray(ppo.lr if ppo.adapter_lr is None else ppo.adapter_lr, float)
-    return state._replace(learner=init_optimizer(trainer.system, state.learner._replace(actor=actor)), lr=lr)
+    learner = init_optimizer(trainer.system, state.learner._replace(actor=actor))
+    return state._replace(learner=learner, lr=lr, pace=first_pace(trainer.system.actor.sharing))
 
 
 def train(config: Config, env: Env, **parts: Unpack[Parts]) -> Callable[[PRNGKeyArray], tuple[TrainState, Metrics]]:

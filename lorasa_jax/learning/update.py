@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from lorasa_jax.core.advantages import traced_gae
 from lorasa_jax.core.losses import approximate_kl, masked_mean, normalise_advantages, value_loss
 from lorasa_jax.core.types import Learner, Metrics, PolicyParams, PyTree, Rates, Schedule, Trajectory
 from lorasa_jax.learning.minibatches import CARRIES, Batch, make_batch, minibatch, minibatch_indices
+from lorasa_jax.learning.pacing import paced_factor
 from lorasa_jax.learning.system import System, trained_stacks
 from lorasa_jax.sharing.schemes import join
 
@@ -320,7 +321,7 @@ def _update_actor(
         # The loss averages over the pool: the agents of a trunk, or all. An owner averages over its own samples.
         if name != "shared" or sharing.shared_across_trunks:
             grad = jax.vmap(lambda scale, tree: jax.tree.map(lambda g: scale * g, tree))(undilute, grad)
-        factor: Any = 1.0 if name == "shared" else sharing.stacks[name].factor
+        factor = 1.0 if name == "shared" else paced_factor(sharing.stacks[name], rates.pace)
         stacks[name], states[name], norm = system.optimizer.apply(
             stacks[name], states[name], grad, factor * rates.actor, moved
         )

@@ -20,6 +20,7 @@ from lorasa_jax.core.types import Metrics, RolloutState, TrainState, Trajectory,
 from lorasa_jax.envs.base import Env
 from lorasa_jax.envs.checks import describe_faults, first_not_finite, require_fits
 from lorasa_jax.learning.clustering import with_groups
+from lorasa_jax.learning.pacing import next_pace
 from lorasa_jax.learning.rollout import mark_missing
 from lorasa_jax.learning.switching import Evaluation, should_switch
 from lorasa_jax.learning.system import Parts, is_two_phase, names_of, require_same_parts
@@ -107,6 +108,8 @@ class _Runner:
         def rest() -> None:
             self._submit_best(phase, states)
             programs.submit("evaluate", trainer.evaluate, weights, states.key, states.iteration, flags)
+            if any(trainer.system.actor.sharing.paced for trainer in self.trainers.values()):
+                programs.submit("pool", trainer.pool, weights)
             if self.two_phase and phase == SHARED:
                 second = self.trainers[ADAPTERS]
                 attached = programs.submit(
@@ -181,6 +184,8 @@ class _Runner:
         if evaluation is not None and phase == SHARED:
             returns, win_rates = (tuple(evaluation[name].tolist()) for name in ("return", "win_rate"))
             curve = (*curve, Evaluation(int(report.env_steps.max()), returns, win_rates))
+        if evaluation is not None and self.trainers[phase].system.actor.sharing.paced:
+            train = self._with_pace(phase, train)
         state = self._switch(state._replace(train=train, best=best, curve=curve))
         state = state._replace(compile_seconds=programs.waited, train_seconds=self.clock.seconds())
         return state, report
@@ -239,6 +244,12 @@ class _Runner:
     def evaluate(self, phase: str, train: TrainState, greedy: bool = True) -> dict[str, np.ndarray]:
         """Returns the evaluation of every seed."""
         return self._play(self.programs[f"{phase} weights"](train), train, greedy)
+
+    def _with_pace(self, phase: str, train: TrainState) -> TrainState:
+        """Returns the state with the pace that follows from sampled play with own and with pooled weights."""
+        weights = self.programs[f"{phase} weights"](train)
+        own, pooled = (self._play(w, train, greedy=False)["return"] for w in (weights, self.programs["pool"](weights)))
+        return train._replace(pace=self.layout.place(next_pace(fetch(train.pace), own, pooled)))
 
     def _no_best(self, train: TrainState) -> Best:
         return self.layout.place(Best.none(train))

@@ -29,6 +29,7 @@ class Level:
         n_owners: K.
         owner: the owner of each agent, 0 <= owner[i] < K; None: it changes, and every time step names it.
         factor: learning rate of the level, relative to the phase; `make_sharing` replaces auto and None by a number.
+        paced: the factor is only the first one, and then follows play (`lorasa_jax.learning.pacing`).
     """
 
     scope: str
@@ -36,6 +37,7 @@ class Level:
     n_owners: int
     owner: tuple[int, ...] | None
     factor: Factor | None = 1.0
+    paced: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,11 @@ class Sharing:
     def dynamic_roles(self) -> bool:
         """Owners differ from sample to sample."""
         return any(level.owner is None for level in self.levels)
+
+    @property
+    def paced(self) -> bool:
+        """Learning rates of adapters follow play."""
+        return any(level.paced for level in self.levels)
 
     @property
     def shared_across_trunks(self) -> bool:
@@ -331,17 +338,19 @@ def _with_owners(level: Level, spec: EnvSpec) -> Level:
 def _with_factor(level: Level, spec: EnvSpec, frozen: bool) -> Level:
     """The level with a number for its factor.
 
-    `auto` is 1 / K for K owners if all agents receive the same reward. An owner has about 1 / K of the samples to
-    average the noise in it. Adam's steps do not shrink with noise, so its rate is lowered by sqrt(K) (Malladi et al.
+    `auto` begins at 1 / K for K owners if all agents receive the same reward. An owner has about 1 / K of the samples
+    to average the noise in it. Adam's steps do not shrink with noise, so its rate is lowered by sqrt(K) (Malladi et al.
     2022). What agents have in common is learnt by the trunk, so less signal is left: a share of 1 / sqrt(K) is assumed.
-    If each agent receives its own reward, `auto` is 1.
+    Then the factor follows play, unless owners change. If each agent receives its own reward, `auto` is 1.
 
     Without a factor, the level has 1 beside a frozen trunk, as in the paper, and otherwise `auto`.
     """
     factor = level.factor if level.factor is not None else 1.0 if frozen else "auto"
     if factor != "auto":
         return replace(level, factor=factor)
-    return replace(level, factor=1 / level.n_owners if spec.team_reward else 1.0)
+    if not spec.team_reward:
+        return replace(level, factor=1.0)
+    return replace(level, factor=1 / level.n_owners, paced=level.owner is not None and level.n_owners > 1)
 
 
 def trunks_only(sharing: Sharing) -> Sharing:

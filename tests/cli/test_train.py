@@ -611,11 +611,14 @@ def test_what_a_user_may_not_expect_is_told() -> None:
     assert [*run.notes(late, shared)] == ["--switch-step has no effect under --sharing ps, which has a single phase"]
     later = replace(once, total_steps=4096, sharing="lorasa_joint")
     assert [note[:44] for note in run.notes(later, make_sharing(make_diary(4).spec, later))] == [
-        "adapters of the level agent have 0.25 of the",
+        "adapters of the level agent begin with 0.25 ",
         "all agents receive the same reward, so adapt",
     ]
     at_once = replace(once, sharing="lorasa_joint", switch_step=0)
     joint = make_sharing(make_diary(4).spec, at_once)
-    assert [*run.notes(at_once, joint)] == ["adapters of the level agent have 0.25 of the learning rate"]
+    assert [*run.notes(at_once, joint)] == [
+        "adapters of the level agent begin with 0.25 of the learning rate, and get more while agents' own weights play "
+        "better than their mean"
+    ]
     rounded = replace(once, total_steps=4000)
     assert [*run.notes(rounded, adapters)] == ["the run has 3,072 of 4,000 steps, which are whole iterations of 1,024"]

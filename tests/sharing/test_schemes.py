@@ -73,12 +73,19 @@ def test_joint_training_waits_for_the_switch_if_all_agents_receive_the_same_rewa
 
 
 @pytest.mark.parametrize(("team_reward", "auto"), [(True, 1 / N), (False, 1.0)])
-def test_the_rate_of_owners_falls_with_their_number_where_all_are_paid_the_same(team_reward, auto):
+def test_the_rate_of_owners_begins_lower_and_follows_play_where_all_are_paid_the_same(team_reward, auto):
     spec = replace(make_diary(N).spec, team_reward=team_reward)
     config = small_config(sharing="lorasa_joint", levels=("team@auto", "agent@auto"))
-    assert [level.factor for level in make_sharing(spec, config).levels] == [1.0, auto]
-    given = replace(config, levels=("agent@0.3",))
-    assert [level.factor for level in make_sharing(spec, given).levels] == [0.3]
+    levels = make_sharing(spec, config).levels
+    assert [(level.factor, level.paced) for level in levels] == [(1.0, False), (auto, team_reward)]
+    given = make_sharing(spec, replace(config, levels=("agent@0.3",)))
+    assert [(level.factor, level.paced) for level in given.levels] == [(0.3, False)] and not given.paced
+
+
+def test_the_rate_of_changing_owners_does_not_follow_play():
+    spec = replace(make_diary(N).spec, roles=None, n_roles=3)
+    (level,) = make_sharing(spec, small_config(sharing="lorasa_joint", levels=("unit_type@auto",))).levels
+    assert level.factor == 1 / 3 and not level.paced
 
 
 @pytest.mark.parametrize(
