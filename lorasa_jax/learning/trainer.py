@@ -140,9 +140,10 @@ def attach_adapters(trainer: Trainer, state: TrainState) -> TrainState:
 def train(config: Config, env: Env, **parts: Unpack[Parts]) -> Callable[[PRNGKeyArray], tuple[TrainState, Metrics]]:
     """Returns a whole run as one pure function of a key: `key -> (state, metrics [iterations])`.
 
-    It serves sweeps inside one program, and has no evaluations. `lorasa_jax.running.loop.run` is the same run with
-    evaluations, reports and an automatic switch. If no episode ended in an iteration (`episodes` is 0), the metrics
-    `return`, `win_rate` and `length` are 0; `rollout.mark_missing` turns them into NaN.
+    It serves sweeps inside one program, and has no evaluations. So the factor `auto` of a level keeps its first value.
+    `lorasa_jax.running.loop.run` is the same run with evaluations, reports and an automatic switch. If no episode ended
+    in an iteration (`episodes` is 0), the metrics `return`, `win_rate` and `length` are 0; `rollout.mark_missing` turns
+    them into NaN.
     `parts` are a user's `policy_loss` and `optimizer` (`lorasa_jax.learning.system.Parts`).
 
     Raises:
