@@ -21,7 +21,7 @@ from lorasa_jax.cli.saved import word
 from lorasa_jax.config import require
 from lorasa_jax.files import whole
 
-from research.runs import WHERE, by, everywhere, overview
+from research.runs import SCHEMES, WHERE, by, everywhere, overview
 from research.tables import metric_of, scores, spaced
 
 if TYPE_CHECKING:
@@ -36,13 +36,16 @@ def figures_of(runs: pd.DataFrame) -> Iterator[tuple[str, str, Data]]:
         panels = {task: _curves(by("scheme", found)) for task, found in by("task", mine).items()}
         yield f"{experiment}-curves", "curves", panels
         if mine["dial"].notna().all():
-            yield f"{experiment}-dial", "dial", {name: _shares(found) for name, found in _with_share(mine).items()}
+            shares = {name: _shares(found) for name, found in _with_share(mine).items()}
+            yield f"{experiment}-dial", "dial", {"": shares}
         if found := _ablations(mine):
             yield f"{experiment}-ablations", "ablations", found
         if whole := everywhere(mine):
             yield f"{experiment}-profile", "profile", {name: scores(found).tolist() for name, found in whole.items()}
     if panels := {title: _curves(points) for title, points in overview(runs).items()}:
         yield "beside", "curves", panels
+    if panels := {title: _first_shares(mine) for title, mine in by("dial_title", runs[runs["dial"].notna()]).items()}:
+        yield "dials", "dial", panels
 
 
 def _curves(schemes: dict[str, pd.DataFrame]) -> Data:
@@ -68,6 +71,13 @@ def _with_share(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def _shares(runs: pd.DataFrame) -> Data:
     """Returns the share of every seed, by the number on the dial."""
     return {f"{dial:g}": found.round(9).tolist() for dial, found in runs.groupby("dial")["share"]}
+
+
+def _first_shares(runs: pd.DataFrame) -> Data:
+    """Returns the shares of the first point of every sharing scheme that the overview has, by sharing scheme."""
+    firsts = runs.drop_duplicates("sharing")["scheme"].tolist()
+    found = {found["sharing"].iloc[0]: found for name, found in _with_share(runs).items() if name in firsts}
+    return {sharing: _shares(found[sharing]) for sharing in SCHEMES if sharing in found}
 
 
 def _ablations(runs: pd.DataFrame) -> dict[str, Data]:
@@ -109,7 +119,7 @@ def draw(kind: str, data: Data, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    panels = data if kind in ("curves", "ablations") else {"": data}
+    panels = data if kind in ("curves", "ablations", "dial") else {"": data}
     schemes = [panel["others"] if kind == "ablations" else panel for panel in panels.values()]
     names = list(dict.fromkeys(name for found in schemes for name in found))
     styles = {
@@ -127,7 +137,8 @@ def draw(kind: str, data: Data, path: Path) -> None:
         DRAWN[kind](axis, title, panel, styles)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
-    if kind == "dial" and name_lines(axes.flat[0]):
+    named = kind == "dial" and len(panels) == 1 and name_lines(axes.flat[0])
+    if named:
         figure.set_layout_engine("none")  # the names lie outside of the axis
     else:
         labelled = {line.get_label(): line for axis in axes.flat for line in axis.get_legend_handles_labels()[0]}
@@ -138,7 +149,7 @@ def draw(kind: str, data: Data, path: Path) -> None:
             file,
             format="png",
             dpi=90 if len(panels) <= 6 else 75,
-            bbox_inches="tight" if kind == "dial" else None,
+            bbox_inches="tight" if named else None,
             metadata={"Comment": digest(data)},
         )
     plt.close(figure)

@@ -13,8 +13,8 @@ A record is one small file per experiment, `results/NAME/record.json`:
 A point is one combination of the settings that vary. It has sizes, exact ceilings where the game has them, and `runs`,
 one per seed. `results/NAME/notes.yaml`, written by hand, holds what a record cannot: the seeds that settings were
 chosen on (`tuned_on`), targets that were set before the runs (`targets`), the number that sets each task apart, if
-the tasks differ in one (`dial`: its `name`, and its value in each of `tasks`), and in ablations the `scheme` in which
-nothing is changed, with its values of the settings that others change (`baseline`).
+the tasks differ in one (`dial`: its `name`, its value in each of `tasks`, and the `title` of its panel), and in
+ablations the `scheme` in which nothing is changed, with its values of the settings that others change (`baseline`).
 """
 
 from __future__ import annotations

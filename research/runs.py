@@ -64,6 +64,7 @@ def read_experiments(folder: Path) -> dict[str, Experiment]:
         name, record, notes = path.parent.name, paths.read_json(path), read_notes(path.with_name("notes.yaml"))
         runs = table_of(name, record)
         runs["dial"] = runs["task"].map(notes.get("dial", {}).get("tasks", {})).astype(float)
+        runs["dial_title"] = notes.get("dial", {}).get("title", name)
         runs = runs.sort_values("dial", ascending=False, kind="stable", ignore_index=True)  # also if it grew
         baseline = notes.get("baseline", {})
         runs["baseline"] = runs["scheme"] == baseline.get("scheme")

@@ -613,7 +613,7 @@ def test_tasks_that_differ_in_a_number_have_a_table_and_a_figure_over_it_and_no_
     e = read(kept)
     notes = {**e.notes, "dial": {"name": "roles", "tasks": {"own_number": 4}}}
     open_game = e.runs.assign(ceiling_greedy=float("nan"))
-    e = e._replace(notes=notes, runs=open_game.assign(dial=4.0))
+    e = e._replace(notes=notes, runs=open_game.assign(dial=4.0, dial_title="all"))
     title, table, _, soon = tables.dial(e)
     # The shared policies end at 0.65 in the mean: at the evaluation of 0.75, which they have last.
     assert "| 4 | 256 (3 of 3) |" in soon
@@ -622,9 +622,11 @@ def test_tasks_that_differ_in_a_number_have_a_table_and_a_figure_over_it_and_no_
     assert head.split(" | ")[:2] == ["| roles", "`ps_id`"] and row.startswith("| 4 | 0.650 [0.550, 0.750] |")
     assert sizes.startswith("| parameters beside `nps`, at 4 |")
     found = {name: (kind, data) for name, kind, data in figures.figures_of(e.runs)}
-    kind, shares = found["four-dial"]
+    kind, panels = found["four-dial"]
     # From random play, 0.25, to the mean of the best scheme, 0.9.
-    assert kind == "dial" and shares["ps_id"]["4"] == pytest.approx([0.5 / 0.65, 0.4 / 0.65, 0.3 / 0.65])
+    assert kind == "dial" and panels[""]["ps_id"]["4"] == pytest.approx([0.5 / 0.65, 0.4 / 0.65, 0.3 / 0.65])
+    kind, panels = found["dials"]  # with the first point of every scheme
+    assert kind == "dial" and panels["all"]["lorasa"]["4"] == found["four-dial"][1][""][ADAPTERS]["4"]
     assert "beside" not in found and "beside" in {name for name, *_ in figures.figures_of(open_game)}
 
 
