@@ -2,11 +2,12 @@
 
 Under a common reward an agent's own gradient is mostly noise, and Adam's steps do not shrink with noise. So adapters of
 K owners begin with 1 / K of the learning rate. If agents have roles, this is too little. A test of play tells the two
-cases apart: every agent plays with its own weights, and then with the mean of all agents' weights. The mean keeps what
-agents have in common, and loses what is each one's own. If own weights play better, what agents have learnt for
-themselves is worth more than the noise in it, and the rate rises. Otherwise it falls.
+cases apart: the team plays the same start states twice, with each agent's own weights, and with the mean of all agents'
+weights. The mean keeps what agents have in common, and loses what is each one's own. The rate rises if own weights earn
+clearly more, and falls if they earn less.
 
-The pace p in [0, 1] is a part of the state. A level of K owners has the factor K^(p - 1): 1 / K at p = 0, 1 at p = 1.
+The pace p in [0, 1] is a part of the state. A level of K owners has the factor K^(p - 1): 1 / K at p = 0, 1 / sqrt(K)
+at p = 1/2, and 1 at p = 1.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from jaxtyping import Array, Float
 from lorasa_jax.core.types import PolicyParams, Weights
 from lorasa_jax.sharing.schemes import Level, Sharing
 
-RISE, FALL = 0.25, 0.5
-"""Changes of the pace after an evaluation. A fall is faster, because noise does harm at once."""
+STEP = 0.5
+"""Change of the pace after an evaluation."""
+CLEARLY = 2.0
+"""Standard errors by which own weights must earn more, for the pace to rise."""
 
 
 def first_pace(sharing: Sharing) -> Float[Array, ""] | tuple[()]:
@@ -35,15 +38,19 @@ def paced_factor(level: Level, pace: Float[Array, ""] | tuple[()]) -> Any:
     return level.factor if not level.paced else level.n_owners ** (jnp.asarray(pace) - 1.0)
 
 
-def next_pace(pace: Float[np.ndarray, " K"], own: Float[np.ndarray, " K"], pooled: Float[np.ndarray, " K"]) -> Any:
+def next_pace(
+    pace: Float[np.ndarray, " K"], own: Float[np.ndarray, "K E"], pooled: Float[np.ndarray, "K E"]
+) -> Float[np.ndarray, " K"]:
     """Returns the pace of every row after an evaluation.
 
     Args:
         pace: before it.
-        own: mean return of agents with their own weights.
-        pooled: mean return with the mean of all agents' weights, from the same start states.
+        own: returns of episodes with agents' own weights.
+        pooled: returns with the mean of all agents' weights, in the same order of start states.
     """
-    change = np.where(own > pooled, RISE, np.where(own < pooled, -FALL, 0.0))
+    gain = own - pooled
+    mean, error = gain.mean(axis=1), gain.std(axis=1) / np.sqrt(gain.shape[1])
+    change = np.where(mean > CLEARLY * error, STEP, np.where(mean < 0, -STEP, 0.0))
     return np.clip(pace + change, 0.0, 1.0).astype(np.float32)
 
 

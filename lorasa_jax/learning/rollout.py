@@ -228,15 +228,15 @@ def record_episode(system: System, weights: Weights, key: PRNGKeyArray, greedy: 
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
 
-def evaluate(
-    system: System, weights: Weights, key: PRNGKeyArray, greedy: Bool[Array, ""] | bool
-) -> dict[str, Float[Array, ""]]:
+def evaluate(system: System, weights: Weights, key: PRNGKeyArray, greedy: Bool[Array, ""] | bool) -> dict[str, Array]:
     """Returns `return`, `win_rate` and `length`, means over whole episodes from new start states (`play_episodes`).
 
-    `faults` lists violations of the environment's spec (`lorasa_jax.envs.checks.find_faults`).
+    `returns` has the return of every episode. `faults` lists violations of the environment's spec
+    (`lorasa_jax.envs.checks.find_faults`).
     """
     episodes, faults = _play(system, weights, key, greedy)
-    return {**{name: values.mean() for name, values in episodes.items()}, "faults": faults}
+    means = {name: values.mean() for name, values in episodes.items()}
+    return {**means, "returns": episodes["return"], "faults": faults}
 
 
 def play_episodes(

@@ -243,12 +243,13 @@ class _Runner:
 
     def evaluate(self, phase: str, train: TrainState, greedy: bool = True) -> dict[str, np.ndarray]:
         """Returns the evaluation of every seed."""
-        return self._play(self.programs[f"{phase} weights"](train), train, greedy)
+        played = self._play(self.programs[f"{phase} weights"](train), train, greedy)
+        return {name: played[name] for name in ("return", "win_rate", "length")}
 
     def _with_pace(self, phase: str, train: TrainState) -> TrainState:
         """Returns the state with the pace that follows from sampled play with own and with pooled weights."""
         weights = self.programs[f"{phase} weights"](train)
-        own, pooled = (self._play(w, train, greedy=False)["return"] for w in (weights, self.programs["pool"](weights)))
+        own, pooled = (self._play(w, train, greedy=False)["returns"] for w in (weights, self.programs["pool"](weights)))
         return train._replace(pace=self.layout.place(next_pace(fetch(train.pace), own, pooled)))
 
     def _no_best(self, train: TrainState) -> Best:

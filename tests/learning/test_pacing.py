@@ -41,9 +41,13 @@ def test_pooling_equal_weights_changes_nothing():
     assert_same(pool(own([2.0, 2.0, 2.0]), one_trunk(N, agent_id=True)), own([2.0, 2.0, 2.0]))
 
 
-def test_the_pace_rises_slowly_and_falls_quickly_between_its_bounds():
-    pace, earned = np.array([0.0, 0.9, 0.75, 0.25, 0.5]), np.array([1.0, 1.0, 0.0, 0.0, 2.0])
-    assert next_pace(pace, earned, np.array([0.0, 0.0, 1.0, 1.0, 2.0])).tolist() == [0.25, 1.0, 0.25, 0.0, 0.5]
+def test_the_pace_rises_if_own_weights_earn_clearly_more_and_falls_if_they_earn_less():
+    noise = np.tile([1.0, -1.0], 8)  # 16 episodes: a standard error of 1/4
+    gains = np.array([0.6, 0.4, 0.0, -0.1, 0.6, -0.1])
+    pace = np.array([0.0, 0.5, 0.5, 1.0, 1.0, 0.0])
+    pooled = np.zeros((6, 16))
+    assert next_pace(pace, gains[:, None] + noise, pooled).tolist() == [0.5, 0.5, 0.5, 0.5, 1.0, 0.0]
+    assert next_pace(pace, pooled, pooled).tolist() == pace.tolist()
 
 
 def test_the_factor_goes_from_the_share_of_an_owner_to_the_full_rate():
@@ -79,7 +83,7 @@ def test_at_full_pace_an_update_is_that_of_a_level_at_the_full_rate(config):
     assert moved[0] < 0.7 * moved[1]
 
 
-def test_a_run_raises_the_pace_while_own_weights_play_better_and_lowers_it_otherwise(config, monkeypatch):
+def test_a_run_raises_the_pace_if_own_weights_earn_more_and_lowers_it_if_they_earn_less(config, monkeypatch):
     earned = iter([(1.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])  # by own weights, and by pooled ones
     paces, calls = [], []
 
@@ -89,10 +93,11 @@ def test_a_run_raises_the_pace_while_own_weights_play_better_and_lowers_it_other
             calls.append(alike)
         own, pooled = next(earned, (0.0, 0.0)) if greedy else play.now
         play.now = own, pooled
-        return dict.fromkeys(("return", "win_rate", "length"), np.full(config.seeds, pooled if alike else own))
+        value = np.full(config.seeds, pooled if alike else own)
+        return {**dict.fromkeys(("return", "win_rate", "length"), value), "returns": np.tile(value[:, None], 4)}
 
     monkeypatch.setattr(loop._Runner, "_play", play)
     monkeypatch.setattr(loop._Runner, "_with_chance", lambda self, state: state)
     run(config, make_toy("probe_death", N), [lambda _, state: paces.append(np.asarray(state.train.pace).tolist())])
-    assert paces == [[0.25] * 2, [0.5] * 2, [0.0] * 2, [0.0] * 2]
+    assert paces == [[0.5] * 2, [1.0] * 2, [0.5] * 2, [0.5] * 2]
     assert calls[:4] == [False, True, False, True]
