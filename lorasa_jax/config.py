@@ -123,8 +123,9 @@ class Config:
     """Owners of adapters: `SCOPE[:RANK][@FACTOR][/LAYERS]` for each level, such as team:8 agent:4@0.1 or
     agent:4/head+early. Adapters of all levels add up. Scopes: team: one for all agents; unit_type: one for all units of
     a type, also if types are redrawn in every episode (smax); agent: one for every agent. FACTOR multiplies the
-    learning rate; auto: from 1 / K for K owners upwards if all agents receive the same reward, while agents' own
-    weights play better than their mean; otherwise 1. Without FACTOR: 1 beside a frozen trunk, otherwise auto."""
+    learning rate. auto: 1 if each agent receives its own reward. If all receive the same, it begins at 1 / K for K
+    owners, rises up to 1 while agents' own weights play better than their mean, and falls if they play worse. Without
+    FACTOR: 1 beside a frozen trunk, otherwise auto."""
     rank: int = 8
     """Rank of the adapters at levels without a rank. Layers no wider than this get a full-rank adapter. Under hyper:
     width of an embedding."""
@@ -142,7 +143,8 @@ class Config:
     rollout_length: int = 160
     """Steps of each environment between two updates."""
     evaluations: int = 20
-    """Maximum number of greedy evaluations during the run, evenly spaced."""
+    """Maximum number of greedy evaluations during the run, evenly spaced. A learning rate of adapters that follows play
+    is tested as often."""
     eval_episodes: int = 128
     """Episodes of each evaluation."""
     time_limit: Literal["bootstrap", "terminal"] = "bootstrap"

@@ -156,8 +156,8 @@ for switch in switches:
 # is a run of its own. If all agents received the same reward, adapters would start at the switch.
 #
 # The step size of Adam does not depend on how noisy a gradient is. If all agents receive the same reward, an agent's gradient contains the noise
-# of all agents' actions, and the agent has only 1/N of the samples. So its adapter takes steps that are 1/N as large (docs/algorithm.md, section 4). In this game each agent
-# is paid for itself, and the factor is 1. The second number is the factor if the reward were the same for all.
+# of all agents' actions, and the agent has only 1/N of the samples. So at first its adapter takes steps that are 1/N as large. Then the factor follows play (docs/algorithm.md, section 4). In this game each agent
+# is paid for itself, and the factor is 1. The second number is the first factor if the reward were the same for all.
 
 # %%
 joint_config = replace(config, sharing="lorasa_joint")

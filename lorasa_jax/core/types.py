@@ -143,7 +143,7 @@ class Rates(NamedTuple):
 
     actor: Float[Array, ""]
     critic: Float[Array, ""]
-    pace: Float[Array, ""] | tuple[()] = ()
+    pace: Float[Array, ""] | tuple[()]
 
 
 class TrainState(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple, Unpack
 
 import jax
@@ -13,7 +12,7 @@ from jaxtyping import Array, Bool, PRNGKeyArray
 from lorasa_jax.config import Config, ConfigError
 from lorasa_jax.core.types import Learner, Metrics, PolicyParams, Rates, RolloutState, TrainState, Trajectory, Weights
 from lorasa_jax.envs.base import Env
-from lorasa_jax.learning.pacing import first_pace, paced_factor, pool
+from lorasa_jax.learning.pacing import first_pace, paced_factor
 from lorasa_jax.learning.rollout import collect, evaluate, initial_state
 from lorasa_jax.learning.system import Parts, System, init_optimizer, is_two_phase, make_system, trained_stacks
 from lorasa_jax.learning.update import run_schedule
@@ -30,7 +29,6 @@ class Trainer(NamedTuple):
         system: the parts.
         init: `init(key) -> TrainState`.
         weights: `weights(state) -> Weights` for acting.
-        pool: `pool(weights) -> Weights`: the same with the mean of agents' own weights (`lorasa_jax.learning.pacing`).
         collect: `collect(weights, critic, rollout, key, iteration) -> (rollout, trajectory, metrics)`.
         update: `update(state, rollout, trajectory) -> (state, metrics)`.
         step: `step(state) -> (state, metrics)`, one iteration: the three functions above in sequence.
@@ -41,7 +39,6 @@ class Trainer(NamedTuple):
     system: System
     init: Callable[[PRNGKeyArray], TrainState]
     weights: Callable[[TrainState], Weights]
-    pool: Callable[[Weights], Weights]
     collect: Callable[..., tuple[RolloutState, Trajectory, Metrics]]
     update: Callable[[TrainState, RolloutState, Trajectory], tuple[TrainState, Metrics]]
     step: Callable[[TrainState], tuple[TrainState, Metrics]]
@@ -104,8 +101,7 @@ def make_trainer(config: Config, env: Env, *, adapting: bool = False, **parts: U
     def evaluate_(weights: Weights, key: PRNGKeyArray, iteration: Array, greedy: Bool[Array, ""] | bool) -> Metrics:
         return evaluate(system, weights, _key(key, _EVALUATE, iteration), greedy)
 
-    pool_ = partial(pool, sharing=system.acting.sharing)
-    return Trainer(system, init, weights, pool_, collect_, update, step, evaluate_)
+    return Trainer(system, init, weights, collect_, update, step, evaluate_)
 
 
 def _factors(system: System, rates: Rates) -> Metrics:
@@ -140,7 +136,8 @@ def attach_adapters(trainer: Trainer, state: TrainState) -> TrainState:
 def train(config: Config, env: Env, **parts: Unpack[Parts]) -> Callable[[PRNGKeyArray], tuple[TrainState, Metrics]]:
     """Returns a whole run as one pure function of a key: `key -> (state, metrics [iterations])`.
 
-    It serves sweeps inside one program, and has no evaluations. So the factor `auto` of a level keeps its first value.
+    It serves sweeps inside one program, and has no evaluations. So the factor `auto` of a level keeps its first value,
+    and is no metric.
     `lorasa_jax.running.loop.run` is the same run with evaluations, reports and an automatic switch. If no episode ended
     in an iteration (`episodes` is 0), the metrics `return`, `win_rate` and `length` are 0; `rollout.mark_missing` turns
     them into NaN.
@@ -160,7 +157,7 @@ def train(config: Config, env: Env, **parts: Unpack[Parts]) -> Callable[[PRNGKey
     def both(key: PRNGKeyArray) -> tuple[TrainState, Metrics]:
         state, before = _iterate(first, first.init(key), switch)
         state, after = _iterate(second, attach_adapters(second, state), config.iterations - switch)
-        return state, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), before, after)
+        return state, {name: jnp.concatenate([before[name], after[name]]) for name in before}
 
     return both
 

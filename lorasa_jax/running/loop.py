@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Unpack
 
 import jax
@@ -20,7 +21,7 @@ from lorasa_jax.core.types import Metrics, RolloutState, TrainState, Trajectory,
 from lorasa_jax.envs.base import Env
 from lorasa_jax.envs.checks import describe_faults, first_not_finite, require_fits
 from lorasa_jax.learning.clustering import with_groups
-from lorasa_jax.learning.pacing import next_pace
+from lorasa_jax.learning.pacing import next_pace, pool
 from lorasa_jax.learning.rollout import mark_missing
 from lorasa_jax.learning.switching import Evaluation, should_switch
 from lorasa_jax.learning.system import Parts, is_two_phase, names_of, require_same_parts
@@ -108,8 +109,8 @@ class _Runner:
         def rest() -> None:
             self._submit_best(phase, states)
             programs.submit("evaluate", trainer.evaluate, weights, states.key, states.iteration, flags)
-            if any(trainer.system.actor.sharing.paced for trainer in self.trainers.values()):
-                programs.submit("pool", trainer.pool, weights)
+            if any(each.system.actor.sharing.paced for each in self.trainers.values()):
+                programs.submit("pool", partial(pool, sharing=trainer.system.acting.sharing), weights)
             if self.two_phase and phase == SHARED:
                 second = self.trainers[ADAPTERS]
                 attached = programs.submit(
@@ -184,8 +185,9 @@ class _Runner:
         if evaluation is not None and phase == SHARED:
             returns, win_rates = (tuple(evaluation[name].tolist()) for name in ("return", "win_rate"))
             curve = (*curve, Evaluation(int(report.env_steps.max()), returns, win_rates))
-        if evaluation is not None and self.trainers[phase].system.actor.sharing.paced:
-            train = self._with_pace(phase, train)
+        tested = active & (after % state.evaluation_interval == 0)  # each row at its own evaluations
+        if self.trainers[phase].system.actor.sharing.paced and tested.any():
+            train = self._with_pace(phase, train, tested)
         state = self._switch(state._replace(train=train, best=best, curve=curve))
         state = state._replace(compile_seconds=programs.waited, train_seconds=self.clock.seconds())
         return state, report
@@ -246,11 +248,12 @@ class _Runner:
         played = self._play(self.programs[f"{phase} weights"](train), train, greedy)
         return {name: played[name] for name in ("return", "win_rate", "length")}
 
-    def _with_pace(self, phase: str, train: TrainState) -> TrainState:
-        """Returns the state with the pace that follows from sampled play with own and with pooled weights."""
+    def _with_pace(self, phase: str, train: TrainState, tested: np.ndarray) -> TrainState:
+        """Returns the state with the pace of the tested rows after sampled play with own and with pooled weights."""
         weights = self.programs[f"{phase} weights"](train)
         own, pooled = (self._play(w, train, greedy=False)["returns"] for w in (weights, self.programs["pool"](weights)))
-        return train._replace(pace=self.layout.place(next_pace(fetch(train.pace), own, pooled)))
+        pace = fetch(train.pace)
+        return train._replace(pace=self.layout.place(np.where(tested, next_pace(pace, own, pooled), pace)))
 
     def _no_best(self, train: TrainState) -> Best:
         return self.layout.place(Best.none(train))

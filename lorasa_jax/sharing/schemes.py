@@ -29,7 +29,7 @@ class Level:
         n_owners: K.
         owner: the owner of each agent, 0 <= owner[i] < K; None: it changes, and every time step names it.
         factor: learning rate of the level, relative to the phase; `make_sharing` replaces auto and None by a number.
-        paced: the factor is only the first one, and then follows play (`lorasa_jax.learning.pacing`).
+        paced: this is only the first factor, which then follows play (`lorasa_jax.learning.pacing`).
     """
 
     scope: str
@@ -279,7 +279,7 @@ def make_sharing(spec: EnvSpec, config: Config) -> Sharing:
     sharing = _with_start(SCHEMES[config.sharing](spec.n_agents, config), config, spec)
     sharing = _with_freezing(sharing, config)
     levels = (_with_factor(_with_owners(level, spec), spec, sharing.frozen) for level in sharing.levels)
-    sharing = replace(sharing, levels=tuple(levels))
+    sharing = _with_pace(replace(sharing, levels=tuple(levels)))
     require(
         config.algo == "mappo" or not sharing.dynamic_roles,
         f"in {spec.name} roles change, and with them who shares an adapter, so agents cannot move one by one; "
@@ -341,7 +341,7 @@ def _with_factor(level: Level, spec: EnvSpec, frozen: bool) -> Level:
     `auto` begins at 1 / K for K owners if all agents receive the same reward. An owner has about 1 / K of the samples
     to average the noise in it. Adam's steps do not shrink with noise, so its rate is lowered by sqrt(K) (Malladi et al.
     2022). What agents have in common is learnt by the trunk, so less signal is left: a share of 1 / sqrt(K) is assumed.
-    Then the factor follows play, unless owners change. If each agent receives its own reward, `auto` is 1.
+    Then the factor follows play (`_with_pace`). If each agent receives its own reward, `auto` is 1.
 
     Without a factor, the level has 1 beside a frozen trunk, as in the paper, and otherwise `auto`.
     """
@@ -350,7 +350,21 @@ def _with_factor(level: Level, spec: EnvSpec, frozen: bool) -> Level:
         return replace(level, factor=factor)
     if not spec.team_reward:
         return replace(level, factor=1.0)
-    return replace(level, factor=1 / level.n_owners, paced=level.owner is not None and level.n_owners > 1)
+    return replace(level, factor=1 / level.n_owners, paced=True)
+
+
+def _with_pace(sharing: Sharing) -> Sharing:
+    """The scheme without paced levels where own and pooled weights cannot be told apart.
+
+    That is if owners change, because then no agent has weights of its own, and if all agents of a trunk share an owner.
+    """
+
+    def is_told(level: Level) -> bool:
+        owners = set(zip(sharing.groups, level.owner or sharing.groups, strict=True))
+        return not sharing.dynamic_roles and len(owners) > sharing.n_trunks
+
+    levels = (replace(level, paced=level.paced and is_told(level)) for level in sharing.levels)
+    return replace(sharing, levels=tuple(levels))
 
 
 def trunks_only(sharing: Sharing) -> Sharing:

@@ -120,6 +120,11 @@ def load(path: Path, config: Config, env: Env, **parts: Unpack[Parts]) -> RunSta
     run["random_return"] = tuple(run["random_return"])
     template = _template(config, env, run["phase"], parts)
     needed = _leaves_of(template)
+    require(
+        "pace" not in needed or "pace" in meta["leaves"].get(TRAIN_ITEM, {}),
+        f"checkpoint {path} is of an older version, in which the learning rate of adapters with the factor auto was "
+        "fixed; finish the run with that version",
+    )
     _require_needed(path, meta["leaves"], needed, "this run")
     found = {
         _HOMES[item] + name: array

@@ -100,7 +100,7 @@ def test_joint_training_is_two_phases_that_switch_at_once_and_freeze_nothing():
     assert_same(own.learner.actor.shared, start.learner.actor.shared)
     # Both draw R, from keys of their own.
     own = own._replace(learner=own.learner._replace(actor=start.learner.actor))
-    for name in ("learner", "rollout", "iteration", "lr"):
+    for name in ("learner", "rollout", "iteration", "lr", "pace"):
         assert_same(getattr(own, name), getattr(start, name))
     steps = [str(jax.make_jaxpr(trainer.step)(start)) for trainer in (joint, second)]
     assert len({re.sub("0x[0-9a-f]+", "", step) for step in steps}) == 1  # both do the same from there on

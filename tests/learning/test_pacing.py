@@ -13,10 +13,13 @@ from helpers import assert_close, assert_same, make_diary, small_config
 from lorasa_jax.core.types import PolicyParams, Weights
 from lorasa_jax.envs.toy import make_toy
 from lorasa_jax.learning.pacing import next_pace, paced_factor, pool
-from lorasa_jax.learning.trainer import make_trainer
+from lorasa_jax.learning.trainer import make_trainer, train
 from lorasa_jax.running import loop
 from lorasa_jax.running.loop import run
+from lorasa_jax.running.state import ADAPTERS
 from lorasa_jax.sharing.schemes import cluster_trunks, make_sharing, one_trunk
+from lorasa_jax.storage import arrays as storage
+from lorasa_jax.storage import checkpoints
 
 N = 3
 
@@ -37,8 +40,11 @@ def test_pooling_keeps_to_the_agents_of_a_trunk():
     assert_close(pool(own([1.0, 2.0, 6.0]), groups), own([3.5, 2.0, 3.5]))
 
 
-def test_pooling_equal_weights_changes_nothing():
-    assert_same(pool(own([2.0, 2.0, 2.0]), one_trunk(N, agent_id=True)), own([2.0, 2.0, 2.0]))
+def test_pooling_equal_weights_changes_no_bit():
+    values = np.random.default_rng(0).standard_normal((7, 3)).astype(np.float32)
+    for value in values.T:
+        same = Weights(PolicyParams({}, {"agent": jnp.full((7, 2), value[0])}))
+        assert_same(pool(same, one_trunk(7, agent_id=True)), same)
 
 
 def test_the_pace_rises_if_own_weights_earn_clearly_more_and_falls_if_they_earn_less():
@@ -48,6 +54,7 @@ def test_the_pace_rises_if_own_weights_earn_clearly_more_and_falls_if_they_earn_
     pooled = np.zeros((6, 16))
     assert next_pace(pace, gains[:, None] + noise, pooled).tolist() == [0.5, 0.5, 0.5, 0.5, 1.0, 0.0]
     assert next_pace(pace, pooled, pooled).tolist() == pace.tolist()
+    assert next_pace(np.zeros(2), np.array([[9.0], [-9.0]]), np.zeros((2, 1))).tolist() == [0.0, 0.0]  # one episode
 
 
 def test_the_factor_goes_from_the_share_of_an_owner_to_the_full_rate():
@@ -83,21 +90,51 @@ def test_at_full_pace_an_update_is_that_of_a_level_at_the_full_rate(config):
     assert moved[0] < 0.7 * moved[1]
 
 
-def test_a_run_raises_the_pace_if_own_weights_earn_more_and_lowers_it_if_they_earn_less(config, monkeypatch):
-    earned = iter([(1.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])  # by own weights, and by pooled ones
-    paces, calls = [], []
+def test_a_run_raises_the_pace_of_each_seed_if_its_own_weights_earn_more_and_lowers_it_if_they_earn_less(
+    config, monkeypatch
+):
+    gains = iter([(1, 0), (1, 1), (-1, 1), (0, -1)])  # of both seeds, at each test
+    paces, plays = [], []
 
     def play(self, weights, train, greedy):
+        if greedy:
+            play.gain = np.array(next(gains, (0, 0)), float)
         alike = all((leaf == leaf[:, :1]).all() for leaf in jax.tree.leaves(weights.actors.agents))
         if not greedy:
-            calls.append(alike)
-        own, pooled = next(earned, (0.0, 0.0)) if greedy else play.now
-        play.now = own, pooled
-        value = np.full(config.seeds, pooled if alike else own)
-        return {**dict.fromkeys(("return", "win_rate", "length"), value), "returns": np.tile(value[:, None], 4)}
+            plays.append((alike, train.iteration.tolist()))
+        earned = np.tile((0.0 if alike else 1.0) * play.gain[:, None], 4)
+        return {**dict.fromkeys(("return", "win_rate", "length"), np.zeros(config.seeds)), "returns": earned}
 
     monkeypatch.setattr(loop._Runner, "_play", play)
     monkeypatch.setattr(loop._Runner, "_with_chance", lambda self, state: state)
     run(config, make_toy("probe_death", N), [lambda _, state: paces.append(np.asarray(state.train.pace).tolist())])
-    assert paces == [[0.5] * 2, [1.0] * 2, [0.5] * 2, [0.5] * 2]
-    assert calls[:4] == [False, True, False, True]
+    assert paces == [[0.5, 0.0], [1.0, 0.5], [0.5, 1.0], [0.5, 0.5]]
+    # Both are played from the same state, so from the same start states.
+    assert plays[:8] == [(alike, [i, i]) for i in range(1, 5) for alike in (False, True)]
+
+
+def test_a_whole_run_as_one_function_keeps_the_first_factor(config):
+    two_phases = replace(config, switch_step=2 * config.steps_per_iteration)
+    state, metrics = train(two_phases, make_toy("probe_death", N))(jax.random.key(0))
+    assert state.pace == 0 and "factor_agent" not in metrics and metrics["return"].shape == (4,)
+
+
+@pytest.mark.slow
+def test_a_run_whose_pace_has_moved_resumes_to_the_bit(config, tmp_path):
+    env = make_toy("probe_death", N)
+    config = replace(config, switch_step=config.steps_per_iteration, total_steps=6 * config.steps_per_iteration)
+    config = replace(config, evaluations=6)
+    kept = []
+
+    def keep(_, state):
+        moved = state.train._replace(pace=jnp.array([0.5, 1.0])) if state.phase == ADAPTERS else state.train
+        kept.append(state._replace(train=moved))
+
+    run(config, env, [keep])
+    start = kept[2]
+    storage.write(tmp_path, checkpoints.take_snapshot(start, config))
+    loaded = checkpoints.load(tmp_path / str(start.rows), config, env)
+    assert loaded.train.pace.tolist() == [0.5, 1.0]
+    ends = [run(config, env, start=begin).states for begin in (start, loaded)]
+    assert_same(ends[0].learner, ends[1].learner)
+    assert_same(ends[0].pace, ends[1].pace)

@@ -82,10 +82,23 @@ def test_the_rate_of_owners_begins_lower_and_follows_play_where_all_are_paid_the
     assert [(level.factor, level.paced) for level in given.levels] == [(0.3, False)] and not given.paced
 
 
-def test_the_rate_of_changing_owners_does_not_follow_play():
-    spec = replace(make_diary(N).spec, roles=None, n_roles=3)
-    (level,) = make_sharing(spec, small_config(sharing="lorasa_joint", levels=("unit_type@auto",))).levels
-    assert level.factor == 1 / 3 and not level.paced
+@pytest.mark.parametrize(
+    ("levels", "scheme"),
+    [
+        (("unit_type@auto",), "lorasa_joint"),  # owners change
+        (("unit_type@auto", "agent@auto"), "lorasa_joint"),  # so no agent has weights of its own
+        (("team@auto",), "lorasa_joint"),  # one owner
+    ],
+)
+def test_no_rate_follows_play_where_own_and_pooled_weights_cannot_be_told_apart(levels, scheme):
+    spec = replace(make_diary(N).spec, roles=None, n_roles=2)
+    assert not make_sharing(spec, small_config(sharing=scheme, levels=levels)).paced
+
+
+@pytest.mark.parametrize(("groups", "paced"), [((0, 1, 2), False), ((0, 1, 1), True)])
+def test_the_rate_follows_play_where_agents_of_a_trunk_differ(groups, paced):
+    config = small_config(sharing="seps_lora", levels=("agent@auto",), groups=groups)
+    assert make_sharing(make_diary(N).spec, config).paced == paced
 
 
 @pytest.mark.parametrize(
