@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from helpers import assert_close, assert_same, make_diary, small_config
 
+from lorasa_jax.config import ConfigError
 from lorasa_jax.core.types import PolicyParams, Weights
 from lorasa_jax.envs.toy import make_toy
 from lorasa_jax.learning.pacing import next_pace, paced_factor, pool
@@ -135,6 +136,11 @@ def test_a_run_whose_pace_has_moved_resumes_to_the_bit(config, tmp_path):
     storage.write(tmp_path, checkpoints.take_snapshot(start, config))
     loaded = checkpoints.load(tmp_path / str(start.rows), config, env)
     assert loaded.train.pace.tolist() == [0.5, 1.0]
+    snapshot = checkpoints.take_snapshot(start, config)
+    del snapshot.items["train"]["pace"]
+    storage.write(tmp_path / "old", snapshot)
+    with pytest.raises(ConfigError, match="is of an older version, in which the learning rate of adapters"):
+        checkpoints.load(tmp_path / "old" / str(start.rows), config, env)
     ends = [run(config, env, start=begin).states for begin in (start, loaded)]
     assert_same(ends[0].learner, ends[1].learner)
     assert_same(ends[0].pace, ends[1].pace)
