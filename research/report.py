@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
@@ -50,7 +50,7 @@ class Reporter:
         self.figures = {name: (kind, data) for name, kind, data in figures.figures_of(self.runs)}
 
     def blocks(self, asked: str, document: Path) -> tables.Blocks:
-        """Returns what a block asks for: `all`, `seeds` or `dial NAME` of an experiment, or a table of all experiments.
+        """Returns what a block asks for: `all` or `seeds` of an experiment, or a table of all experiments.
 
         Raises:
             ConfigError: there is no such block.
@@ -63,7 +63,6 @@ class Reporter:
             "teams": tables.teams(),
             **{f"all {name}": self.everything(e, document) for name, e in self.experiments.items()},
             **{f"seeds {name}": tables.seeds(e) for name, e in self.experiments.items()},
-            **{f"dial {name}": islice(tables.dial(e), 2) for name, e in self.experiments.items() if "dial" in e.notes},
         }
         said = f"{document}: the records give no block {asked!r}{nearest(asked, known)}"
         require(asked in known, f"{said}; they give {', '.join(known)}")
