@@ -75,11 +75,12 @@ def test_at_full_pace_an_update_is_that_of_a_level_at_the_full_rate(config):
     paced, fixed = (make_trainer(replace(config, levels=(level,)), env) for level in ("agent", "agent@1"))
     state = paced.init(jax.random.key(0))
     assert state.pace == 0 and fixed.init(jax.random.key(0)).pace == ()
-    fast, metrics = jax.jit(paced.step)(state._replace(pace=jnp.ones(())))
+    step = jax.jit(paced.step)
+    fast, metrics = step(state._replace(pace=jnp.ones(())))
     expected, _ = jax.jit(fixed.step)(state._replace(pace=()))
     assert_close(fast.learner, expected.learner)
     assert metrics["factor_agent"] == 1.0
-    slow, metrics = jax.jit(paced.step)(state)
+    slow, metrics = step(state)
     assert metrics["factor_agent"] == pytest.approx(1 / N)
     moved = [
         sum(
